@@ -1,0 +1,61 @@
+# Every target that needs the virtual environment depends on a stamp inside it, so nobody installs by hand and a
+# second `make` installs nothing. Two stamps: running needs less than testing.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN_STAMP := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed-dev
+
+PORT ?= 12345
+WORKERS ?= 4
+STORE ?= uploads
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve killport loadtest test lint bench clean
+
+help: ## this list
+	@echo "socketswarm: load-test a TCP upload server. Targets:"
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "socketswarm needs Python 3.11 or newer; this is $$($(PYTHON) --version). Name another one: make PYTHON=python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(RUN_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(DEV_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@ $(RUN_STAMP)
+
+install: $(RUN_STAMP) ## set up .venv (every other target does this by itself)
+
+serve: $(RUN_STAMP) ## run the upload server: PORT=12345 WORKERS=4 STORE=uploads
+	@exec $(BIN)/python -m server --port '$(PORT)' --workers '$(WORKERS)' --store '$(STORE)'
+
+killport: $(RUN_STAMP) ## free a port that a stuck server holds: PORT=12345
+	@exec $(BIN)/python -m server.ports release $(PORT)
+
+loadtest: $(RUN_STAMP) ## the main job: USERS= PLAN= PHASE_SECONDS= PAYLOADS= PAYLOAD_DIR= HOST=
+	@exec $(BIN)/python -m loadtest run \
+	  $(if $(USERS),--users '$(USERS)') $(if $(PLAN),--plan '$(PLAN)') \
+	  $(if $(PHASE_SECONDS),--phase-seconds '$(PHASE_SECONDS)') $(if $(PAYLOADS),--payloads '$(PAYLOADS)') \
+	  $(if $(PAYLOAD_DIR),--payload-dir '$(PAYLOAD_DIR)') $(if $(HOST),--host '$(HOST)')
+
+test: $(DEV_STAMP) ## run the tests
+	@exec $(BIN)/python -m pytest
+
+lint: $(DEV_STAMP) ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(DEV_STAMP) ## measure speed beside nginx (needs Debian's nginx-light)
+	@exec $(BIN)/python -m pytest tests/bench -s -p no:cacheprovider
+
+clean: ## remove .venv and caches; uploads/ and reports/runs/ stay
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

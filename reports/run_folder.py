@@ -1,0 +1,353 @@
+"""The run folder: everything that is known about one test run, as files.
+
+Nothing is handed over in memory between the load, the recorder and the report. The folder is the contract: this file
+holds its schema, its readers and its writers, and is the only place that knows the names of its files. A report can
+therefore be rebuilt, compared or moved to another machine long after the run.
+
+    run.json           what was run, on what, with which phases, and how it ended (rewritten whole)
+    processes.jsonl    one line a tick: every process with its cumulative costs
+    host.jsonl         one line a tick: CPU per core, memory, sockets, the server's scoreboard
+    uploads.jsonl      one line a second and now and then the histograms so far
+    events.jsonl       what happened, as it happens
+    summary.json       the report's numbers; report.html, report.md: the report
+
+Rules:
+- Every line carries CLOCK_MONOTONIC and the wall clock in nanoseconds; files are joined on the former.
+- Counters are stored cumulative, rates are derived by the reader. What could not be read is null, never 0.
+- Lines are appended with one write() each. After a kill at any moment at most the last line is torn, and the
+  readers here skip it.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+SCHEMA_VERSION = 1
+
+RUN = "run.json"
+PROCESSES = "processes.jsonl"
+HOST = "host.jsonl"
+UPLOADS = "uploads.jsonl"
+EVENTS = "events.jsonl"
+SUMMARY = "summary.json"
+REPORT_HTML = "report.html"
+REPORT_MD = "report.md"
+
+Role = Literal["server-master", "server-worker", "server-status", "load-master", "load-worker", "recorder"]
+PhaseKind = Literal["warm-up", "measure", "drain"]
+
+# The durations of one upload, each with a histogram of its own, all in microseconds:
+#   connect, send, wait, read_lag, close   the parts, in order
+#   service      connected (or first byte sent, on a reused connection) until the reply was in the kernel
+#   transaction  start until acknowledged, connect and close included where they happened
+DURATIONS = ("connect", "send", "wait", "read_lag", "close", "service", "transaction")
+
+
+class RunFolderError(Exception):
+    """A run folder is missing, incomplete or of another schema; the text says which file and what to do."""
+
+
+class Phase(msgspec.Struct, frozen=True, kw_only=True):
+    """One stretch of a run. `uploads_per_connection` 0 means no end: long connections; 1: short ones."""
+
+    name: str
+    kind: PhaseKind
+    uploads_per_connection: int
+    start_ns: int
+    end_ns: int | None = None
+
+    @property
+    def mode(self) -> str:
+        return {0: "long", 1: "short"}.get(self.uploads_per_connection, f"{self.uploads_per_connection} per connection")
+
+
+class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """The server as the recorder found it. `options` is its state file's, if it is one of ours."""
+
+    pid: int
+    create_time: float
+    command: list[str]
+    options: dict[str, str | int | float | bool | None] | None = None
+
+
+class Ending(msgspec.Struct, frozen=True, kw_only=True):
+    """How a run ended: `completed` (its plan was over), `stopped` (by a person or a signal) or `failed`."""
+
+    how: Literal["completed", "stopped", "failed"]
+    reason: str
+
+
+class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """run.json. `ended` is None while the run goes on, and for ever if it was killed."""
+
+    schema_version: int = SCHEMA_VERSION
+    id: str
+    label: str
+    command: list[str]
+    host: str
+    users: int
+    load_options: dict[str, str | int | float | bool | None]
+    seed: int
+    git_commit: str | None
+    git_dirty: bool | None
+    environment: dict[str, str | int | float | None]
+    started_mono_ns: int
+    started_wall_ns: int
+    server: ServerInfo | None = None
+    phases: list[Phase] = []
+    ended: Ending | None = None
+
+
+class ProcessSample(msgspec.Struct, frozen=True, kw_only=True):
+    """One process at one tick. All counters are cumulative since its birth."""
+
+    pid: int
+    create_time: float
+    role: Role
+    slot: int | None = None
+    cpu_user_s: float | None = None
+    cpu_system_s: float | None = None
+    children_user_s: float | None = None
+    """CPU of children that were already reaped: what a worker cost that died between two ticks."""
+    children_system_s: float | None = None
+    rss_bytes: int | None = None
+    uss_bytes: int | None = None
+    """On a slower tick than the rest: None in between."""
+    pss_bytes: int | None = None
+    threads: int | None = None
+    fds: int | None = None
+    voluntary_switches: int | None = None
+    involuntary_switches: int | None = None
+    read_bytes: int | None = None
+    write_bytes: int | None = None
+    run_delay_ns: int | None = None
+    """Time its threads were runnable but waited for a CPU, from /proc/PID/task/*/schedstat."""
+
+
+class ProcessTick(msgspec.Struct, frozen=True, kw_only=True):
+    """A line of processes.jsonl."""
+
+    mono_ns: int
+    wall_ns: int
+    processes: list[ProcessSample]
+
+
+class CoreTimes(msgspec.Struct, frozen=True, kw_only=True):
+    """Cumulative seconds of one core, as in /proc/stat."""
+
+    user: float
+    nice: float
+    system: float
+    idle: float
+    iowait: float
+    irq: float
+    softirq: float
+    steal: float
+
+
+class SlotCounters(msgspec.Struct, frozen=True, kw_only=True):
+    """One scoreboard slot; counters run on over the workers that follow each other in it."""
+
+    slot: int
+    pid: int
+    state: str
+    births: int
+    connections_now: int
+    connections_accepted: int
+    uploads_stored: int
+    bytes_stored: int
+    failures: dict[str, int]
+
+
+class HostTick(msgspec.Struct, frozen=True, kw_only=True):
+    """A line of host.jsonl."""
+
+    mono_ns: int
+    wall_ns: int
+    cores: list[CoreTimes]
+    memory_total_bytes: int
+    memory_available_bytes: int
+    load_1min: float
+    tcp_in_use: int | None
+    tcp_time_wait: int | None
+    scoreboard: list[SlotCounters] | None
+    """None when the server is not one of ours."""
+
+
+class Percentiles(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one second's durations, in microseconds; for looking at, not for merging."""
+
+    p50: float
+    p95: float
+    p99: float
+    max: float
+
+
+class SecondOfUploads(msgspec.Struct, frozen=True, kw_only=True):
+    """What one name (mode x size class) did in one second. `count` and `bytes` are acknowledged uploads."""
+
+    count: int
+    bytes: int
+    failures: dict[str, int]
+    connections: int
+    service_us: Percentiles | None = None
+    transaction_us: Percentiles | None = None
+
+
+class UploadsLine(msgspec.Struct, frozen=True, kw_only=True, tag="second"):
+    """A line of uploads.jsonl: one second of one phase, over all load processes, ending about at `mono_ns`."""
+
+    mono_ns: int
+    wall_ns: int
+    phase: str
+    users: int
+    names: dict[str, SecondOfUploads]
+
+
+class HistogramsLine(msgspec.Struct, frozen=True, kw_only=True, tag="histograms"):
+    """A line of uploads.jsonl: one phase's histograms so far; the last line of a phase counts.
+
+    `names[name][duration]` is a base64 HDR histogram (V2, compressed; 1 us to 1 h, 3 significant digits).
+    """
+
+    mono_ns: int
+    wall_ns: int
+    phase: str
+    names: dict[str, dict[str, str]]
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """A line of events.jsonl. `kind` is a short constant; `text` is for people."""
+
+    mono_ns: int
+    wall_ns: int
+    source: Literal["load", "server", "recorder"]
+    kind: str
+    text: str
+    details: dict[str, Any] = {}
+
+
+def size_class(size_bytes: int) -> str:
+    """The size class of an upload: the few names that latencies are kept apart by."""
+    for limit, name in (
+        (4 << 10, "≤4 KiB"),
+        (64 << 10, "≤64 KiB"),
+        (1 << 20, "≤1 MiB"),
+        (16 << 20, "≤16 MiB"),
+    ):
+        if size_bytes <= limit:
+            return name
+    return ">16 MiB"
+
+
+SIZE_CLASSES = ("≤4 KiB", "≤64 KiB", "≤1 MiB", "≤16 MiB", ">16 MiB")
+
+
+def upload_name(mode: str, size_bytes: int) -> str:
+    """The name an upload is counted under: `long ≤4 KiB`. The mode is all before the size class."""
+    return f"{mode} {size_class(size_bytes)}"
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """(mode, size class) of a name that `upload_name` made."""
+    for known in SIZE_CLASSES:
+        if name.endswith(f" {known}"):
+            return name[: -len(known) - 1], known
+    raise RunFolderError(f"{name!r} is not an upload name of this schema")
+
+
+def new_run_id(label: str, now: datetime | None = None) -> str:
+    """`<UTC time>-<label>`, which sorts by time and is a safe folder name."""
+    safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in label)[:60] or "run"
+    return f"{(now or datetime.now(UTC)):%Y%m%dT%H%M%SZ}-{safe}"
+
+
+def create(path: Path) -> Path:
+    """Make a new run folder; when the name is taken, the first free of `path-2`, `path-3`... OSError as from mkdir."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    candidate, number = path, 1
+    while True:
+        try:
+            candidate.mkdir()
+            return candidate
+        except FileExistsError:
+            number += 1
+            candidate = path.with_name(f"{path.name}-{number}")
+
+
+class Appender:
+    """Appends lines to one file of the folder, each with one write() so that a kill tears at most the last."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+
+    def append(self, line: msgspec.Struct) -> None:
+        os.write(self._fd, msgspec.json.encode(line) + b"\n")
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def now_ns() -> dict[str, int]:
+    """Both clocks, as the fields every line starts with."""
+    return {"mono_ns": time.monotonic_ns(), "wall_ns": time.time_ns()}
+
+
+def write_whole(path: Path, value: Any) -> None:
+    """Replace a JSON file atomically; readers see the old or the new one."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+    temporary.rename(path)
+
+
+def read_run(folder: Path) -> RunInfo:
+    """run.json. RunFolderError when it is missing, broken, or of a schema this version does not know."""
+    path = folder / RUN
+    try:
+        run = msgspec.json.decode(path.read_bytes(), type=RunInfo)
+    except FileNotFoundError:
+        raise RunFolderError(f"{folder} is not a run folder: it has no {RUN}") from None
+    except (OSError, msgspec.DecodeError) as error:
+        raise RunFolderError(f"{path} cannot be read: {error}") from error
+    if run.schema_version != SCHEMA_VERSION:
+        raise RunFolderError(f"{path} has schema {run.schema_version}; this version reads {SCHEMA_VERSION}")
+    return run
+
+
+T = TypeVar("T")
+
+
+def _lines(path: Path, decoder: "msgspec.json.Decoder[T]") -> Iterator[T]:
+    """Decoded lines of a file; none when it is missing. A torn line is skipped: a kill leaves one at the end, and a
+    writer that was restarted after a kill goes on behind it."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        for line in file:
+            try:
+                yield decoder.decode(line)
+            except msgspec.DecodeError:
+                continue
+
+
+def read_processes(folder: Path) -> Iterator[ProcessTick]:
+    return _lines(folder / PROCESSES, msgspec.json.Decoder(ProcessTick))
+
+
+def read_host(folder: Path) -> Iterator[HostTick]:
+    return _lines(folder / HOST, msgspec.json.Decoder(HostTick))
+
+
+def read_uploads(folder: Path) -> Iterator[UploadsLine | HistogramsLine]:
+    return _lines(folder / UPLOADS, msgspec.json.Decoder(UploadsLine | HistogramsLine))
+
+
+def read_events(folder: Path) -> Iterator[Event]:
+    return _lines(folder / EVENTS, msgspec.json.Decoder(Event))

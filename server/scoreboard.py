@@ -1,0 +1,259 @@
+"""What a running server shows of itself to other processes, without being asked.
+
+Each supervisor owns a folder `/dev/shm/socketswarm-<uid>/<pid>/` with three files:
+
+    state.json     who this server is: pid, start time, addresses, store, options
+    scoreboard     shared memory, one fixed record of 64-bit words per worker slot
+    events.jsonl   what happened to the workers, one JSON object a line
+
+A reader (the recorder, `server.ports`, a status page) needs only the supervisor's pid. The scoreboard names its own
+fields in its header, so a reader needs no other module of the server: this file is a leaf.
+
+Why so:
+- /dev/shm is memory on every Linux, so a counter never waits for a disk, and it does not depend on an environment
+  variable that differs between the server's shell and the recorder's.
+- A record has one writer, the worker in that slot. Counters belong to the slot, not to the process: a replacement
+  goes on counting where the dead worker stopped, so they never run backwards.
+- A pid is reused sooner or later. The state file therefore carries the start time of its process in clock ticks
+  since boot (/proc/PID/stat, field 22), which no clock adjustment changes; a stale file is never believed.
+"""
+
+import json
+import mmap
+import os
+import shutil
+import stat
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+RUNTIME_PARENT = Path("/dev/shm")
+STATE_FILE = "state.json"
+SCOREBOARD_FILE = "scoreboard"
+EVENTS_FILE = "events.jsonl"
+
+_MAGIC = b"SSWARM01"
+_HEADER_BYTES = 4096  # one page, so that the records start page-aligned
+_WORD = 8
+
+# Words of a slot record that every slot has; one word per failure code follows them.
+FIELDS = (
+    "pid",
+    "state",
+    "births",
+    "heartbeat_ns",
+    "started_ns",
+    "connections_now",
+    "connections_accepted",
+    "uploads_stored",
+    "bytes_stored",
+)
+(
+    PID,
+    STATE,
+    BIRTHS,
+    HEARTBEAT_NS,
+    STARTED_NS,
+    CONNECTIONS_NOW,
+    CONNECTIONS_ACCEPTED,
+    UPLOADS_STORED,
+    BYTES_STORED,
+) = range(len(FIELDS))
+FAILURES = len(FIELDS)  # word of the first failure code
+
+STATES = ("empty", "starting", "ready", "draining")
+EMPTY, STARTING, READY, DRAINING = range(len(STATES))
+
+
+class ServerState(msgspec.Struct, frozen=True, kw_only=True):
+    """The state file: who a server is. `start_ticks` is the supervisor's start time in clock ticks since boot."""
+
+    pid: int
+    start_ticks: int
+    addresses: list[str]
+    port: int
+    workers: int
+    store: str | None
+    """Folder that uploads go to; None when they are discarded."""
+    options: dict[str, str | int | float | bool | None]
+    scoreboard: str
+    events: str
+    started_wall_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlotView:
+    """One slot as read at one moment. Counters are cumulative over all workers that ever had this slot."""
+
+    slot: int
+    pid: int
+    state: str
+    births: int
+    heartbeat_ns: int
+    started_ns: int
+    connections_now: int
+    connections_accepted: int
+    uploads_stored: int
+    bytes_stored: int
+    failures: dict[str, int]
+
+
+class Scoreboard:
+    """The shared mapping. The supervisor creates it, workers inherit it, readers open it read-only."""
+
+    def __init__(self, mapping: mmap.mmap, slots: int, failure_codes: Sequence[str]) -> None:
+        self._mapping = mapping
+        self.slots = slots
+        self.failure_codes = tuple(failure_codes)
+        self._record_words = FAILURES + len(self.failure_codes)
+        end = _HEADER_BYTES + slots * self._record_words * _WORD
+        self._view = memoryview(mapping)
+        self._words = self._view[_HEADER_BYTES:end].cast("Q")
+
+    @classmethod
+    def create(cls, path: Path, slots: int, failure_codes: Sequence[str]) -> "Scoreboard":
+        """Make the file at `path` with `slots` empty records and map it writable. OSError as from open()."""
+        header = json.dumps({"slots": slots, "failure_codes": list(failure_codes)}).encode()
+        if len(_MAGIC) + _WORD + len(header) > _HEADER_BYTES:
+            raise ValueError(f"scoreboard header of {len(header)} bytes does not fit its page")
+        size = _HEADER_BYTES + slots * (FAILURES + len(failure_codes)) * _WORD
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, size)  # a full /dev/shm is an OSError here, not a SIGBUS later
+            os.pwrite(fd, _MAGIC + len(header).to_bytes(_WORD, "little") + header, 0)
+            mapping = mmap.mmap(fd, size)
+        finally:
+            os.close(fd)
+        return cls(mapping, slots, failure_codes)
+
+    @classmethod
+    def open(cls, path: Path | str) -> "Scoreboard":
+        """Map an existing scoreboard read-only. OSError when it is gone, ValueError when it is something else."""
+        with open(path, "rb") as file:
+            mapping = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        if mapping[: len(_MAGIC)] != _MAGIC:
+            mapping.close()
+            raise ValueError(f"{path} is not a scoreboard")
+        start = len(_MAGIC) + _WORD
+        length = int.from_bytes(mapping[len(_MAGIC) : start], "little")
+        header = json.loads(mapping[start : start + length])
+        return cls(mapping, header["slots"], header["failure_codes"])
+
+    def record(self, slot: int) -> memoryview:
+        """The words of one slot, to be written by its worker: `record[UPLOADS_STORED] += 1`."""
+        start = slot * self._record_words
+        return self._words[start : start + self._record_words]
+
+    def read(self) -> Iterator[SlotView]:
+        """Every slot that ever had a worker."""
+        for slot in range(self.slots):
+            words = self.record(slot).tolist()
+            if words[BIRTHS]:
+                failures = dict(zip(self.failure_codes, words[FAILURES:], strict=True))
+                yield SlotView(
+                    slot=slot,
+                    pid=words[PID],
+                    state=STATES[words[STATE]],
+                    **{name: words[i] for i, name in enumerate(FIELDS) if i >= BIRTHS},
+                    failures={code: count for code, count in failures.items() if count},
+                )
+
+    def close(self) -> None:
+        """Unmap. Records handed out before must not be used afterwards."""
+        self._words.release()
+        self._view.release()
+        self._mapping.close()
+
+
+def start_ticks(pid: int) -> int | None:
+    """Start time of a process in clock ticks since boot; None when there is no such process, or only its zombie."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = text[text.rindex(")") + 2 :].split()  # the name may hold spaces and brackets
+    return None if fields[0] == "Z" else int(fields[19])
+
+
+def runtime_root(uid: int) -> Path:
+    """Where all servers of one user keep their folders."""
+    return RUNTIME_PARENT / f"socketswarm-{uid}"
+
+
+def create_runtime_folder() -> Path:
+    """Make this process's folder, readable by its user only, after removing what dead servers left.
+
+    Raises PermissionError when somebody else owns the name: /dev/shm is open to every user.
+    """
+    root = runtime_root(os.geteuid())
+    try:
+        root.mkdir(mode=0o700)
+    except FileExistsError:
+        info = root.lstat()
+        if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
+            raise PermissionError(f"{root} is not this user's folder: remove it") from None
+    _remove_stale(root)
+    folder = root / str(os.getpid())
+    shutil.rmtree(folder, ignore_errors=True)  # an earlier process with our pid, dead by definition
+    folder.mkdir(mode=0o700)
+    return folder
+
+
+def remove_runtime_folder(folder: Path) -> None:
+    """Take away what `create_runtime_folder` made."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.parent.rmdir()
+    except OSError:
+        pass  # another server of this user is running
+
+
+def _remove_stale(root: Path) -> None:
+    for folder in root.iterdir():
+        # A folder without a state file may belong to a server that is just starting: its pid decides.
+        if not folder.name.isdecimal() or start_ticks(int(folder.name)) is None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_state(folder: Path, state: ServerState) -> None:
+    """Publish the state file whole: readers never see half of it."""
+    temporary = folder / f".{STATE_FILE}"
+    temporary.write_bytes(msgspec.json.format(msgspec.json.encode(state), indent=2) + b"\n")
+    temporary.rename(folder / STATE_FILE)
+
+
+def read_state(pid: int) -> ServerState | None:
+    """The state of the server whose supervisor is `pid`; None when that process is not a socketswarm server.
+
+    The file is looked up in the folder of the process's own user, and believed only if that user owns it and its
+    start time is the process's.
+    """
+    try:
+        uid = Path(f"/proc/{pid}").stat().st_uid
+        path = runtime_root(uid) / str(pid) / STATE_FILE
+        if path.lstat().st_uid != uid:
+            return None
+        state = msgspec.json.decode(path.read_bytes(), type=ServerState)
+    except (OSError, msgspec.DecodeError):
+        return None
+    return state if state.pid == pid and state.start_ticks == start_ticks(pid) else None
+
+
+class EventLog:
+    """The events file: appended by the supervisor, one line an event, each written whole by one write()."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+    def append(self, kind: str, **fields: Any) -> None:
+        """Add one event with both clocks in nanoseconds. `kind` is a short constant such as `worker-started`."""
+        line = {"mono_ns": time.monotonic_ns(), "wall_ns": time.time_ns(), "kind": kind, **fields}
+        os.write(self._fd, msgspec.json.encode(line) + b"\n")
+
+    def close(self) -> None:
+        os.close(self._fd)
