@@ -1,0 +1,46 @@
+"""What a server was told to do: one frozen value, validated before anything is bound, forked or created."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+MAX_WORKERS = 512
+
+
+class ConfigError(Exception):
+    """The configuration cannot work; the text says which value and what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """Sizes in bytes, times in seconds. `store` None means that uploads are counted and discarded."""
+
+    host: str
+    port: int
+    workers: int
+    store: Path | None
+    max_header_size: int = 64 << 10
+    max_file_size: int = 16 << 30
+    drain_timeout_s: float = 30.0
+    backlog: int = 4096
+
+    def __post_init__(self) -> None:
+        if sys.platform != "linux":
+            raise ConfigError(
+                f"the server needs Linux, this is {sys.platform}: it relies on SO_REUSEPORT balancing, pidfds and "
+                "/proc. Run it in a Linux container or virtual machine; the load can come from here"
+            )
+        if not 1 <= self.workers <= MAX_WORKERS:
+            raise ConfigError(f"workers is {self.workers}, not 1 to {MAX_WORKERS}")
+
+    def shown_options(self) -> dict[str, str | int | float | bool | None]:
+        """The options as the state file and the report show them."""
+        return {
+            "host": self.host,
+            "port": self.port,
+            "workers": self.workers,
+            "store": None if self.store is None else str(self.store),
+            "max_file_size": self.max_file_size,
+            "drain_timeout_s": self.drain_timeout_s,
+            "backlog": self.backlog,
+        }

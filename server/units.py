@@ -1,0 +1,43 @@
+"""Sizes and durations as people write them: `64KiB`, `1.5MB`, `30s`, `500ms`. A leaf: both ends of the wire read these.
+
+Units are exact: KiB, MiB, GiB are powers of 1024 (`K`, `M`, `G` and lower case mean the same); kB, MB, GB are powers of
+1000. What cannot be read is a ValueError whose text says what would be right.
+"""
+
+import re
+
+_BINARY = {"": 1, "b": 1, "k": 1 << 10, "kib": 1 << 10, "m": 1 << 20, "mib": 1 << 20, "g": 1 << 30, "gib": 1 << 30}
+_SIZES = _BINARY | {"kb": 1000, "mb": 1000**2, "gb": 1000**3}
+_SECONDS = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "m": 60.0, "min": 60.0, "h": 3600.0}
+_QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zµ]*)\s*", re.IGNORECASE | re.ASCII)
+
+
+def parse_size(text: str) -> int:
+    """Bytes. ValueError for anything that is not a size of whole bytes."""
+    value = _parse(text, _SIZES)
+    if value is None or value != int(value):
+        raise ValueError(f"{text!r} is not a size: write bytes, or a number with KiB, MiB or GiB, such as 64KiB")
+    return int(value)
+
+
+def parse_duration(text: str) -> float:
+    """Seconds. ValueError for anything that is not a duration."""
+    value = _parse(text, _SECONDS)
+    if value is None:
+        raise ValueError(f"{text!r} is not a duration: write seconds, or a number with ms, s, min or h, such as 30s")
+    return value
+
+
+def _parse(text: str, units: dict[str, int] | dict[str, float]) -> float | None:
+    match = _QUANTITY.fullmatch(text)
+    if match is None or match[2].lower() not in units:
+        return None
+    return float(match[1]) * units[match[2].lower()]
+
+
+def format_size(size_bytes: float) -> str:
+    """`4 KiB`, `1.5 MiB`: three significant digits at most."""
+    for factor, unit in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if size_bytes >= factor:
+            return f"{size_bytes / factor:.3g} {unit}"
+    return f"{size_bytes:.0f} B"

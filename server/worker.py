@@ -1,0 +1,166 @@
+"""One worker process: an event loop, a listening socket, connections until it is told to stop.
+
+The loop accepts from its own reader callback, in bursts of at most 64: uvloop's `create_server` accepts one
+connection per turn of a busy loop, and new connections beside keep-alive load then wait 4 to 5 times as long.
+
+TERM drains: the accept queue is emptied first, so that nobody who was already connected is reset; then every upload
+on the open connections is served and answered with `"connection": "close"`, until all are gone or the drain timeout
+has passed. INT is ignored: a terminal sends it to the whole process group, and the supervisor decides.
+"""
+
+import asyncio
+import errno
+import logging
+import resource
+import signal
+import socket
+import time
+from collections.abc import Callable
+
+import uvloop
+
+from server import scoreboard
+from server.config import ServerConfig
+from server.connection import Connection, WorkerContext
+from server.protocol import Limits
+from server.storage import DiscardStore, FileStore, Store
+
+ACCEPT_BURST = 64
+ACCEPT_PAUSE_S = 0.1
+HEARTBEAT_S = 1.0
+DRAIN_CHECK_S = 0.02
+SHUT_DOWN_GRACE_S = 2.5  # a little over the connections' linger time
+_OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+log = logging.getLogger("server")
+
+
+class Worker:
+    """The parts of one worker that live as long as it does."""
+
+    def __init__(
+        self,
+        slot: int,
+        listener: socket.socket,
+        config: ServerConfig,
+        record: memoryview,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._loop = loop
+        self._listener: socket.socket | None = listener
+        self._record = record
+        self._drain_timeout_s = config.drain_timeout_s
+        self._opening: set[asyncio.Task[object]] = set()  # a task that nobody holds may be collected
+        self._stopped = loop.create_future()
+        store: Store = DiscardStore() if config.store is None else FileStore(config.store, slot)
+        limits = Limits(max_header_size=config.max_header_size, max_file_size=config.max_file_size)
+        self._context = WorkerContext(slot, store, limits, record, _max_connections(), loop)
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Serve until TERM and the end of the drain. `ready` is called when the first connection would be served."""
+        assert self._listener is not None
+        self._loop.add_signal_handler(signal.SIGTERM, self._drain)
+        self._loop.add_reader(self._listener, self._accept)
+        self._beat()
+        self._record[scoreboard.STATE] = scoreboard.READY
+        ready()
+        await self._stopped
+
+    def _beat(self) -> None:
+        self._record[scoreboard.HEARTBEAT_NS] = time.monotonic_ns()
+        self._loop.call_later(HEARTBEAT_S, self._beat)
+
+    def _accept(self) -> None:
+        """Accept until the queue is empty, at most a burst: the connections that are open want their turn too."""
+        listener = self._listener
+        if listener is None:
+            return
+        for _ in range(ACCEPT_BURST):
+            try:
+                client, _ = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _OUT_OF_DESCRIPTORS:
+                    self._pause_accepting(error)
+                    return
+                continue  # that client is gone already (ECONNABORTED and the like)
+            task = self._loop.create_task(self._loop.connect_accepted_socket(self._connection, client))
+            self._opening.add(task)
+            task.add_done_callback(self._opened)
+
+    def _connection(self) -> Connection:
+        return Connection(self._context)
+
+    def _opened(self, task: asyncio.Task[object]) -> None:
+        self._opening.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.info("worker %d: a connection could not be opened: %s", self._context.slot, task.exception())
+
+    def _pause_accepting(self, error: OSError) -> None:
+        log.warning(
+            "worker %d: cannot accept: %s; pausing for %g s", self._context.slot, error.strerror, ACCEPT_PAUSE_S
+        )
+        listener = self._listener
+        assert listener is not None
+        self._loop.remove_reader(listener)
+        self._loop.call_later(ACCEPT_PAUSE_S, self._resume_accepting)
+
+    def _resume_accepting(self) -> None:
+        if self._listener is not None:
+            self._loop.add_reader(self._listener, self._accept)
+
+    def _drain(self) -> None:
+        if self._context.draining:
+            return
+        self._context.draining = True
+        self._record[scoreboard.STATE] = scoreboard.DRAINING
+        self._empty_accept_queue()
+        self._loop.call_later(self._drain_timeout_s, self._shut_down)
+        self._stop_when_idle()
+
+    def _stop_when_idle(self) -> None:
+        if self._context.connections or self._opening:
+            self._loop.call_later(DRAIN_CHECK_S, self._stop_when_idle)
+        else:
+            self._stop()
+
+    def _empty_accept_queue(self) -> None:
+        listener = self._listener
+        assert listener is not None
+        self._loop.remove_reader(listener)
+        before = -1
+        while before != len(self._opening):
+            before = len(self._opening)
+            self._accept()
+        self._listener = None
+        listener.close()
+
+    def _shut_down(self) -> None:
+        for connection in list(self._context.connections):
+            connection.shut_down()
+        self._loop.call_later(SHUT_DOWN_GRACE_S, self._stop)
+
+    def _stop(self) -> None:
+        if not self._stopped.done():
+            self._stopped.set_result(None)
+
+
+def _max_connections() -> int:
+    """How many connections a worker may hold: each may need a second descriptor for its file, and descriptors must
+    never run out, because a connection that cannot be served cannot be answered either."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, (soft - 64) // 2)
+
+
+def run_worker(
+    slot: int, listener: socket.socket, config: ServerConfig, record: memoryview, ready: Callable[[], None]
+) -> None:
+    """Be worker `slot` until TERM. OSError when the store cannot be opened."""
+    loop = uvloop.new_event_loop()
+    try:
+        asyncio.set_event_loop(loop)
+        worker = Worker(slot, listener, config, record, loop)
+        loop.run_until_complete(worker.run(ready))
+    finally:
+        loop.close()
