@@ -1,0 +1,121 @@
+"""Locust's entry point: `locust -f loadtest/users.py`. One user class, its options, and the hooks of a run's life.
+
+There is one `UploadUser`: whether connections are long or short belongs to the phase of the run, not to the user, so
+that both are compared with the same users and the same payloads.
+"""
+
+import random
+import sys
+from typing import Any
+
+import gevent
+from locust import User, events, task
+from locust.argument_parser import LocustArgumentParser
+from locust.env import Environment
+from locust.runners import WorkerRunner
+
+from loadtest.client import Upload, UploadClient
+from loadtest.lifecycle import Lifecycle, LoadProcess, option_fields
+from loadtest.options import DEFAULT_PHASE_SECONDS, DEFAULT_SEED, DEFAULT_WAIT
+from loadtest.payloads import DEFAULT_MIX
+from loadtest.phases import PLANS
+from reports.run_folder import upload_name
+
+BACK_OFF_S = 0.5  # after a failed connection: without it users without a server would spin
+
+_lifecycles: dict[Environment, Lifecycle] = {}
+
+
+@events.init_command_line_parser.add_listener
+def _add_options(parser: LocustArgumentParser) -> None:
+    """Texts only: Locust's form converts by the type of the default, and answers what it cannot convert with a 500."""
+    parser.add_argument(
+        "--plan", choices=list(PLANS), default="compare", help="compare: long, short, short, long connections"
+    )
+    parser.add_argument(
+        "--phase-seconds", default=DEFAULT_PHASE_SECONDS, help="length of each measured phase, such as 10s"
+    )
+    parser.add_argument("--payloads", default=DEFAULT_MIX, help="generated sizes and weights, such as 4KiB:70,1MiB:5")
+    parser.add_argument("--payload-dir", default="", help="upload the files of this folder instead")
+    parser.add_argument(
+        "--wait", default=DEFAULT_WAIT, help="mean pause of a user between uploads, such as 25ms; 0 for none"
+    )
+    parser.add_argument("--verify-digest", action="store_true", default=True, help="compare the reply's digest")
+    parser.add_argument("--no-verify-digest", dest="verify_digest", action="store_false", include_in_web_ui=False)
+    parser.add_argument("--seed", default=DEFAULT_SEED, help="of sizes, order and pauses: the same seed, the same run")
+    parser.add_argument("--label", default="load", help="goes into the run folder's name and the report")
+    parser.add_argument(
+        "--run-folder", default="", include_in_web_ui=False, help="default: reports/runs/<time>-<label>"
+    )
+
+
+@events.init.add_listener
+def _begin(environment: Environment, **_: Any) -> None:
+    if environment.runner is None:
+        return
+    lifecycle = _lifecycles[environment] = Lifecycle(environment)
+    parsed = environment.parsed_options
+    starts_now = parsed is not None and (parsed.headless or parsed.autostart)
+    if starts_now and not isinstance(environment.runner, WorkerRunner):
+        problem = lifecycle.check(environment.host, option_fields(environment))
+        if problem is not None:
+            print(f"Error: {problem}", file=sys.stderr)
+            sys.exit(2)
+
+
+class UploadUser(User):
+    """Uploads one file after the other, as the run's phase says."""
+
+    def __init__(self, environment: Environment) -> None:
+        super().__init__(environment)
+        load = _lifecycles[environment].load
+        assert load is not None  # users run where load is made
+        self._load: LoadProcess = load
+        self._number = load.next_user()
+        self._random = random.Random(f"{load.options.seed}/{self._number}")
+        self._client = UploadClient(*load.options.address)
+        self._phase = ""
+        self._uploads = 0  # in this phase
+        self._on_connection = 0
+
+    def wait_time(self) -> float:
+        """Seconds until the next upload: the mean, give or take half, so that users do not march in step."""
+        mean = self._load.options.wait_s
+        return mean * self._random.uniform(0.5, 1.5) if mean else 0.0
+
+    def on_stop(self) -> None:
+        self._client.close()
+
+    @task
+    def upload(self) -> None:
+        """One upload of the current phase; the connection is opened, kept or closed as that says."""
+        load = self._load
+        phase, per_connection = load.phase, load.uploads_per_connection
+        if phase != self._phase:
+            self._phase, self._uploads = phase, 0
+            self._client.close()
+            self._on_connection = 0
+        payload, name = load.payloads.pick(self._number, self._uploads)
+        self._uploads += 1
+        self._on_connection += 1
+        last = self._on_connection == per_connection  # never, with 0
+        done = self._client.upload(name, payload, close=last)
+        if last or done.error is not None:
+            self._on_connection = 0
+        mode = {0: "long", 1: "short"}.get(per_connection, f"{per_connection} per connection")
+        row = upload_name(mode, payload.size_bytes)
+        load.telemetry.record(phase, row, payload.size_bytes, done)
+        self._report(row, payload.size_bytes, done)
+        if done.error is not None and done.error.code in ("connect_refused", "connect_failed"):
+            gevent.sleep(BACK_OFF_S)
+
+    def _report(self, row: str, size_bytes: int, done: Upload) -> None:
+        """For Locust's own tables; ours come from the telemetry."""
+        self.environment.events.request.fire(
+            request_type="UPLOAD",
+            name=row,
+            response_time=(done.transaction_ns or 0) / 1e6,
+            response_length=size_bytes if done.error is None else 0,
+            exception=done.error,
+            context={},
+        )
