@@ -50,8 +50,6 @@ _PHASE, _BATCH, _HELLO = "socketswarm-phase", "socketswarm-batch", "socketswarm-
 
 log = logging.getLogger("socketswarm")
 
-Greenlet = gevent.Greenlet[..., Any]
-
 
 class Lifecycle:
     """What `users.py` holds of one Locust environment: both halves, or the one that its role has."""
@@ -120,7 +118,7 @@ class LoadProcess:
         self.uploads_per_connection = 0
         self.telemetry = Telemetry()
         self._users = 0
-        self._batches: Greenlet | None = None
+        self._batches: gevent.Greenlet[..., Any] | None = None
         self._runner.register_message(_PHASE, self._on_phase)
 
     def on_test_start(self, environment: Environment, **_: Any) -> None:
@@ -166,7 +164,7 @@ class RunKeeper:
         self._environment = environment
         self._runner = cast(Runner, environment.runner)
         self._run: _Run | None = None
-        self._finishing: Greenlet | None = None
+        self._finishing: gevent.Greenlet[..., Any] | None = None
         self._runner.register_message(_BATCH, self._on_batch)
         self._runner.register_message(_HELLO, self._on_hello)
 
@@ -213,6 +211,7 @@ class _Run:
         self.folder = _make_folder(environment, str(fields["label"]))
         self._uploads = Appender(self.folder / run_folder.UPLOADS)
         self._events = Appender(self.folder / run_folder.EVENTS)
+        self._builds_report = not getattr(environment.parsed_options, "no_report", False)
         self._merger = Merger()
         self._phases: list[Phase] = []
         self._ending: Ending | None = None
@@ -227,7 +226,7 @@ class _Run:
         first = self._options.plan[0]
         self._begin(PlannedPhase("ramp-up", "warm-up", first.uploads_per_connection, 0))
         self._ticks = gevent.spawn(self._tick_every_second)
-        self._plan: Greenlet | None = None
+        self._plan: gevent.Greenlet[..., Any] | None = None
         self._note("run-started", f"run {self._info.id} started")
 
     # ── while it runs ──
@@ -325,7 +324,8 @@ class _Run:
         self._save()
         self._uploads.close()
         self._events.close()
-        _build_report(self.folder)
+        if self._builds_report:
+            _build_report(self.folder)
 
     def _save(self) -> None:
         self._info = msgspec.structs.replace(self._info, phases=list(self._phases))

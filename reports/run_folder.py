@@ -351,3 +351,25 @@ def read_uploads(folder: Path) -> Iterator[UploadsLine | HistogramsLine]:
 
 def read_events(folder: Path) -> Iterator[Event]:
     return _lines(folder / EVENTS, msgspec.json.Decoder(Event))
+
+
+class UploadsTail:
+    """Follows uploads.jsonl while it is written: each call gives the whole lines that came since the last."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / UPLOADS
+        self._position = 0
+        self._decoder = msgspec.json.Decoder(UploadsLine | HistogramsLine)
+
+    def take(self) -> list[UploadsLine]:
+        """New lines of seconds; none when there is no file yet."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._position)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        whole = data[: data.rfind(b"\n") + 1]
+        self._position += len(whole)
+        lines = (self._decoder.decode(line) for line in whole.splitlines())
+        return [line for line in lines if isinstance(line, UploadsLine)]

@@ -1,0 +1,258 @@
+"""The main job: `python -m loadtest run`, which is `make loadtest`.
+
+It starts a server (unless it is told of one), Locust, and through Locust the recorder, each a process of its own in a
+session of its own, so that Ctrl-C reaches this process only and it can end the others in order: first the load, with
+the uploads under way finished and the recorder's last sample taken, then the server, then the temporary store. Then
+it builds the report of whatever was measured. There is no Locust in this process: it must outlive Locust.
+"""
+
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Never
+
+from tqdm import tqdm
+
+from loadtest import options as load_options
+from loadtest.options import OptionError
+from loadtest.payloads import PayloadError
+from reports import run_folder
+from reports.run_folder import RunFolderError, UploadsTail
+
+SERVER_START_S = 20.0
+SERVER_STOP_S = 10.0
+LOAD_STOP_S = 30.0
+POLL_S = 0.2
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+class RunError(Exception):
+    """The job cannot go on; the text says why and where to look."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What to run. `host` None: a server of our own, with `workers` workers, on a free port with a temporary store."""
+
+    host: str | None
+    users: int
+    workers: int
+    fields: dict[str, str | bool]
+    """As `options.FIELDS`."""
+    folder: Path
+
+
+class _Interrupts:
+    """Counts Ctrl-C and TERM instead of dying of them: the first ends the run in order, the second hurries it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+
+
+def run(job: Job) -> int:
+    """Do the job and return the exit code. RunError and OptionError for what a person must know."""
+    interrupts = _Interrupts()
+    _check(job)
+    job.folder.mkdir(parents=True)
+    try:
+        with _server(job, interrupts) as host:
+            code = _load(job, host, interrupts)
+    finally:
+        reported = _report(job.folder)
+    if interrupts.count:
+        return INTERRUPTED
+    return code if reported else FAILED
+
+
+def _check(job: Job) -> None:
+    """Everything that can be wrong, before anything is started."""
+    options = load_options.validate(job.host or "tcp://127.0.0.1:1", job.fields)
+    try:
+        options.load_payloads()
+    except PayloadError as error:
+        raise OptionError(str(error)) from None
+    if job.host is None:
+        return
+    try:
+        socket.create_connection(options.address, timeout=5).close()
+    except OSError as error:
+        raise OptionError(f"no server at {job.host}: {error.strerror or error}; start one with: make serve") from None
+
+
+# ── the server ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def _server(job: Job, interrupts: _Interrupts) -> Iterator[str]:
+    """The address of the server under test; one of our own lives as long as this context."""
+    if job.host is not None:
+        yield job.host
+        return
+    store = Path(tempfile.mkdtemp(prefix="socketswarm-store-"))
+    process = None
+    try:
+        process = _start_server(job, store)
+        yield _wait_until_listening(process, job.folder, interrupts)
+    finally:
+        if process is not None:
+            _end(process, SERVER_STOP_S)
+        shutil.rmtree(store, ignore_errors=True)
+
+
+def _start_server(job: Job, store: Path) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "server", "--port", "0", "--workers", str(job.workers), "--store", str(store)]
+    with (job.folder / "server.log").open("wb") as log:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
+
+
+def _wait_until_listening(process: "subprocess.Popen[str]", folder: Path, interrupts: _Interrupts) -> str:
+    assert process.stdout is not None
+    line = process.stdout.readline()  # the server prints it, or ends
+    if not line.startswith("listening on "):
+        if interrupts.count:
+            raise RunError("stopped before the server was ready")
+        raise RunError(f"the server did not start: {_last_line(folder / 'server.log')}")
+    print(f"server    {line.strip()}", flush=True)
+    return "tcp://" + line.split()[2]
+
+
+# ── the load ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _load(job: Job, host: str, interrupts: _Interrupts) -> int:
+    if interrupts.count:
+        return INTERRUPTED
+    with (job.folder / "locust.log").open("wb") as log:
+        process = subprocess.Popen(
+            _locust_command(job, host), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        code = _watch(process, job, host, interrupts)
+    finally:
+        _end(process, LOAD_STOP_S)
+    started = (job.folder / run_folder.RUN).exists()
+    if not interrupts.count and (code not in (OK, FAILED) or not started):
+        raise RunError(f"Locust ended with exit code {code}: {_last_line(job.folder / 'locust.log')}")
+    return code
+
+
+def _locust_command(job: Job, host: str) -> list[str]:
+    command = [sys.executable, "-m", "locust", "-f", str(Path(__file__).with_name("users.py")), "--headless"]
+    command += ["--host", host, "--users", str(job.users), "--spawn-rate", str(min(100, job.users))]
+    command += ["--stop-timeout", "10", "--only-summary", "--run-folder", str(job.folder), "--no-report"]
+    for field in load_options.FIELDS:
+        value = job.fields[field]
+        option = "--" + field.replace("_", "-")
+        if isinstance(value, bool):
+            command += [] if value else [f"--no-{field.replace('_', '-')}"]
+        else:
+            command.append(f"{option}={value}")
+    return command
+
+
+def _watch(process: "subprocess.Popen[bytes]", job: Job, host: str, interrupts: _Interrupts) -> int:
+    """Show the run's progress until Locust has ended; pass interrupts on."""
+    plan = load_options.validate(host, job.fields).plan
+    handled = 0
+    with _Progress(job.folder, sum(phase.duration_s for phase in plan)) as progress:
+        while True:
+            try:
+                return process.wait(POLL_S)
+            except subprocess.TimeoutExpired:
+                pass
+            if interrupts.count > handled:
+                handled = interrupts.count
+                progress.say("stopping: finishing the uploads under way (again to end at once)")
+                process.send_signal(signal.SIGTERM if handled == 1 else signal.SIGKILL)
+            progress.update()
+
+
+class _Progress:
+    """One bar for the whole plan, fed from the run folder that the run is writing."""
+
+    def __init__(self, folder: Path, total_s: float) -> None:
+        self._folder = folder
+        self._tail = UploadsTail(folder)
+        self._failed = 0
+        terminal = sys.stderr.isatty()
+        layout = "{desc:<9} {percentage:3.0f} % |{bar}| {n:.0f}/{total:.0f} s  {postfix}"
+        self._total_s = total_s
+        self._shown_s = 0.0
+        self._bar: tqdm[Never] = tqdm(
+            total=total_s, bar_format=layout, mininterval=0.2 if terminal else 5.0, ncols=None if terminal else 100
+        )
+        self._bar.set_description_str("starting", refresh=False)
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def say(self, text: str) -> None:
+        self._bar.write(text, file=sys.stderr)
+
+    def update(self) -> None:
+        try:
+            phases = run_folder.read_run(self._folder).phases
+        except RunFolderError:
+            return  # not begun yet
+        running = [phase for phase in phases if phase.name != "ramp-up"]
+        if running:
+            elapsed_s = (time.monotonic_ns() - running[0].start_ns) / 1e9
+            self._bar.set_description_str(running[-1].name, refresh=False)
+            step_s = max(0.0, min(elapsed_s, self._total_s) - self._shown_s)
+            self._shown_s += step_s
+            self._bar.update(step_s)
+        for line in self._tail.take():
+            self._failed += sum(sum(name.failures.values()) for name in line.names.values())
+            uploads = sum(name.count for name in line.names.values())
+            size = sum(name.bytes for name in line.names.values())
+            text = f"{uploads:,} uploads/s  {size / 1e6:,.1f} MB/s  {self._failed:,} failed"
+            self._bar.set_postfix_str(text, refresh=False)
+
+
+# ── the end ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _end(process: "subprocess.Popen[str] | subprocess.Popen[bytes]", grace_s: float) -> None:
+    """TERM, wait, KILL: whatever happens, the process is gone afterwards."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def _report(folder: Path) -> bool:
+    """Build and show the report; False when there is none."""
+    if not (folder / run_folder.RUN).exists():
+        return False  # nothing was measured; the error that stopped us says more
+    command = [sys.executable, "-m", "reports", "build", str(folder)]
+    built = subprocess.run(command, stdout=subprocess.PIPE, text=True, start_new_session=True, check=False)
+    print(built.stdout, end="", flush=True)
+    return built.returncode == 0
+
+
+def _last_line(path: Path) -> str:
+    lines = path.read_text(errors="replace").strip().splitlines() if path.exists() else []
+    return lines[-1] if lines else f"it said nothing; see {path}"

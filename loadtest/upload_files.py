@@ -1,0 +1,74 @@
+"""The plain client: `python -m loadtest upload FILE...`, with a progress bar in bytes.
+
+Files are read in pieces while they are sent, so that one larger than memory can be uploaded; the digest of what was
+read is compared with the server's.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from loadtest.client import HostError, UploadClient, parse_host
+from server.protocol import new_hasher
+
+PIECE_BYTES = 1 << 20
+
+
+class FileBody:
+    """A file as a client `Body`. Its size is taken when it is opened; a file that shrinks meanwhile is an OSError."""
+
+    def __init__(self, path: Path, progress: Callable[[int], object]) -> None:
+        self._path = path
+        self._progress = progress
+        self._hasher = new_hasher("xxh3_128")
+        self._size_bytes = path.stat().st_size
+
+    @property
+    def size_bytes(self) -> int:
+        return self._size_bytes
+
+    def pieces(self) -> Iterator[memoryview]:
+        remaining = self._size_bytes
+        buffer = memoryview(bytearray(min(PIECE_BYTES, remaining)))
+        with self._path.open("rb", buffering=0) as file:
+            while remaining:
+                count = file.readinto(buffer[:remaining])
+                if not count:
+                    raise OSError(f"{self._path} became shorter while it was read")
+                piece = buffer[:count]
+                self._hasher.update(piece)
+                yield piece
+                remaining -= count
+                self._progress(count)
+
+    def digest(self) -> str:
+        return f"xxh3_128:{self._hasher.hexdigest()}"
+
+
+def upload(files: Sequence[Path], host: str, *, close: bool) -> int:
+    """Upload the files in order and return the exit code: 0, or 1 at the first that was refused or could not be read,
+    2 when `host` is none."""
+    try:
+        client = UploadClient(*parse_host(host))
+    except HostError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    try:
+        total = sum(path.stat().st_size for path in files)
+        with tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, disable=None) as bar:
+            for path in files:
+                bar.set_postfix_str(path.name)
+                done = client.upload(path.name, FileBody(path, bar.update), close=close)
+                if done.error is not None:
+                    bar.close()
+                    print(f"Error: {path}: {done.error.code}: {done.error.message} ({host})", file=sys.stderr)
+                    return 1
+    except OSError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        client.close()
+    print(f"{len(files)} file{'s' * (len(files) != 1)}, {total:,} bytes stored at {host}")
+    return 0

@@ -1,0 +1,893 @@
+"""Who holds a port, and how to free it: `python -m server.ports show|release PORT...`.
+
+`lsof -i :PORT | kill -9` also ends the clients connected to the port, killing one worker of a pre-fork server frees
+nothing because it is replaced, and killing only its parent leaves orphans on the port. So here the way is:
+
+    look      every socket on the port, the processes that have it open, and the part each one plays
+    climb     from a listener to the topmost ancestor with the same listening socket: the pre-fork parent
+    guard     never a client, pid 1, ourselves or our ancestors; others only when told
+    end       TERM to the parent, wait, then KILL parent first and workers after, through pidfds
+    verify    by really binding the address
+
+Three rules make it safe. A port is all or nothing: where one holder is refused the others are left alone too, since
+the port would not become free. A process is signalled only if, after its pidfd was opened, its start time and its
+socket are still the ones seen. And the goal is the port, not the process: a server that has let go of the port and is
+finishing its connections is not killed.
+
+This file reads /proc itself. psutil's net_connections() takes 15 to 128 ms a process, and importing psutil takes as
+long as the whole look, which has to keep up with lsof. The server's state file is read through a late import for the
+same reason. click's import is affordable.
+"""
+
+import errno
+import os
+import pwd
+import re
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+
+# What a process does with the port. Bound means bound without listening or being connected.
+LISTENER, CLIENT, ACCEPTED_ONLY, BOUND = "listener", "client", "accepted-only", "bound"
+ROLES = (LISTENER, CLIENT, ACCEPTED_ONLY, BOUND)  # of several the first counts: who is a client too is left alone
+
+# Exit codes; of several ports the worst one counts, in the order of `_BY_WEIGHT`.
+FREE, HELD, USAGE, REFUSED, NOTHING = range(5)
+_BY_WEIGHT = (FREE, NOTHING, HELD, REFUSED)
+
+# Programs that start others and pass their descriptors on, but are nobody's supervisor: climbing ends below them.
+_SHELLS = ("sh", "bash", "dash", "zsh", "fish", "ksh", "csh", "tcsh", "busybox")
+LAUNCHERS = frozenset((*_SHELLS, "make", "gmake", "init", "systemd", "tini", "dumb-init", "docker-init"))
+
+ROUNDS = 3  # so often is a port freed that somebody takes again
+_POLL_S = 0.02
+_KILL_TAKES_S = 0.8
+# How long a freed port is watched. Who respawns a process in a loop does so at once, systemd after 100 ms by default.
+_WATCH_OURS_S, _WATCH_OTHERS_S = 0.05, 0.5
+
+_TCP_LISTEN, _TCP_TIME_WAIT, _UDP_UNCONNECTED = "0A", "06", "07"  # include/net/tcp_states.h, in hexadecimal
+# include/uapi/linux/netlink.h, sock_diag.h
+_NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY, _REQUEST_DUMP = 4, 20, 0x301
+_STATES = {
+    "R": "running",
+    "S": "sleeping",
+    "D": "disk-wait",
+    "T": "stopped",
+    "t": "traced",
+    "Z": "zombie",
+    "X": "dead",
+    "I": "idle",
+}
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+# A process for good: pid, and start time in clock ticks since boot.
+Identity = tuple[int, int]
+
+
+class Socket(NamedTuple):
+    """One row of /proc/net/tcp and its kin that has the asked `port` at one of its ends."""
+
+    port: int
+    family: socket.AddressFamily
+    local: str
+    """Local address as the kernel writes it: 32-bit words in hexadecimal, each in the machine's byte order."""
+    role: str
+    """What having this socket open makes of a process."""
+    time_wait: bool
+    inode: int
+    """0 when no process has it open."""
+    uid: int
+    queue: int
+    """Of a TCP listener: connections waiting to be accepted."""
+
+    @property
+    def address(self) -> str:
+        words = [self.local[start : start + 8] for start in range(0, len(self.local), 8)]
+        return socket.inet_ntop(self.family, b"".join(int(word, 16).to_bytes(4, sys.byteorder) for word in words))
+
+    @property
+    def place(self) -> str:
+        """Address and port as people write them."""
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process as seen at one moment. `start_ticks`, in clock ticks since boot, tells it from a later one."""
+
+    pid: int
+    parent: int
+    start_ticks: int
+    uid: int
+    name: str
+    state: str
+    argv: tuple[str, ...]
+    role: str = ""
+    inodes: frozenset[int] = frozenset()
+    """The sockets on the asked port that it has open, those of its role only."""
+
+    @property
+    def identity(self) -> Identity:
+        return self.pid, self.start_ticks
+
+    @property
+    def command(self) -> str:
+        """The command line in one line, without the program's folder; a process without one has only a name."""
+        program, *arguments = self.argv or (f"[{self.name}]",)
+        return " ".join([Path(program).name, *arguments])
+
+    @property
+    def age_s(self) -> float:
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - self.start_ticks / _TICKS_PER_S
+
+    def __str__(self) -> str:
+        return f"pid {self.pid} ({_shortened(self.command, 80)})"
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """Everything that can be seen of one port at one moment."""
+
+    port: int
+    udp: bool
+    sockets: tuple[Socket, ...]
+    processes: tuple[Process, ...]
+
+    def having(self, *roles: str) -> list[Process]:
+        """The processes that play one of these parts."""
+        return [process for process in self.processes if process.role in roles]
+
+    @property
+    def listening(self) -> list[Socket]:
+        return [row for row in self.sockets if row.role == LISTENER]
+
+    @property
+    def unseen(self) -> list[Socket]:
+        """Listening sockets whose owner cannot be seen: another user's, or in another container."""
+        seen = {inode for process in self.processes for inode in process.inodes}
+        return [row for row in self.listening if row.inode not in seen]
+
+    @property
+    def time_wait(self) -> int:
+        return sum(row.time_wait for row in self.sockets)
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What `release` may do."""
+
+    grace_s: float = 5.0
+    udp: bool = False
+    include_accepted: bool = False
+    any_user: bool = False
+    force: bool = False
+    dry_run: bool = False
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Whom this may signal. Clients never are among them."""
+        return (LISTENER, ACCEPTED_ONLY, BOUND) if self.include_accepted else (LISTENER,)
+
+
+@dataclass(slots=True)
+class Result:
+    """What became of one port: an exit code, the first look at it, and lines for a person."""
+
+    holding: Holding
+    code: int = FREE
+    lines: list[str] = field(default_factory=list)
+
+
+# What a person sees of a release while it goes on, and how a person is asked.
+Say = Callable[[str], None]
+Ask = Callable[[str], bool]
+
+
+# --- What other modules ask ---
+
+
+def look(ports: Collection[int], udp: bool = False) -> list[Holding]:
+    """What can be seen of each port. One scan over all processes, however many ports there are."""
+    rows = list(_sockets(ports, udp))
+    owners = _owners({row.inode for row in rows} - {0})
+    by_port: dict[int, list[Socket]] = {port: [] for port in ports}
+    for row in rows:
+        by_port[row.port].append(row)
+    return [_holding(port, udp, tuple(by_port[port]), owners) for port in by_port]
+
+
+class _KnownRoot(NamedTuple):
+    pid: int
+    start_ticks: int
+    descriptor: str
+    """Path in /proc of its listening socket, and what that link reads."""
+    target: str
+
+
+_known_roots: dict[int, _KnownRoot] = {}
+
+
+def listening_root(port: int) -> int | None:
+    """Pid of the topmost ancestor with a listening TCP socket on `port`; None when nobody visible has one.
+
+    Of several programs that share the port it is the oldest. Meant to be asked each second: as long as the last
+    answer still has that socket open, two files in /proc are read and nothing is scanned.
+    """
+    known = _known_roots.get(port)
+    if known and _link(known.descriptor) == known.target and _start_ticks(known.pid) == known.start_ticks:
+        return known.pid
+    _known_roots.pop(port, None)
+    [holding] = look([port])
+    roots = _roots(holding.having(LISTENER))
+    if not roots:
+        return None
+    root = min(roots, key=lambda process: (process.start_ticks, process.pid))
+    for descriptor, inode in _open_sockets(root.pid, root.inodes):
+        _known_roots[port] = _KnownRoot(root.pid, root.start_ticks, descriptor, f"socket:[{inode}]")
+    return root.pid
+
+
+def describe_holder(port: int) -> str:
+    """One line for whoever could not bind TCP `port`: who holds it and what to do."""
+    [holding] = look([port])
+    if roots := _roots(holding.having(LISTENER)):
+        who = " and ".join(str(process) for process in roots)
+        return f"port {port} is held by {who}; free it with: make killport PORT={port}"
+    if holding.unseen:
+        return f"port {port} is in use: {_unseen(holding)}"
+    return f"port {port} is in use, but nobody listens on it; what is known: python -m server.ports show {port}"
+
+
+# --- Look: sockets, their owners, the part each one plays ---
+
+
+def _sockets(ports: Collection[int], udp: bool) -> Iterator[Socket]:
+    """The rows of /proc/net that have one of the ports at either end (man 5 proc_pid_net)."""
+    wanted = {f"{port:04X}": port for port in ports}
+    lowest, highest = map(int, (_read("/proc/sys/net/ipv4/ip_local_port_range") or "32768 60999").split())
+    table = "udp" if udp else "tcp"
+    for family, path in (socket.AF_INET, f"/proc/net/{table}"), (socket.AF_INET6, f"/proc/net/{table}6"):
+        for line in _read(path).splitlines()[1:]:
+            _, local, remote, state, queues, _, _, uid, _, inode = line.split(None, 10)[:10]
+            here, there = local[-4:], remote[-4:]
+            if here in wanted:
+                port = wanted[here]
+                if state == (_UDP_UNCONNECTED if udp else _TCP_LISTEN):
+                    role = LISTENER
+                # From a port of the range that the kernel hands out to one outside of it: this was not accepted, some
+                # program called out from here. Other connections cannot be told apart, and need an order to end.
+                elif lowest <= port <= highest and int(there, 16) < lowest:
+                    role = CLIENT
+                else:
+                    role = ACCEPTED_ONLY
+            elif there in wanted:
+                port, role = wanted[there], CLIENT
+            else:
+                continue
+            time_wait = state == _TCP_TIME_WAIT
+            yield Socket(port, family, local[:-5], role, time_wait, int(inode), int(uid), int(queues[9:], 16))
+
+
+def _bound(port: int) -> Iterator[Socket]:
+    """TCP sockets that are bound to the port but neither listen nor are connected.
+
+    No file in /proc lists them. The kernel's socket diagnostics do, since Linux 6.8 (man 7 sock_diag;
+    include/uapi/linux/inet_diag.h, state TCP_BOUND_INACTIVE); an older one lists none. That dump takes 10 ms beside
+    2,000 connections, and is made only where a port cannot be bound and nobody listens.
+    """
+    for family in (socket.AF_INET, socket.AF_INET6):
+        query = struct.pack("=BBBxIH46x", family, socket.IPPROTO_TCP, 0, 1 << 13, socket.htons(port))
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
+            netlink.send(struct.pack("=IHHII", 16 + len(query), _SOCK_DIAG_BY_FAMILY, _REQUEST_DUMP, 0, 0) + query)
+            yield from _diagnosed(netlink, family, port)
+
+
+def _diagnosed(netlink: socket.socket, family: socket.AddressFamily, port: int) -> Iterator[Socket]:
+    """The answer to one query: messages of a 16-byte header and a struct inet_diag_msg, up to one of another kind."""
+    while True:
+        answer, start = netlink.recv(1 << 16), 0
+        while start < len(answer):
+            length, kind = struct.unpack_from("=IH", answer, start)
+            if kind != _SOCK_DIAG_BY_FAMILY:
+                return
+            words = struct.unpack_from("=4I" if family == socket.AF_INET6 else "=I", answer, start + 24)
+            uid, inode = struct.unpack_from("=II", answer, start + 80)
+            yield Socket(port, family, "".join(f"{word:08X}" for word in words), BOUND, False, inode, uid, 0)
+            start += (length + 3) & ~3
+
+
+def _owners(inodes: set[int]) -> dict[int, set[int]]:
+    """Which processes have which of these sockets open: pid to inodes. Those we may not look into are missing."""
+    owners: dict[int, set[int]] = {}
+    if inodes:
+        for name in os.listdir("/proc"):  # noqa: PTH208 - thousands of names: Path objects cost more than the kernel
+            if name.isdecimal() and (held := {inode for _, inode in _open_sockets(int(name), inodes)}):
+                owners[int(name)] = held
+    return owners
+
+
+def _open_sockets(pid: int, inodes: Collection[int]) -> list[tuple[str, int]]:
+    """Those of these sockets that a process has open: path of the descriptor in /proc, inode."""
+    folder = f"/proc/{pid}/fd/"
+    try:
+        names = os.listdir(folder)  # noqa: PTH208
+    except OSError:  # gone, or not ours to see
+        return []
+    found = []
+    for name in names:
+        target = _link(folder + name)
+        if target.startswith("socket:[") and (inode := int(target[8:-1])) in inodes:
+            found.append((folder + name, inode))
+    return found
+
+
+def _holding(port: int, udp: bool, rows: tuple[Socket, ...], owners: dict[int, set[int]]) -> Holding:
+    by_role: dict[str, set[int]] = {role: set() for role in ROLES}
+    for row in rows:
+        by_role[row.role].add(row.inode)
+    processes = []
+    for pid, held in owners.items():
+        role = next((role for role, inodes in by_role.items() if held & inodes), None)
+        process = role and _process(pid)
+        if role and process:
+            processes.append(replace(process, role=role, inodes=frozenset(held & by_role[role])))
+    return Holding(port, udp, rows, tuple(processes))
+
+
+def _process(pid: int) -> Process | None:
+    """A process as it is now; None when it has ended."""
+    text = _read(f"/proc/{pid}/stat")
+    argv = _read(f"/proc/{pid}/cmdline").rstrip("\0")
+    try:
+        uid = Path(f"/proc/{pid}").stat().st_uid
+    except OSError:
+        return None
+    if not text:
+        return None
+    end = text.rindex(")")  # the name before it may hold spaces and brackets
+    state, parent, *rest = text[end + 2 :].split()
+    return Process(
+        pid=pid,
+        parent=int(parent),
+        start_ticks=int(rest[17]),
+        uid=uid,
+        name=text[text.index("(") + 1 : end],
+        state=_STATES.get(state, state),
+        argv=tuple(argv.split("\0")) if argv else (),
+    )
+
+
+def _start_ticks(pid: int) -> int | None:
+    process = _process(pid)
+    return process.start_ticks if process else None
+
+
+def _read(path: str) -> str:
+    """A file of /proc; empty when it is gone or closed to us."""
+    try:
+        with open(path, errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)  # noqa: PTH115
+    except OSError:
+        return ""
+
+
+def _look_closely(ports: Collection[int], udp: bool) -> list[Holding]:
+    """As `look`, but a port that cannot be bound although nobody listens is looked at with other means as well."""
+    holdings = look(ports, udp)
+    for index, holding in enumerate(holdings):
+        if not (udp or holding.listening or _is_free(holding)):
+            rows = (*holding.sockets, *_bound(holding.port))
+            holdings[index] = _holding(holding.port, udp, rows, _owners({row.inode for row in rows} - {0}))
+    return holdings
+
+
+# --- Climb ---
+
+
+def _ancestors(process: Process) -> Iterator[Process]:
+    """Parent, grandparent and so on, without init."""
+    seen = {process.pid}  # a pid that is reused while we walk could lead in a circle
+    while process.parent > 1 and process.parent not in seen and (parent := _process(process.parent)):
+        seen.add(parent.pid)
+        yield parent
+        process = parent
+
+
+def _root(process: Process, holders: dict[int, Process], stop: Collection[int] = ()) -> Process:
+    """The topmost ancestor that has one of the process's own sockets open."""
+    root = process
+    for ancestor in _ancestors(process):
+        if ancestor.name in LAUNCHERS or ancestor.pid in stop:
+            break
+        holder = holders.get(ancestor.pid)
+        if holder and holder.inodes & process.inodes:
+            root = holder
+    return root
+
+
+def _roots(processes: list[Process], stop: Collection[int] = ()) -> list[Process]:
+    """The roots of all trees among these processes, each once."""
+    holders = {process.pid: process for process in processes}
+    return list({(root := _root(process, holders, stop)).pid: root for process in processes}.values())
+
+
+# --- Guard ---
+
+
+def _ourselves() -> set[int]:
+    """This process and everybody above it."""
+    me = _process(os.getpid())
+    assert me is not None
+    return {me.pid, *(ancestor.pid for ancestor in _ancestors(me))}
+
+
+def _is_ours(process: Process) -> bool:
+    """Whether this is a socketswarm server or Locust.
+
+    The command line is asked first: it is all that the orphans of a killed supervisor have.
+    """
+    program, *arguments = (Path(word).name for word in process.argv or ("",))
+    if program == "locust":
+        return True
+    if program.startswith("python"):
+        if {("-m", "server"), ("-m", "locust")} & set(pairwise(arguments)):
+            return True
+        if "locust" in arguments[:1]:  # the script that pip installs, run by its first line
+            return True
+    from server.scoreboard import read_state
+
+    return read_state(process.pid) is not None
+
+
+def _never(process: Process, orders: Orders, ourselves: Collection[int]) -> str | None:
+    """Why this process must not be signalled, whoever asks."""
+    if process.pid == 1:
+        return f"{process} is init; if it listens for a service, stop that: systemctl list-sockets"
+    if process.pid in ourselves:
+        return f"{process} is this command itself or started it"
+    if process.uid != os.geteuid() and not orders.any_user:
+        return f"{process} belongs to user {_user(process.uid)}; --any-user ends it too"
+    return None
+
+
+def _refusals(
+    holding: Holding, targets: list[Process], roots: list[Process], orders: Orders, ourselves: set[int], ask: Ask | None
+) -> list[str]:
+    """Why the port will not be freed; empty when it may be. Only what is refused for nothing else is asked about."""
+    reasons = [reason for process in targets if (reason := _never(process, orders, ourselves))]
+    if holding.unseen:
+        reasons.append(_unseen(holding))
+    if reasons:
+        return reasons
+    for root in roots:
+        if orders.force or _is_ours(root):
+            continue
+        if not (ask and ask(f"{root} is neither a socketswarm server nor Locust. End it?")):
+            reasons.append(f"{root} is neither a socketswarm server nor Locust; --force ends it too")
+    return reasons
+
+
+# --- End ---
+
+
+def release(ports: Collection[int], orders: Orders, say: Say, ask: Ask | None = None) -> list[Result]:
+    """Free each port in turn. `say` gets progress; without `ask` nobody is asked, and what needs a yes is refused."""
+    return [_release(holding, orders, say, ask) for holding in _look_closely(ports, orders.udp)]
+
+
+def _release(first: Holding, orders: Orders, say: Say, ask: Ask | None) -> Result:
+    lines: list[str] = []
+    ourselves = _ourselves()
+    ended: set[Identity] = set()
+    holding = first
+    for _ in range(ROUNDS):
+        if holding.unseen:  # perhaps born or ended between the look at sockets and the look at processes
+            [holding] = _look_closely([first.port], first.udp)
+        targets = holding.having(*orders.roles)
+        if not targets and not holding.unseen:
+            break
+        if targets and ended >= {process.identity for process in targets}:
+            break  # KILL did not end them: another round would not either
+        roots = _roots(targets, ourselves)
+        if reasons := _refusals(holding, targets, roots, orders, ourselves, ask):
+            return Result(first, REFUSED, [*lines, *(f"refused: {reason}" for reason in reasons)])
+        who = _named(roots) + _workers(targets, roots)
+        if orders.dry_run:
+            return Result(first, HELD, [*lines, f"would send TERM to {who}; KILL after {orders.grace_s:g} s"])
+        lines.append(f"{who}: {_end(first, targets, roots, orders, say)}")
+        ended |= {process.identity for process in targets}
+        _wait(lambda: not _is_free(first), _watch_s(roots))
+        [holding] = _look_closely([first.port], first.udp)
+    return _verified(first, holding, ended, lines)
+
+
+def _end(first: Holding, targets: list[Process], roots: list[Process], orders: Orders, say: Say) -> str:
+    """TERM to the roots; after the grace KILL to them, and then to whoever still has their sockets. Says how it went."""
+    began = time.monotonic()
+    silent = [process for process in targets if process.role != LISTENER]  # a bind may work in spite of these
+
+    def done() -> bool:
+        # Bound or not: once nobody has the sockets any more, waiting and killing change nothing.
+        return not any(map(_still_holds, silent)) and (_is_free(first) or not any(map(_still_holds, targets)))
+
+    def progress(waited_s: int) -> None:
+        states = ", ".join(f"{root.pid} is {_state(root)}" for root in roots if _still_holds(root))
+        say(f"port {first.port}: waiting, {waited_s} s of {orders.grace_s:g} s{states and f' (pid {states})'}")
+
+    signalled = [root for root in roots if _signal(root, signal.SIGTERM)]
+    if not signalled:
+        return "had gone before it was signalled"
+    if _wait(done, orders.grace_s, progress):
+        return f"let go after TERM, in {time.monotonic() - began:.1f} s"
+    for root in roots:  # first, so that none of them can replace a worker
+        _signal(root, signal.SIGKILL)
+    inodes = {inode for process in targets for inode in process.inodes}
+    ourselves = _ourselves()
+    deadline = time.monotonic() + _KILL_TAKES_S
+    while not _wait(done, _POLL_S) and time.monotonic() < deadline:
+        [now] = _look_closely([first.port], first.udp)
+        for process in now.having(*orders.roles):
+            # Whoever has the very socket of a target got it from there. Workers forked since count too.
+            if process.inodes & inodes and not _never(process, orders, ourselves):
+                _signal(process, signal.SIGKILL)
+    return f"killed, {orders.grace_s:g} s after TERM"
+
+
+def _signal(process: Process, number: signal.Signals) -> bool:
+    """Signal this very process if it still has its sockets; False when it has ended or let go of them.
+
+    The pidfd comes first: from then on the pid cannot turn into somebody else between check and signal.
+    """
+    try:
+        pidfd = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return False
+    try:
+        if not _still_holds(process):
+            return False
+        signal.pidfd_send_signal(pidfd, number)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(pidfd)
+    return True
+
+
+def _still_holds(process: Process) -> bool:
+    return _start_ticks(process.pid) == process.start_ticks and bool(_open_sockets(process.pid, process.inodes))
+
+
+def _wait(condition: Callable[[], bool], timeout_s: float, progress: Callable[[int], None] = lambda _: None) -> bool:
+    """Poll until the condition holds (True) or the time is over (False); tell the progress once a second."""
+    began = time.monotonic()
+    told_s = 0
+    while not condition():
+        waited_s = time.monotonic() - began
+        if waited_s >= timeout_s:
+            return False
+        if waited_s >= told_s + 1:
+            told_s = int(waited_s)
+            progress(told_s)
+        time.sleep(min(_POLL_S, timeout_s - waited_s))
+    return True
+
+
+def _watch_s(roots: list[Process]) -> float:
+    """How long to watch for a respawn: our own server has nobody above it who does that, unless systemd runs it."""
+    return _WATCH_OURS_S if all(_is_ours(root) and not _unit(root) for root in roots) else _WATCH_OTHERS_S
+
+
+# --- Verify ---
+
+
+def _is_free(first: Holding) -> bool:
+    """Whether every address that was listened on (or any, if none was) can be bound now.
+
+    TCP is tried with SO_REUSEADDR, as servers do, which gets past TIME_WAIT and connections still being finished. UDP
+    is tried without: there the option would let two programs share the port.
+    """
+    places = {(row.family, row.address) for row in first.listening}
+    for family, address in places or {(socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")}:
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM if first.udp else socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, not first.udp)
+                probe.bind((address, first.port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return False
+            # A port below 1024, an address that went away, no IPv6: this place cannot be tried, only looked at.
+            if any(row.role == LISTENER and row.family == family for row in _sockets([first.port], first.udp)):
+                return False
+    return True
+
+
+def _verified(first: Holding, last: Holding, ended: set[Identity], lines: list[str]) -> Result:
+    """The end of a release: whether the port is free now, and if not, why."""
+    listeners = last.having(LISTENER)
+    survivors = [process for process in listeners if process.identity in ended]
+    if not last.listening and _is_free(first):
+        code, verdict = (FREE if ended else NOTHING), "free"
+    elif survivors:
+        code, verdict = HELD, f"still held: {_named(survivors)} did not end, not even by KILL"
+    elif last.listening:
+        code, verdict = HELD, f"still held: taken again by {_named(listeners) or 'somebody'}, {_starter(listeners)}"
+    elif last.having(ACCEPTED_ONLY, BOUND, CLIENT):
+        code, verdict = HELD, "still held, though nobody listens"
+    else:
+        # TIME_WAIT and its like keep the SO_REUSEADDR of the socket they come from; binding takes both sides' consent.
+        code, verdict = (
+            HELD,
+            "not free yet: a server that did not set SO_REUSEADDR left connections that end by themselves",
+        )
+    return Result(first, code, [*lines, verdict, *_notes(last)])
+
+
+def _starter(processes: list[Process]) -> str:
+    """Who keeps starting these, and what to do about it."""
+    for process in processes:
+        if unit := _unit(process):
+            return f"which systemd starts: systemctl stop {unit}"
+        parent = _process(process.parent)
+        if parent and parent.pid != 1:
+            return f"which is started by {parent}: end that first"
+    return "started by somebody who cannot be named"
+
+
+def _unit(process: Process) -> str | None:
+    """The systemd service that a process belongs to; None for login sessions and outside systemd."""
+    for line in _read(f"/proc/{process.pid}/cgroup").splitlines():
+        name = line.rpartition("/")[2]
+        if name.endswith(".service") and not name.startswith("user@"):
+            return name
+    return None
+
+
+# --- Tell ---
+
+
+def _notes(holding: Holding) -> list[str]:
+    """Why a port is as it is: one line for each thing that a person may trip over."""
+    notes = []
+    listeners = holding.having(LISTENER)
+    for state, meaning in _STUCK.items():
+        if stuck := [process for process in listeners if process.state == state]:
+            notes.append(f"{_pids(stuck)} {meaning}")
+    if len(roots := _roots(listeners)) > 1:
+        notes.append(f"{len(roots)} programs share it: {_named(roots)}")
+    if waiting := sum(row.queue for row in holding.listening if not holding.udp):
+        notes.append(f"waiting to be accepted: {_connections(waiting)}")
+    if accepted := holding.having(ACCEPTED_ONLY, BOUND):
+        notes.append(
+            f"on it without listening: {_pids(accepted)}. Whoever does not set SO_REUSEADDR cannot bind meanwhile, "
+            "and nobody can if the old listener did not; release --include-accepted ends it too"
+        )
+    if holding.unseen:
+        notes.append(_unseen(holding))
+    if holding.time_wait:
+        notes.append(
+            f"{_connections(holding.time_wait)} in TIME_WAIT: of no process any more, and over within 60 s. "
+            "A server that sets SO_REUSEADDR need not wait for this, unless the old one did not set it"
+        )
+    return notes
+
+
+_STUCK = {
+    "stopped": "stopped (Ctrl-Z or SIGSTOP): acts on TERM only after `kill -CONT`; KILL works",
+    "traced": "held by a debugger: acts on TERM only when that lets go; KILL works",
+    "disk-wait": "waiting inside the kernel, usually for a disk: no signal acts until that is over",
+}
+
+
+def _unseen(holding: Holding) -> str:
+    user = _user(holding.unseen[0].uid)
+    way = (
+        "another container or the kernel has it"
+        if os.geteuid() == 0
+        else f"try: sudo make killport PORT={holding.port}"
+    )
+    return f"a process of user {user} listens that cannot be seen from here; {way}"
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _state(process: Process) -> str:
+    now = _process(process.pid)
+    return now.state if now else "gone"
+
+
+def _named(processes: list[Process]) -> str:
+    return " and ".join(map(str, processes))
+
+
+def _pids(processes: list[Process]) -> str:
+    return "pid " + ", ".join(str(process.pid) for process in processes)
+
+
+def _connections(count: int) -> str:
+    return "1 connection" if count == 1 else f"{count} connections"
+
+
+def _workers(targets: list[Process], roots: list[Process]) -> str:
+    count = len(targets) - len(roots)
+    return f" and {count} more below" if count else ""
+
+
+def _shortened(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _age(age_s: float) -> str:
+    """`42s`, `3m07s`, `2h05m`, `3d04h`."""
+    seconds = int(age_s)
+    for big, big_s, small, small_s in ("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1):
+        if seconds >= big_s:
+            return f"{seconds // big_s}{big}{seconds % big_s // small_s:02}{small}"
+    return f"{seconds}s"
+
+
+def _headline(holding: Holding) -> str:
+    places = sorted({row.place for row in holding.listening})
+    what = f"listening on {', '.join(places)}" if places else "nobody listens"
+    return f"port {holding.port}/{'udp' if holding.udp else 'tcp'}: {what}"
+
+
+def _table(holding: Holding) -> list[str]:
+    """One line a process: listeners first, parents before their workers."""
+    processes = sorted(holding.processes, key=lambda p: (ROLES.index(p.role), p.start_ticks, p.pid))
+    if not processes:
+        return []
+    head = f"  {'PID':>8}  {'USER':<10} {'AGE':>7}  {'ROLE':<13}  {'STATE':<9}  COMMAND"
+    return [head] + [
+        f"  {p.pid:>8}  {_user(p.uid):<10} {_age(p.age_s):>7}  {p.role:<13}  {p.state:<9}  {p.command}"
+        for p in processes
+    ]
+
+
+def _as_json(result: Result) -> dict[str, Any]:
+    holding = result.holding
+    return {
+        "port": holding.port,
+        "protocol": "udp" if holding.udp else "tcp",
+        "outcome": _OUTCOMES[result.code],
+        "listening": sorted({row.place for row in holding.listening}),
+        "time_wait": holding.time_wait,
+        "processes": [
+            {
+                "pid": process.pid,
+                "parent": process.parent,
+                "user": _user(process.uid),
+                "age_s": round(process.age_s, 2),
+                "role": process.role,
+                "state": process.state,
+                "command": process.argv,
+            }
+            for process in holding.processes
+        ],
+        "lines": result.lines,
+    }
+
+
+_OUTCOMES = {FREE: "free", NOTHING: "free", HELD: "held", REFUSED: "refused"}
+
+
+def _print(results: list[Result], as_json: bool) -> None:
+    if as_json:
+        import json
+
+        print(json.dumps([_as_json(result) for result in results], indent=2))
+        return
+    for result in results:
+        print("\n".join([_headline(result.holding), *_table(result.holding), *(f"  {line}" for line in result.lines)]))
+
+
+# --- The command line ---
+
+
+class _Ports(click.ParamType[Any]):
+    """`12345` or `5557-5560`."""
+
+    name = "port"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> range:
+        match = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", value)
+        ports = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
+        if not ports or ports[0] < 1 or ports[-1] > 65535:
+            self.fail(f"{value!r} is neither a port (1 to 65535) nor a range of ports such as 5557-5560", param, ctx)
+        return ports
+
+
+class _Duration(click.ParamType[Any]):
+    """`5s`, `500ms`, `2m` in seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m)?", value)
+        if not match:
+            self.fail(f"{value!r} is not a duration such as 5s, 500ms or 2m", param, ctx)
+        return float(match[1]) * {"ms": 0.001, "m": 60.0}.get(match[2], 1.0)
+
+
+def _distinct(ports: tuple[range, ...]) -> list[int]:
+    return list(dict.fromkeys(port for some in ports for port in some))
+
+
+_ports_argument = click.argument("ports", metavar="PORT...", nargs=-1, required=True, type=_Ports())
+_udp_option = click.option("--udp", is_flag=True, help="UDP ports instead of TCP")
+_json_option = click.option("--json", "as_json", is_flag=True, help="print JSON for scripts")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Who holds a port, and how to free it. PORT is a port or a range: 12345 8089 5557-5560.
+
+    Exit codes: 0 free, 1 held, 2 wrong usage, 3 refused or no permission, 4 nothing was there (only with --strict).
+    """
+
+
+@cli.command()
+@_ports_argument
+@_udp_option
+@_json_option
+def show(ports: tuple[range, ...], udp: bool, as_json: bool) -> None:
+    """Say who holds each PORT and why it is stuck. Touches nothing."""
+    results = []
+    for holding in _look_closely(_distinct(ports), udp):
+        held = bool(holding.listening) or not _is_free(holding)
+        results.append(Result(holding, HELD if held else FREE, ["held" if held else "free", *_notes(holding)]))
+    _print(results, as_json)
+    sys.exit(_worst(results, strict=False))
+
+
+@cli.command("release")
+@_ports_argument
+@click.option("--grace", default="5s", show_default=True, type=_Duration(), help="time between TERM and KILL")
+@_udp_option
+@click.option("--include-accepted", is_flag=True, help="also end who is on the port without listening, but no client")
+@click.option("--any-user", is_flag=True, help="also end other users' processes")
+@click.option("--force", is_flag=True, help="also end what is neither a socketswarm server nor Locust")
+@click.option("--dry-run", is_flag=True, help="say what would be done, and do nothing")
+@click.option("--strict", is_flag=True, help="exit with 4 if nothing was there")
+@_json_option
+def release_command(ports: tuple[range, ...], grace: float, strict: bool, as_json: bool, **flags: bool) -> None:
+    """Free each PORT: TERM to its server, KILL after the grace. Clients are never touched."""
+    at_terminal = sys.stdin.isatty() and sys.stderr.isatty()
+    results = release(
+        _distinct(ports),
+        Orders(grace_s=grace, **flags),
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+        ask=(lambda question: click.confirm(question, err=True)) if at_terminal and not flags["dry_run"] else None,
+    )
+    _print(results, as_json)
+    sys.exit(_worst(results, strict))
+
+
+def _worst(results: list[Result], strict: bool) -> int:
+    code = max((result.code for result in results), key=_BY_WEIGHT.index)
+    return FREE if code == NOTHING and not strict else code
+
+
+if __name__ == "__main__":
+    cli(prog_name="python -m server.ports")

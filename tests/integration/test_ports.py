@@ -1,0 +1,530 @@
+"""The port helper against real processes: what it ends, and above all what it leaves alone.
+
+Servers here are small scripts that each show one way of holding a port, or the real server. Every one of them runs in
+a session of its own, so that a fixture can end all of it whatever state a test left it in.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from server import ports
+
+ROOT = Path(__file__).parents[2]
+DEADLINE_S = 20.0
+
+# Pieces of the scripts. Each script prints one line when it is ready, and ends when its standard input does.
+LISTEN = """
+import os, signal, socket, sys, time
+def listen(address="127.0.0.1", port=0, **options):
+    listener = socket.create_server((address, int(port)), backlog=128, **options)
+    return listener, listener.getsockname()[1]
+def ready(*words):
+    print(*words, flush=True)
+def wait():
+    while True:
+        signal.pause()
+"""
+
+PREFORK = (
+    LISTEN
+    + """
+listener, port = listen()
+workers = []
+def fork():
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        wait()
+    workers.append(pid)
+def end(*_):
+    for pid in workers:
+        os.kill(pid, signal.SIGTERM)
+    os._exit(0)
+signal.signal(signal.SIGTERM, end)
+for _ in range(4):
+    fork()
+ready(port, *workers)
+while True:  # replace whoever dies, as pre-fork servers do
+    pid, _ = os.wait()
+    workers.remove(pid)
+    fork()
+"""
+)
+
+CLIENTS = """
+import os, signal, socket, sys
+port, count = map(int, sys.argv[1:])
+for _ in range(count):
+    with socket.create_connection(("127.0.0.1", port)):
+        if os.fork() == 0:
+            while True:
+                signal.pause()
+print("connected", flush=True)
+while True:
+    signal.pause()
+"""
+
+
+class Program:
+    """A running script: its process, and the words of its first line."""
+
+    def __init__(self, *command: str) -> None:
+        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        self.pid = self.process.pid
+        assert self.process.stdout is not None
+        self.line = self.process.stdout.readline()
+        self.words = self.line.split()
+
+    @property
+    def port(self) -> int:
+        return int(self.words[0])
+
+    def everybody(self) -> set[int]:
+        """Pids of all living processes of this program's session."""
+        pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+        return {pid for pid in pids if session_of(pid) == self.pid}
+
+    def end(self) -> None:
+        """KILL the whole session, and wait until all of it is gone."""
+
+        def gone() -> bool:
+            for pid in self.everybody():
+                os.kill(pid, signal.SIGKILL)
+            return not self.everybody()
+
+        eventually(gone)
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+def session_of(pid: int) -> int | None:
+    """Session of a living process; None for zombies and the dead."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = text[text.rindex(")") + 2 :].split()
+    return None if fields[0] == "Z" else int(fields[3])
+
+
+def state_of(pid: int) -> str:
+    text = Path(f"/proc/{pid}/stat").read_text()
+    return text[text.rindex(")") + 2]
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, "this did not happen in time"
+        time.sleep(0.01)
+
+
+Start = Callable[..., Program]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    with ExitStack() as stack:
+
+        def start(code: str, *arguments: object) -> Program:
+            program = Program(sys.executable, "-c", code, *map(str, arguments))
+            stack.callback(program.end)
+            return program
+
+        yield start
+
+
+@pytest.fixture
+def real_server() -> Iterator[Program]:
+    program = Program(sys.executable, "-m", "server", "--port", "0", "--workers", "4", "--discard")
+    assert program.line.startswith("listening on "), program.line
+    program.words = [program.words[2].rpartition(":")[2]]
+    yield program
+    program.end()
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "server.ports", *map(str, arguments)],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def bindable(port: int, address: str = "127.0.0.1") -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError:
+            return False
+        return True
+
+
+def roles(port: int) -> dict[int, str]:
+    [shown] = json.loads(run("show", port, "--json").stdout)
+    return {process["pid"]: process["role"] for process in shown["processes"]}
+
+
+# --- Our own server ---
+
+
+def test_a_server_with_clients_is_ended_and_every_client_lives(real_server: Program, start: Start) -> None:
+    clients = start(CLIENTS, real_server.port, 20)
+    before = clients.everybody()
+    done = run("release", real_server.port)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert bindable(real_server.port)
+    assert len(before) == 21
+    assert clients.everybody() == before
+    assert "let go after TERM" in done.stdout
+
+
+def test_a_wedged_server_is_killed_after_the_grace(real_server: Program, start: Start) -> None:
+    clients = start(CLIENTS, real_server.port, 3)
+    before = clients.everybody()
+    for pid in real_server.everybody():
+        os.kill(pid, signal.SIGSTOP)
+    shown = run("show", real_server.port)
+    assert shown.returncode == 1
+    assert "stopped (Ctrl-Z or SIGSTOP)" in shown.stdout
+    done = run("release", real_server.port, "--grace", "1200ms")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "killed, 1.2 s after TERM" in done.stdout
+    assert f"waiting, 1 s of 1.2 s (pid {real_server.pid} is stopped)" in done.stderr
+    assert bindable(real_server.port)
+    eventually(lambda: not real_server.everybody())
+    assert clients.everybody() == before
+
+
+def test_a_supervisor_killed_first_leaves_no_orphan_on_the_port(real_server: Program) -> None:
+    os.kill(real_server.pid, signal.SIGKILL)
+    eventually(lambda: bindable(real_server.port))
+    assert run("release", real_server.port).returncode == 0
+    eventually(lambda: not real_server.everybody())
+
+
+def test_orphans_that_stay_are_each_ended(start: Start) -> None:
+    server = start(PREFORK)
+    workers = {int(word) for word in server.words[1:]}
+    os.kill(server.pid, signal.SIGKILL)
+    server.process.wait()
+    assert {pid for pid, role in roles(server.port).items() if role == "listener"} == workers
+    assert run("release", server.port, "--force").returncode == 0
+    assert bindable(server.port)
+
+
+def test_make_killport_frees_the_port_and_may_be_repeated(real_server: Program) -> None:
+    make = ["make", "killport", f"PORT={real_server.port}", "-o", ".venv/.installed"]  # -o: install nothing here
+    for _ in range(2):
+        done = subprocess.run(make, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "free" in done.stdout
+    assert bindable(real_server.port)
+
+
+def test_a_server_that_cannot_bind_names_the_holder(real_server: Program) -> None:
+    second = subprocess.run(
+        [sys.executable, "-m", "server", "--port", str(real_server.port), "--discard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert second.returncode == 1
+    assert f"port {real_server.port} is held by pid {real_server.pid} (" in second.stderr
+    assert f"free it with: make killport PORT={real_server.port}" in second.stderr
+
+
+def test_the_root_of_a_server_is_its_supervisor_even_after_it_was_replaced(start: Start) -> None:
+    first = start(PREFORK)
+    assert ports.listening_root(first.port) == first.pid
+    assert ports.listening_root(first.port) == first.pid
+    first.end()
+    assert ports.listening_root(first.port) is None
+    listener = LISTEN + "listener, port = listen(port=sys.argv[1]); ready(port); wait()"
+    second = start(listener, first.port)
+    assert ports.listening_root(first.port) == second.pid
+
+
+# --- Other programs ---
+
+
+def test_a_pre_fork_server_that_is_not_ours_needs_force(start: Start) -> None:
+    server = start(PREFORK)
+    before = server.everybody()
+    refused = run("release", server.port)
+    assert refused.returncode == 3
+    assert "--force" in refused.stdout
+    assert server.everybody() == before
+    assert run("release", server.port, "--force").returncode == 0
+    assert bindable(server.port)
+    eventually(lambda: not server.everybody())
+
+
+def test_a_dry_run_changes_nothing(start: Start) -> None:
+    server = start(PREFORK)
+    before = server.everybody()
+    done = run("release", server.port, "--force", "--dry-run")
+    assert done.returncode == 1
+    assert f"would send TERM to pid {server.pid}" in done.stdout
+    assert "4 more below" in done.stdout
+    assert server.everybody() == before
+
+
+def test_a_respawner_is_named_after_three_rounds(start: Start) -> None:
+    respawner = start(
+        LISTEN
+        + """
+with listen()[0] as reserved:
+    port = reserved.getsockname()[1]
+serve = "import socket, signal; s = socket.create_server(('127.0.0.1', %d)); signal.pause()" % port
+import subprocess
+first = True
+while True:
+    child = subprocess.Popen([sys.executable, "-S", "-c", serve])
+    while first:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except ConnectionRefusedError:
+            time.sleep(0.01)
+        else:
+            ready(port)
+            first = False
+    child.wait()
+"""
+    )
+    done = run("release", respawner.port, "--force")
+    assert done.returncode == 1
+    assert done.stdout.count("let go after TERM") == 3
+    assert f"started by pid {respawner.pid}" in done.stdout
+    assert respawner.process.poll() is None
+
+
+def test_a_holder_without_listener_is_ended_only_when_told(start: Start) -> None:
+    holder = start(
+        LISTEN + "listener, port = listen(); ready(port); c, _ = listener.accept(); listener.close(); wait()"
+    )
+    clients = start(CLIENTS, holder.port, 1)
+    eventually(lambda: roles(holder.port).get(holder.pid) == "accepted-only")
+    clients_before = clients.everybody()
+    assert run("release", holder.port).returncode == 0  # it does not listen, so the port can be bound
+    assert holder.process.poll() is None
+    assert run("release", holder.port, "--include-accepted").returncode == 3
+    assert holder.process.poll() is None
+    assert run("release", holder.port, "--include-accepted", "--force").returncode == 0
+    eventually(lambda: not holder.everybody())
+    assert clients.everybody() == clients_before
+
+
+def test_a_holder_that_blocks_the_port_without_listening_is_named(start: Start) -> None:
+    # Without SO_REUSEADDR on the old socket even a binder that sets it is refused.
+    holder = start(
+        LISTEN
+        + """
+listener = socket.socket(); listener.bind(("127.0.0.1", 0)); listener.listen()
+ready(listener.getsockname()[1]); c, _ = listener.accept(); listener.close(); wait()
+"""
+    )
+    start(CLIENTS, holder.port, 1)
+    eventually(lambda: roles(holder.port).get(holder.pid) == "accepted-only")
+    done = run("release", holder.port)
+    assert done.returncode == 1
+    assert f"pid {holder.pid}" in done.stdout
+    assert "--include-accepted" in done.stdout
+    done = run("release", holder.port, "--include-accepted", "--force")
+    eventually(lambda: not holder.everybody())
+    # The kernel still finishes the closed connection, which its client keeps half open: nothing is left to end.
+    assert (done.returncode, bindable(holder.port)) == (1, False)
+    assert "nobody listens" in done.stdout
+
+
+@pytest.mark.skipif(
+    tuple(map(int, os.uname().release.split(".")[:2])) < (6, 8), reason="Linux lists such sockets since 6.8"
+)
+def test_a_holder_that_only_binds_is_named_and_ended_when_told(start: Start) -> None:
+    holder = start(LISTEN + "s = socket.socket(); s.bind(('127.0.0.1', 0)); ready(s.getsockname()[1]); wait()")
+    assert roles(holder.port) == {holder.pid: "bound"}
+    assert run("release", holder.port, "--force").returncode == 1
+    assert holder.process.poll() is None
+    assert run("release", holder.port, "--force", "--include-accepted").returncode == 0
+    assert bindable(holder.port)
+
+
+def test_time_wait_alone_is_free_and_explained() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            accepted, _ = listener.accept()
+            accepted.close()  # closes first, so it is this end that waits
+            assert client.recv(1) == b""
+    done = run("release", port)
+    assert done.returncode == 0, done.stdout
+    assert "1 connection in TIME_WAIT" in done.stdout
+    assert run("release", port, "--strict").returncode == 4
+
+
+def test_nothing_there_is_free_and_with_strict_an_exit_code_of_its_own() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    assert run("show", port).returncode == 0
+    assert run("release", port).returncode == 0
+    assert run("release", port, "--strict").returncode == 4
+
+
+def test_ipv6_only(start: Start) -> None:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            pass
+    except OSError:
+        pytest.skip("no ::1 on this machine")
+    server = start(
+        LISTEN + "listener, port = listen('::1', family=socket.AF_INET6, reuse_port=True); ready(port); wait()"
+    )
+    shown = run("show", server.port)
+    assert f"[::1]:{server.port}" in shown.stdout
+    assert run("release", server.port, "--force").returncode == 0
+    assert bindable(server.port, "::1")
+
+
+def test_two_programs_that_share_a_port_are_ended_both_or_neither(real_server: Program, start: Start) -> None:
+    share = LISTEN + "listener, port = listen(port=sys.argv[1], reuse_port=True); ready(port); wait()"
+    foreign = start(share, real_server.port)
+    everybody = foreign.everybody() | real_server.everybody()
+    assert "2 programs share it" in run("show", foreign.port).stdout
+    assert run("release", foreign.port).returncode == 3
+    assert foreign.everybody() | real_server.everybody() == everybody
+    assert run("release", foreign.port, "--force").returncode == 0
+    assert bindable(foreign.port)
+    eventually(lambda: not foreign.everybody() | real_server.everybody())
+
+
+def test_a_pid_reused_between_look_and_signal_is_left_alone(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = start(PREFORK)
+    bystander = start("import signal; print('0', flush=True); signal.pause()")
+    [holding] = ports.look([server.port])
+    [seen] = [process for process in holding.processes if process.pid == server.pid]
+    # The pid of the supervisor now names the bystander: start time and sockets are still those that were seen.
+    reused = replace(seen, pid=bystander.pid)
+    stale = replace(holding, processes=(reused,))
+    monkeypatch.setattr(ports, "look", lambda *_: [stale])
+    [result] = ports.release([server.port], ports.Orders(grace_s=0.1, force=True), say=lambda _: None)
+    assert "had gone before it was signalled" in result.lines[0]
+    assert bystander.process.poll() is None
+    assert server.process.poll() is None
+
+
+def test_a_process_that_let_go_of_the_port_is_not_signalled(start: Start) -> None:
+    bystander = start("import signal; print('0', flush=True); signal.pause()")
+    process = ports._process(bystander.pid)
+    assert process is not None
+    assert not ports._signal(replace(process, inodes=frozenset({1})), signal.SIGKILL)
+    assert bystander.process.poll() is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a process of another user")
+def test_another_users_process_needs_any_user(start: Start) -> None:
+    server = start(LISTEN + "os.setuid(65534); listener, port = listen(); ready(port); wait()")
+    refused = run("release", server.port, "--force")
+    assert refused.returncode == 3
+    assert "belongs to user nobody; --any-user" in refused.stdout
+    assert server.process.poll() is None
+    assert run("release", server.port, "--force", "--any-user").returncode == 0
+    assert bindable(server.port)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+def test_a_listener_whose_owner_cannot_be_seen_is_reported_as_that(start: Start) -> None:
+    server = start(LISTEN + "listener, port = listen(); ready(port); wait()")
+    done = run_as_nobody("release", server.port, "--force", "--any-user")
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "a process of user root listens that cannot be seen from here" in done.stdout
+    assert run_as_nobody("show", server.port).returncode == 1
+    assert server.process.poll() is None
+
+
+def run_as_nobody(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """As `run`, but another user: everything is imported before the user changes, who may not read our folder."""
+    code = "import locale, os; from server.ports import cli; import server.scoreboard; os.setuid(65534); cli()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_an_ancestor_is_never_signalled(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        done = run("release", port, "--force", "--any-user")  # this test's process is its parent
+    assert done.returncode == 3
+    assert "started it" in done.stdout
+
+
+def test_udp(start: Start) -> None:
+    server = start(
+        LISTEN
+        + "s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('127.0.0.1', 0)); ready(s.getsockname()[1]); wait()"
+    )
+    assert run("show", server.port).returncode == 0
+    assert run("show", server.port, "--udp").returncode == 1
+    assert run("release", server.port, "--udp", "--force").returncode == 0
+    eventually(lambda: not server.everybody())
+
+
+def test_several_ports_and_ranges_at_once(start: Start) -> None:
+    listener = LISTEN + "listener, port = listen(); ready(port); wait()"
+    first, second = start(listener), start(listener)
+    low = first.port
+    done = run("release", f"{low}-{low}", second.port, "--force", "--json")
+    assert done.returncode == 0, done.stdout
+    assert [(entry["port"], entry["outcome"]) for entry in json.loads(done.stdout)] == [
+        (low, "free"),
+        (second.port, "free"),
+    ]
+    eventually(lambda: not first.everybody() | second.everybody())
+
+
+def test_a_client_calling_out_from_the_port_is_a_client(start: Start) -> None:
+    """Bound to a port of the kernel's own range by hand, connected to a port outside of it."""
+    listener = None
+    for candidate in range(20000, 20100):
+        try:
+            listener = socket.create_server(("127.0.0.1", candidate))
+            break
+        except OSError:
+            continue
+    assert listener is not None
+    with listener:
+        caller = start(
+            LISTEN + "s = socket.create_connection(('127.0.0.1', int(sys.argv[1]))); ready(s.getsockname()[1]); wait()",
+            listener.getsockname()[1],
+        )
+        assert roles(caller.port)[caller.pid] == "client"
+        run("release", caller.port, "--include-accepted", "--force", "--any-user")
+        assert caller.process.poll() is None
+
+
+@pytest.mark.parametrize("wrong", ["0", "65536", "12x", "9-8", "-1", ""])
+def test_a_wrong_port_is_a_usage_error_that_names_it(wrong: str) -> None:
+    done = run("show", "--", wrong)
+    assert done.returncode == 2
+    assert f"{wrong!r} is neither a port" in done.stderr

@@ -1,0 +1,414 @@
+"""Run folders made up from known numbers, so that tests can say what a report must say.
+
+Everything that costs or counts is a rate that is constant within a phase, and its counter is that rate integrated over
+time: whatever a reader derives from two ticks must be the rate again. A worker that dies hands all it cost to its
+supervisor's `children_*`, the part after its last tick included, as the kernel does.
+"""
+
+import math
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from hdrh.histogram import HdrHistogram
+
+from reports import run_folder
+from reports.run_folder import (
+    CoreTimes,
+    Ending,
+    Event,
+    HistogramsLine,
+    HostTick,
+    Percentiles,
+    Phase,
+    PhaseKind,
+    ProcessSample,
+    ProcessTick,
+    Role,
+    RunInfo,
+    SecondOfUploads,
+    ServerInfo,
+    SlotCounters,
+    UploadsLine,
+)
+
+NS = 1_000_000_000
+START_NS = 5_000 * NS  # CLOCK_MONOTONIC at the run's start
+WALL_NS = 1_790_000_000 * NS
+COMPLETED = Ending(how="completed", reason="the plan was over")
+MIB = 1 << 20
+
+SMALL, LARGE = 4_000, 1_000_000  # bytes of the two sizes that are uploaded
+SMALL_SHARE = 0.9
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What happens in one mode, per second: uploads, and the shares of a core they take."""
+
+    uploads: int
+    worker_share: float
+    load_share: float
+    busy: float
+    """Of all cores together."""
+    latency_us: float
+    """Typical; the slowest of each second takes 10 times as long."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A run. The defaults are a small one that is valid, with round numbers."""
+
+    workers: int = 2
+    phase_s: float = 10.0
+    plan: tuple[tuple[str, PhaseKind, int], ...] = (
+        ("warm-up", "warm-up", 0),
+        ("long-1", "measure", 0),
+        ("short-1", "measure", 1),
+        ("short-2", "measure", 1),
+        ("long-2", "measure", 0),
+    )
+    warm_up_s: float = 2.0
+    interval_s: float = 0.5
+    long: Rate = field(default_factory=lambda: Rate(1000, 0.10, 0.40, 1.00, 200))
+    short: Rate = field(default_factory=lambda: Rate(400, 0.25, 0.50, 1.20, 500))
+    supervisor_share: float = 0.01
+    killed_at_s: float | None = None
+    """When the worker in slot 0 dies and is replaced."""
+    failures_per_s: int = 0
+    ended: Ending | None = COMPLETED
+    cut_off_at_s: float | None = None
+    recorder_gap_s: tuple[float, float] | None = None
+    with_server: bool = True
+    noise: float = 0.0
+    label: str = "synthetic"
+
+    @property
+    def phases(self) -> list[Phase]:
+        """Back to back from second 1 on; those that were cut off or never came are left open or out."""
+        found, start_s = [], 1.0
+        for name, kind, per_connection in self.plan:
+            end_s = start_s + (self.warm_up_s if kind == "warm-up" else self.phase_s)
+            if start_s < self.until_s:
+                whole = end_s <= self.until_s
+                found.append(
+                    Phase(
+                        name=name,
+                        kind=kind,
+                        uploads_per_connection=per_connection,
+                        start_ns=mono(start_s),
+                        end_ns=mono(end_s) if whole else None,
+                    )
+                )
+            start_s = end_s
+        return found
+
+    @property
+    def planned_s(self) -> float:
+        return 1.0 + sum(self.warm_up_s if kind == "warm-up" else self.phase_s for _, kind, _ in self.plan)
+
+    @property
+    def until_s(self) -> float:
+        return self.cut_off_at_s if self.cut_off_at_s is not None else self.planned_s + 1.0
+
+    def rate(self, phase: Phase) -> Rate:
+        return self.long if phase.uploads_per_connection == 0 else self.short
+
+    def integral(self, name: str, start_s: float, end_s: float) -> float:
+        """One field of Rate, summed over this stretch of time."""
+        total = 0.0
+        for phase in self.phases:
+            low = max(start_s, seconds(phase.start_ns))
+            high = min(end_s, self.until_s if phase.end_ns is None else seconds(phase.end_ns))
+            total += getattr(self.rate(phase), name) * max(0.0, high - low)
+        return total
+
+
+def mono(second: float) -> int:
+    return START_NS + round(second * NS)
+
+
+def seconds(mono_ns: int) -> float:
+    return (mono_ns - START_NS) / NS
+
+
+def stamp(second: float) -> dict[str, int]:
+    return {"mono_ns": mono(second), "wall_ns": WALL_NS + round(second * NS)}
+
+
+def write(folder: Path, scenario: Scenario | None = None, **changes: object) -> Path:
+    """A run folder at `folder`, of the default scenario with these changes."""
+    scenario = replace(scenario or Scenario(), **changes)
+    folder.mkdir(parents=True, exist_ok=True)
+    run_folder.write_whole(folder / run_folder.RUN, run_info(scenario))
+    append(folder / run_folder.UPLOADS, *uploads(scenario))
+    append(folder / run_folder.EVENTS, *events(scenario))
+    times = [t for t in np.arange(0.0, scenario.until_s + 1e-9, scenario.interval_s) if not _in_gap(scenario, t)]
+    append(folder / run_folder.PROCESSES, *(process_tick(scenario, float(t)) for t in times))
+    append(folder / run_folder.HOST, *(host_tick(scenario, float(t)) for t in times))
+    return folder
+
+
+def append(path: Path, *lines: msgspec.Struct) -> None:
+    with path.open("ab") as file:
+        file.writelines(msgspec.json.encode(line) + b"\n" for line in lines)
+
+
+def _in_gap(scenario: Scenario, t: float) -> bool:
+    gap = scenario.recorder_gap_s
+    return gap is not None and gap[0] <= t < gap[1]
+
+
+def run_info(scenario: Scenario) -> RunInfo:
+    options = {"workers": scenario.workers, "store": "/dev/shm/store", "accept": "per-worker"}
+    return RunInfo(
+        id=f"20260102T030405Z-{scenario.label}",
+        label=scenario.label,
+        command=["python", "-m", "loadtest", "run", "--label", scenario.label],
+        host="tcp://127.0.0.1:12345",
+        users=20,
+        load_options={"plan": "compare", "payloads": "mix", "wait": 0.01, "digest": True},
+        seed=7,
+        git_commit="0123456789abcdef0123456789abcdef01234567",
+        git_dirty=False,
+        environment={
+            "kernel": "Linux 6.18.0",
+            "cpu": "Some CPU @ 3 GHz",
+            "cores": 2,
+            "python": "3.11.2",
+            "governor": None,
+        },
+        started_mono_ns=START_NS,
+        started_wall_ns=WALL_NS,
+        server=ServerInfo(
+            pid=1000,
+            create_time=WALL_NS / NS - 3,
+            command=["python", "-m", "server", "--port", "12345"],
+            options=options,
+        )
+        if scenario.with_server
+        else None,
+        phases=scenario.phases,
+        ended=scenario.ended,
+    )
+
+
+# --- the load ---------------------------------------------------------------------------------------------------------
+
+
+@cache
+def uploads(scenario: Scenario) -> list[UploadsLine | HistogramsLine]:
+    random = np.random.default_rng(1)
+    lines: list[UploadsLine | HistogramsLine] = []
+    for phase in scenario.phases:
+        rate, start_s = scenario.rate(phase), seconds(phase.start_ns)
+        end_s = scenario.until_s if phase.end_ns is None else seconds(phase.end_ns)
+        small, large = histogram(), histogram()
+        for second in range(1, int(end_s - start_s) + 1):
+            count = round(rate.uploads * (1 + scenario.noise * random.standard_normal()))
+            few = round(count * (1 - SMALL_SHARE))
+            factor = float(np.exp(scenario.noise * random.standard_normal()))
+            fill(small, count - few, rate.latency_us * factor)
+            fill(large, few, rate.latency_us * factor * 5)
+            lines.append(
+                UploadsLine(
+                    **stamp(start_s + second),
+                    phase=phase.name,
+                    users=20,
+                    names={
+                        run_folder.upload_name(phase.mode, SMALL): second_of(
+                            count - few, SMALL, rate.latency_us * factor, scenario.failures_per_s
+                        ),
+                        run_folder.upload_name(phase.mode, LARGE): second_of(
+                            few, LARGE, rate.latency_us * factor * 5, 0
+                        ),
+                    },
+                )
+            )
+        names = {
+            run_folder.upload_name(phase.mode, size): {"transaction": found.encode().decode()}
+            for size, found in ((SMALL, small), (LARGE, large))
+        }
+        lines.append(HistogramsLine(**stamp(end_s), phase=phase.name, names=names))
+    return lines
+
+
+def histogram() -> HdrHistogram:
+    return HdrHistogram(1, 3_600_000_000, 3)
+
+
+def fill(into: HdrHistogram, count: int, typical_us: float) -> None:
+    """94 % at typical, 4 % at twice, the rest at three times, one at ten times of it."""
+    twice, thrice, tenfold = round(count * 0.04), round(count * 0.02), min(count, 1)
+    for factor, number in ((1, count - twice - thrice - tenfold), (2, twice), (3, thrice), (10, tenfold)):
+        if number > 0:
+            into.record_value(round(typical_us * factor), number)
+
+
+def second_of(count: int, size: int, typical_us: float, failures: int) -> SecondOfUploads:
+    return SecondOfUploads(
+        count=count,
+        bytes=count * size,
+        failures={"connection_lost": failures} if failures else {},
+        connections=count,
+        transaction_us=Percentiles(p50=typical_us, p95=typical_us * 2, p99=typical_us * 3, max=typical_us * 10),
+    )
+
+
+# --- the processes ----------------------------------------------------------------------------------------------------
+
+
+def worker_cpu(scenario: Scenario, start_s: float, end_s: float) -> float:
+    """What one worker costs over this stretch: its share in the phases, and 0.2 s for its start."""
+    return 0.2 + scenario.integral("worker_share", start_s, end_s)
+
+
+def server_total(scenario: Scenario, at_s: float) -> float:
+    """CPU of the whole server since its birth."""
+    total = 0.5 + scenario.supervisor_share * at_s + scenario.workers * worker_cpu(scenario, 0, at_s)
+    return total + (0.2 if scenario.killed_at_s is not None and at_s >= scenario.killed_at_s else 0.0)
+
+
+def process_tick(scenario: Scenario, t: float) -> ProcessTick:
+    processes = [
+        sample(30, "recorder", t, cpu_s=0.02 * t, uss=30 * MIB, born_s=-0.5),
+        sample(20, "load-master", t, cpu_s=1.0 + scenario.integral("load_share", 0, t), uss=90 * MIB, born_s=-2),
+    ]
+    if scenario.with_server:
+        processes += server_samples(scenario, t)
+    return ProcessTick(**stamp(t), processes=processes)
+
+
+def server_samples(scenario: Scenario, t: float) -> list[ProcessSample]:
+    killed_s = scenario.killed_at_s
+    dead = killed_s is not None and t >= killed_s
+    found = [
+        sample(
+            1000,
+            "server-master",
+            t,
+            cpu_s=0.5 + scenario.supervisor_share * t,
+            children_s=worker_cpu(scenario, 0, killed_s) if dead and killed_s is not None else 0.0,
+            uss=12 * MIB,
+            born_s=-3,
+        )
+    ]
+    for slot in range(scenario.workers):
+        if slot == 0 and dead and killed_s is not None:
+            cpu_s, pid, born_s = worker_cpu(scenario, killed_s, t), 2000, killed_s
+        else:
+            cpu_s, pid, born_s = worker_cpu(scenario, 0, t), 1001 + slot, -2.9
+        spread = 1 + scenario.noise * math.sin(t * (1 + slot / 7)) / (8 + 4 * max(0.0, t))
+        found.append(
+            sample(
+                pid,
+                "server-worker",
+                t,
+                slot=slot,
+                cpu_s=cpu_s * spread,
+                uss=(9 + slot / 8 + t / 40) * MIB,
+                born_s=born_s,
+            )
+        )
+    return found
+
+
+def sample(
+    pid: int,
+    role: Role,
+    t: float,
+    *,
+    cpu_s: float,
+    uss: float,
+    born_s: float,
+    children_s: float = 0.0,
+    slot: int | None = None,
+) -> ProcessSample:
+    """USS is on a slower tick than the rest: every other second."""
+    return ProcessSample(
+        pid=pid,
+        create_time=WALL_NS / NS + born_s,
+        role=role,
+        slot=slot,
+        cpu_user_s=cpu_s * 0.25,
+        cpu_system_s=cpu_s * 0.75,
+        children_user_s=children_s * 0.25,
+        children_system_s=children_s * 0.75,
+        rss_bytes=int(uss) + 20 * MIB,
+        uss_bytes=int(uss) if t % 2 == 0 else None,
+        threads=1,
+        fds=12,
+        voluntary_switches=int(1000 * t),
+        involuntary_switches=int(10 * t),
+    )
+
+
+def host_tick(scenario: Scenario, t: float) -> HostTick:
+    busy = 50.0 + scenario.integral("busy", 0, t)
+    core = {"nice": 0.0, "iowait": 7.0 + t, "irq": 0.0, "steal": 1.0}
+    stored = uploaded_until(scenario, t)
+    board = [
+        SlotCounters(
+            slot=slot,
+            pid=1001 + slot,
+            state="ready",
+            births=1,
+            connections_now=10,
+            connections_accepted=100,
+            uploads_stored=500 + (stored if slot == 0 else 0),
+            bytes_stored=0,
+            failures={},
+        )
+        for slot in range(scenario.workers)
+    ]
+    return HostTick(
+        **stamp(t),
+        cores=[
+            CoreTimes(user=busy * 0.25, system=busy * 0.5, idle=900 + t, softirq=busy * 0.25, **core),
+            CoreTimes(user=0.0, system=0.0, idle=1000 + t, softirq=0.0, **core),
+        ],
+        memory_total_bytes=8 << 30,
+        memory_available_bytes=5 << 30,
+        load_1min=0.5,
+        tcp_in_use=40,
+        tcp_time_wait=0,
+        scoreboard=board if scenario.with_server else None,
+    )
+
+
+def uploaded_until(scenario: Scenario, t: float) -> int:
+    return sum(
+        second.count
+        for line in uploads(scenario)
+        if isinstance(line, UploadsLine) and seconds(line.mono_ns) <= t
+        for second in line.names.values()
+    )
+
+
+def events(scenario: Scenario) -> list[Event]:
+    found = [
+        Event(**stamp(seconds(phase.start_ns)), source="load", kind="phase-started", text=f"phase {phase.name}")
+        for phase in scenario.phases
+    ]
+    killed_s = scenario.killed_at_s
+    if killed_s is not None:
+        cpu_s = worker_cpu(scenario, 0, killed_s)
+        found += [
+            Event(
+                **stamp(killed_s),
+                source="server",
+                kind="worker-ended",
+                text="worker 0 (pid 1001) was killed by signal 9",
+                details={"pid": 1001, "slot": 0, "cpu_user_s": cpu_s * 0.25, "cpu_system_s": cpu_s * 0.75},
+            ),
+            Event(
+                **stamp(killed_s + 0.05),
+                source="server",
+                kind="worker-replaced",
+                text="worker 0 started as pid 2000 in place of pid 1001",
+                details={"pid": 2000, "slot": 0, "replaces": 1001},
+            ),
+        ]
+    return found
