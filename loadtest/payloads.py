@@ -18,6 +18,7 @@ DEFAULT_MIX = "1KiB:10,4KiB:35,16KiB:25,64KiB:20,256KiB:8,1MiB:2"
 NAMES_PER_PAYLOAD = 8
 VARIANTS_PER_SIZE = 4
 MAX_TOTAL_BYTES = 1 << 30  # of memory, and so of what one copy of everything takes in the store
+MAX_WEIGHT = 1_000_000  # so that no sum of weights overflows
 
 _SEQUENCE_LENGTH = 1 << 14
 
@@ -78,8 +79,10 @@ def parse_mix(text: str) -> list[tuple[int, float]]:
             weight = float(weight_text) if colon else 1.0
         except ValueError:
             weight = -1.0
-        if not 0 < weight < float("inf"):
-            raise PayloadError(f"payloads: {weight_text!r} is not a weight: write a number above 0, such as 4KiB:70")
+        if not 0 < weight <= MAX_WEIGHT:
+            raise PayloadError(
+                f"payloads: {weight_text!r} is not a weight: write a number above 0 and up to {MAX_WEIGHT:,}, such as 4KiB:70"
+            )
         mix.append((size, weight))
     total = sum(size for size, _ in mix)
     if total > MAX_TOTAL_BYTES:

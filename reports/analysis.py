@@ -19,7 +19,7 @@ import binascii
 import math
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -930,47 +930,72 @@ def _timeline(evidence: _Evidence, tracks: Sequence[_Track], processes: Sequence
     )
 
 
-def _upload_curves(evidence: _Evidence) -> dict[str, Curve]:
-    """Uploads a second by mode, each point in the middle of its second, with a break between phases."""
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """The part of a phase that one line of uploads.jsonl speaks of."""
+
+    line: UploadsLine
+    phase: Phase
+    start_s: float
+    end_s: float
+    first: bool
+    """Of its phase."""
+
+    @property
+    def middle_s(self) -> float:
+        return (self.start_s + self.end_s) / 2
+
+
+def _spans(evidence: _Evidence) -> Iterator[_Span]:
+    """Every line that a rate can be read from.
+
+    Lines are written on a clock of their own, so a phase's first and last ones cover less than a second of it. What is
+    under 0.2 s would give a wild rate, and what came in after the end, none at all: neither is drawn.
+    """
     phases = {phase.name: phase for phase in evidence.run.phases}
-    points: dict[str, list[tuple[float, float]]] = defaultdict(list)
     until: dict[str, float] = {}
     for line in evidence.seconds:
         phase = phases.get(line.phase)
         if phase is None:
             continue
-        end_s = evidence.s(line.mono_ns)
-        start_s = until.get(phase.name, evidence.s(phase.start_ns))
-        uploads = sum(second.count for second in line.names.values())
-        # Stragglers after a phase's end, in a line of a few ms, would make a rate of their own: they are no second.
-        if end_s - start_s < 0.2:
-            continue
-        if phase.name not in until and points[phase.mode]:
-            points[phase.mode].append((start_s, math.nan))
-        points[phase.mode].append(((start_s + end_s) / 2, uploads / (end_s - start_s)))
-        until[phase.name] = end_s
-    return {mode: _curve(found) for mode, found in points.items() if found}
+        end_ns = line.mono_ns if phase.end_ns is None else min(line.mono_ns, phase.end_ns)
+        start_s, end_s = until.get(phase.name, evidence.s(phase.start_ns)), evidence.s(end_ns)
+        if end_s - start_s >= 0.2:
+            yield _Span(line, phase, start_s, end_s, phase.name not in until)
+        until[phase.name] = max(start_s, end_s)
+
+
+def _upload_curves(evidence: _Evidence) -> dict[str, Curve]:
+    """Uploads a second by mode, with a break between phases."""
+    points: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for span in _spans(evidence):
+        uploads = sum(second.count for second in span.line.names.values())
+        if span.first:
+            points[span.phase.mode].append((span.start_s, math.nan))
+        points[span.phase.mode].append((span.middle_s, uploads / (span.end_s - span.start_s)))
+    return {mode: _curve(found) for mode, found in points.items()}
 
 
 def _latency_curves(evidence: _Evidence) -> list[LatencyCurves]:
-    p50: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    p99: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    """Percentiles of each second as they were written, with a break between phases."""
+    points: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     uploads: Counter[str] = Counter()
-    phase_before: dict[str, str] = {}
-    for line in evidence.seconds:
-        t_s = evidence.s(line.mono_ns) - 0.5
-        for name, second in line.names.items():
+    for span in _spans(evidence):
+        for name, second in span.line.names.items():
             uploads[name] += second.count
-            if second.transaction_us is None:
-                continue
-            if phase_before.get(name, line.phase) != line.phase:
-                p50[name].append((t_s, math.nan))
-                p99[name].append((t_s, math.nan))
-            phase_before[name] = line.phase
-            p50[name].append((t_s, second.transaction_us.p50))
-            p99[name].append((t_s, second.transaction_us.p99))
+            if span.first:
+                points[name].append((span.start_s, math.nan, math.nan))
+            if second.transaction_us is not None:
+                points[name].append((span.middle_s, second.transaction_us.p50, second.transaction_us.p99))
     return [
-        LatencyCurves(*run_folder.split_name(name), uploads[name], _curve(p50[name]), _curve(p99[name])) for name in p50
+        LatencyCurves(
+            *run_folder.split_name(name),
+            uploads[name],
+            _curve([(t_s, p50) for t_s, p50, _ in found]),
+            _curve([(t_s, p99) for t_s, _, p99 in found]),
+        )
+        for name, found in points.items()
+        if uploads[name]
     ]
 
 

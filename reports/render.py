@@ -31,6 +31,7 @@ from bokeh.models import (
     LogTicker,
     NumeralTickFormatter,
     Range1d,
+    glyphs,
 )
 from bokeh.models.annotations import BoxAnnotation, Span
 from bokeh.models.renderers import DataRenderer
@@ -40,6 +41,7 @@ from markupsafe import Markup
 
 from reports import run_folder
 from reports.analysis import (
+    SHORTEST_PHASE_S,
     Analysis,
     Curve,
     Latency,
@@ -294,7 +296,7 @@ def _phase_table(phases: Sequence[PhaseSummary]) -> Table:
                 significant(phase.start_s),
                 significant(phase.duration_s),
                 _whole(phase.uploads),
-                significant(phase.uploads / phase.duration_s) if phase.duration_s else NONE,
+                significant(phase.uploads / phase.duration_s) if phase.duration_s >= SHORTEST_PHASE_S else NONE,
                 _whole(phase.connections),
                 *(NONE if s is None else percent(s) for s in (phase.busiest_worker_share, phase.generator_share)),
                 _failures(phase.failures),
@@ -400,10 +402,17 @@ def _facts(analysis: Analysis) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def _pairs(values: dict[str, Any]) -> list[tuple[str, str]]:
-    words: dict[object, str] = {None: "unknown", True: "yes", False: "no"}
-    return [
-        (key.replace("_", " "), words[v] if v is None or isinstance(v, bool) else str(v)) for key, v in values.items()
-    ]
+    """Names in words, but for those of the kernel's own settings, which have dots."""
+    names = [key if "." in key else key.removesuffix("_bytes").replace("_", " ") for key in values]
+    return [(name, _fact(key, value)) for name, (key, value) in zip(names, values.items(), strict=True)]
+
+
+def _fact(key: str, value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "unknown", True: "yes", False: "no"}[value]
+    if key.endswith("_bytes") and isinstance(value, int | float):
+        return f"{significant(value / (1 << 30))} GiB"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 # --- the timeline -----------------------------------------------------------------------------------------------------
@@ -559,8 +568,9 @@ def draw(analysis: Analysis, drawn: Sequence[Chart]) -> tuple[str, list[str]]:
         return "", []
     figures[-1].xaxis.axis_label = "seconds since the start of the run"
     document = Document()
-    for each in figures:
-        document.add_root(each)
+    with document.models.freeze():  # or every figure would have all models counted anew
+        for each in figures:
+            document.add_root(each)
     document.js_on_event(DocumentReady, CustomJS(code="socketswarmPaint()"))
     script, divs = components(figures)
     return script, list(divs)
@@ -574,7 +584,7 @@ def _figure(analysis: Analysis, chart: Chart, x_range: Range1d, crosshair: Span)
         y_axis_type="log" if chart.log else "linear",
         toolbar_location=None,
         tools=[],
-        min_border_left=58,
+        min_border_left=64,
         min_border_right=8,
         background_fill_alpha=0,
         border_fill_alpha=0,
@@ -583,7 +593,7 @@ def _figure(analysis: Analysis, chart: Chart, x_range: Range1d, crosshair: Span)
     _style_axes(plot, chart)
     _shade_phases(plot, analysis, chart)
     drawn = [_draw_line(plot, line) for line in chart.lines]
-    tooltips = [("", "$name"), ("", f"@y{{{chart.tick_format}}}"), ("at", "@x{0,0.0} s")]
+    tooltips = [("what", "$name"), ("is", f"@y{{{chart.tick_format}}}"), ("at", "@x{0,0.0} s")]
     plot.add_tools(HoverTool(renderers=drawn, tooltips=tooltips, line_policy="nearest"))
     _mark_events(plot, analysis)
     plot.add_tools(CrosshairTool(overlay=crosshair))
@@ -635,17 +645,9 @@ def _shade_phases(plot: figure, analysis: Analysis, chart: Chart) -> None:
         plot.add_layout(_paint(edge, line_color=colour))
         if phase.duration_s / (analysis.timeline.end_s or 1) * PHONE_PX < LETTER_PX * len(phase.name):
             continue
-        name = plot.text(
-            [phase.start_s],
-            [top],
-            [_plain(phase.name)],
-            text_font=value(FONT),
-            text_font_size="11px",
-            text_baseline="top",
-            x_offset=4,
-            y_offset=4,
-        )
-        _paint(name.glyph, text_color=colour)
+        source = ColumnDataSource({"x": [phase.start_s], "y": [top], "text": [_plain(phase.name)]})
+        name = glyphs.Text(text_font=value(FONT), text_font_size="11px", text_baseline="top", x_offset=4, y_offset=4)
+        plot.add_glyph(source, _paint(name, text_color=colour))
 
 
 def _highest(chart: Chart) -> float:
@@ -655,11 +657,11 @@ def _highest(chart: Chart) -> float:
 def _draw_line(plot: figure, line: Line) -> DataRenderer:
     if line.band:
         low, high = line.band
-        area = plot.varea(x=low.t_s, y1=low.values, y2=high.values, fill_alpha=0.25)
-        _paint(area.glyph, fill_color=line.key.colour)
+        area = ColumnDataSource({"x": low.t_s, "y1": low.values, "y2": high.values})
+        plot.add_glyph(area, _paint(glyphs.VArea(fill_alpha=0.25), fill_color=line.key.colour))
     source = ColumnDataSource({"x": line.curve.t_s, "y": line.curve.values})
-    drawn = plot.line("x", "y", source=source, line_width=line.width, line_dash=line.key.dash, line_join="round")
-    _paint(drawn.glyph, line_color=line.key.colour)
+    glyph = glyphs.Line(line_width=line.width, line_dash=line.key.dash, line_join="round")
+    drawn = plot.add_glyph(source, _paint(glyph, line_color=line.key.colour))
     drawn.name = line.key.label
     return drawn
 
@@ -669,9 +671,8 @@ def _mark_events(plot: figure, analysis: Analysis) -> None:
     if not events:
         return
     source = ColumnDataSource({"x": [analysis.seconds(e) for e in events], "text": [_plain(e.text) for e in events]})
-    marks = plot.vspan(x="x", source=source, line_width=1.2, line_dash=[2, 3])
-    _paint(marks.glyph, line_color="bad")
-    tooltips = [("", "@text"), ("at", "@x{0,0.0} s")]
+    marks = plot.add_glyph(source, _paint(glyphs.VSpan(line_width=1.2, line_dash=[2, 3]), line_color="bad"))
+    tooltips = [("what", "@text"), ("at", "@x{0,0.0} s")]
     plot.add_tools(HoverTool(renderers=[marks], tooltips=tooltips))
 
 

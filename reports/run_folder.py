@@ -20,7 +20,7 @@ Rules:
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -263,8 +263,9 @@ def split_name(name: str) -> tuple[str, str]:
 
 def new_run_id(label: str, now: datetime | None = None) -> str:
     """`<UTC time>-<label>`, which sorts by time and is a safe folder name."""
-    safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in label)[:60] or "run"
-    return f"{(now or datetime.now(UTC)):%Y%m%dT%H%M%SZ}-{safe}"
+    safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in label)
+    short = safe.encode()[:60].decode(errors="ignore") or "run"  # file systems count bytes
+    return f"{(now or datetime.now(UTC)):%Y%m%dT%H%M%SZ}-{short}"
 
 
 def create(path: Path) -> Path:
@@ -309,32 +310,44 @@ def read_run(folder: Path) -> RunInfo:
     """run.json. RunFolderError when it is missing, broken, or of a schema this version does not know."""
     path = folder / RUN
     try:
-        run = msgspec.json.decode(path.read_bytes(), type=RunInfo)
+        data = path.read_bytes()
+        version = msgspec.json.decode(data, type=_AnySchema).schema_version
+        if version != SCHEMA_VERSION:  # before the rest, which may have other fields
+            raise RunFolderError(f"{path} has schema {version}; this version reads {SCHEMA_VERSION}")
+        return msgspec.json.decode(data, type=RunInfo)
     except FileNotFoundError:
         raise RunFolderError(f"{folder} is not a run folder: it has no {RUN}") from None
     except (OSError, msgspec.DecodeError) as error:
         raise RunFolderError(f"{path} cannot be read: {error}") from error
-    if run.schema_version != SCHEMA_VERSION:
-        raise RunFolderError(f"{path} has schema {run.schema_version}; this version reads {SCHEMA_VERSION}")
-    return run
+
+
+class _AnySchema(msgspec.Struct):
+    """What run.json has in every version."""
+
+    schema_version: int = SCHEMA_VERSION
 
 
 T = TypeVar("T")
 
 
 def _lines(path: Path, decoder: "msgspec.json.Decoder[T]") -> Iterator[T]:
-    """Decoded lines of a file; none when it is missing. A torn line is skipped: a kill leaves one at the end, and a
-    writer that was restarted after a kill goes on behind it."""
+    """Decoded lines of a file; none when it is missing."""
     try:
         file = path.open("rb")
     except FileNotFoundError:
         return
     with file:
-        for line in file:
-            try:
-                yield decoder.decode(line)
-            except msgspec.DecodeError:
-                continue
+        yield from _decoded(file, decoder)
+
+
+def _decoded(lines: Iterable[bytes], decoder: "msgspec.json.Decoder[T]") -> Iterator[T]:
+    """Each line that can be read. A torn one is skipped: a kill leaves one at the end, and a writer that was restarted
+    after a kill goes on behind it."""
+    for line in lines:
+        try:
+            yield decoder.decode(line)
+        except msgspec.DecodeError:
+            continue
 
 
 def read_processes(folder: Path) -> Iterator[ProcessTick]:
@@ -371,5 +384,5 @@ class UploadsTail:
             return []
         whole = data[: data.rfind(b"\n") + 1]
         self._position += len(whole)
-        lines = (self._decoder.decode(line) for line in whole.splitlines())
+        lines = _decoded(whole.splitlines(), self._decoder)
         return [line for line in lines if isinstance(line, UploadsLine)]

@@ -23,6 +23,7 @@ import hashlib
 import hmac
 import json
 import re
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NoReturn
@@ -32,6 +33,7 @@ import xxhash
 from msgspec import UNSET, UnsetType
 
 LENGTH_BYTES = 4
+_LENGTH = struct.Struct("<I")
 MAX_REPLY_BYTES = 64 << 10
 MAX_NAME_BYTES = 255
 
@@ -152,11 +154,11 @@ _KNOWN_KEYS = frozenset(UploadHeader.__struct_fields__)
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
-def decode_header(raw: bytes) -> UploadHeader:
+def decode_header(raw: bytes | memoryview) -> UploadHeader:
     """The header in `raw`. RemoteProtocolError `bad_header` when it is not UTF-8, not JSON, has wrong types, lacks a
     key, or gives a known key twice."""
     try:
-        text = raw.decode()
+        text = str(raw, "utf-8")
         header = _header_decoder.decode(text)
     except RecursionError:
         raise RemoteProtocolError("bad_header", "the header is nested too deeply") from None
@@ -168,7 +170,7 @@ def decode_header(raw: bytes) -> UploadHeader:
         raise RemoteProtocolError("bad_header", f"the header is not as it should be: {error}") from None
     if header.file_size < 0:
         raise RemoteProtocolError("bad_header", f"file_size is negative: {header.file_size}")
-    if raw.count(b":") != _colons(header) or b"\\" in raw:
+    if text.count(":") != _colons(header) or "\\" in text:
         _refuse_duplicate_keys(text)
     return header
 
@@ -285,6 +287,28 @@ class ServerConnection:
             if not self._remaining:
                 yield _COMPLETE
 
+    def take_whole(self, view: memoryview) -> tuple[UploadStarted, memoryview, memoryview] | None:
+        """The shortcut for what nearly every small upload is: one frame, without a digest to check,
+        that begins and ends in `view`.
+
+        Returns what its three events would say, as (UploadStarted, body, rest of the view), or None, and then nothing
+        has happened: feed the same view to `receive_data`, which also raises what is to be raised. Saves a generator
+        and two events, 4 of 9 µs.
+        """
+        if self._remaining or self._partial is not None or self._finished or len(view) <= LENGTH_BYTES:
+            return None
+        start: int = LENGTH_BYTES + _LENGTH.unpack_from(view)[0]
+        if start > len(view) or not LENGTH_BYTES < start <= LENGTH_BYTES + self._limits.max_header_size:
+            return None
+        try:
+            started = self._accept(view[LENGTH_BYTES:start])
+        except RemoteProtocolError:
+            return None
+        end = start + started.header.file_size
+        if end > len(view) or started.header.digest is not UNSET:
+            return None
+        return started, view[start:end], view[end:]
+
     def receive_eof(self) -> None:
         """The peer will send no more. RemoteProtocolError `truncated` when that is in the middle of an upload."""
         finished, self._finished = self._finished, True
@@ -332,23 +356,23 @@ class ServerConnection:
 
     def _start(self, raw: bytes) -> UploadStarted:
         try:
-            header = decode_header(raw)
-            self._authorize(header)
-            name = safe_file_name(header.file_name)
-            if header.file_size > self._limits.max_file_size:
-                limit = self._limits.max_file_size
-                raise RemoteProtocolError(
-                    "too_large", f"file_size is {header.file_size}, over the limit of {limit} bytes"
-                )
+            return self._accept(raw)
         except RemoteProtocolError:
             self._finished = True
             raise
+
+    def _accept(self, raw: bytes | memoryview) -> UploadStarted:
+        header = decode_header(raw)
+        if self._limits.token is not None:
+            self._authorize(header, self._limits.token)
+        name = safe_file_name(header.file_name)
+        if header.file_size > self._limits.max_file_size:
+            limit = self._limits.max_file_size
+            raise RemoteProtocolError("too_large", f"file_size is {header.file_size}, over the limit of {limit} bytes")
         return UploadStarted(header, name)
 
-    def _authorize(self, header: UploadHeader) -> None:
-        expected = self._limits.token
-        if expected is None:
-            return
+    @staticmethod
+    def _authorize(header: UploadHeader, expected: str) -> None:
         if header.token is UNSET:
             raise RemoteProtocolError("unauthorized", "the server wants a token")
         if not hmac.compare_digest(header.token.encode(), expected.encode()):

@@ -41,9 +41,11 @@ class Incoming(Protocol):
 
 
 class Store(Protocol):
-    """Takes files. `begin` raises StoreError when the name or the store refuses."""
+    """Takes files: in pieces with `begin`, or in one with `put`. Both raise StoreError when the name or the store
+    refuses."""
 
     def begin(self, file_name: str) -> Incoming: ...
+    def put(self, file_name: str, content: memoryview) -> None: ...
 
 
 class _DiscardedFile:
@@ -59,6 +61,8 @@ class DiscardStore:
 
     def begin(self, file_name: str) -> Incoming:
         return self._file
+
+    def put(self, file_name: str, content: memoryview) -> None: ...
 
 
 class FileStore:
@@ -80,6 +84,37 @@ class FileStore:
         except OSError as error:
             raise _store_error(error) from error
         return _IncomingFile(self, file_name, temporary, fd)
+
+    def put(self, file_name: str, content: memoryview) -> None:
+        """Store a file whose bytes are all at hand. As `begin`, `write` and `commit`, without an object in between."""
+        if file_name == INCOMING:
+            raise StoreError("name_rejected", f"{INCOMING} is the store's own")
+        self._count += 1
+        temporary = str(self._count)
+        try:
+            fd = os.open(temporary, _OPEN_TEMPORARY, 0o600, dir_fd=self.incoming_fd)
+            try:
+                written = os.write(fd, content)
+            finally:
+                os.close(fd)
+            if written == len(content):
+                os.rename(temporary, file_name.encode(), src_dir_fd=self.incoming_fd, dst_dir_fd=self.root_fd)
+                return
+        except IsADirectoryError:
+            error = StoreError("name_rejected", f"{file_name!r} is a folder in the store")
+        except OSError as failed:
+            error = _store_error(failed)
+        else:
+            error = StoreError("no_space", "the store took only a part of the file")
+        self.remove(temporary)
+        raise error
+
+    def remove(self, temporary: str) -> None:
+        """Remove a temporary file; what cannot be removed the supervisor does when this worker is gone."""
+        try:
+            os.unlink(temporary, dir_fd=self.incoming_fd)
+        except OSError:
+            pass
 
     def close(self) -> None:
         os.close(self.root_fd)
@@ -119,10 +154,7 @@ class _IncomingFile:
             self._close()
         except OSError:
             pass
-        try:
-            os.unlink(self._temporary, dir_fd=self._store.incoming_fd)
-        except OSError:
-            pass  # the supervisor empties the slot's folder when this worker is gone
+        self._store.remove(self._temporary)
 
     def _close(self) -> None:
         fd, self._fd = self._fd, -1

@@ -16,12 +16,13 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 
 import uvloop
 
 from server import scoreboard
 from server.config import ServerConfig
-from server.connection import Connection, WorkerContext
+from server.connection import Connection, WorkerContext, serve_at_once
 from server.protocol import Limits
 from server.storage import DiscardStore, FileStore, Store
 
@@ -85,12 +86,17 @@ class Worker:
                     self._pause_accepting(error)
                     return
                 continue  # that client is gone already (ECONNABORTED and the like)
-            task = self._loop.create_task(self._loop.connect_accepted_socket(self._connection, client))
-            self._opening.add(task)
-            task.add_done_callback(self._opened)
+            received: bytes | None = b""
+            if len(self._context.connections) < self._context.max_connections:
+                received = serve_at_once(self._context, client)
+            if received is not None:
+                self._open(client, received)
 
-    def _connection(self) -> Connection:
-        return Connection(self._context)
+    def _open(self, client: socket.socket, received: bytes) -> None:
+        factory = partial(Connection, self._context, received)
+        task = self._loop.create_task(self._loop.connect_accepted_socket(factory, client))
+        self._opening.add(task)
+        task.add_done_callback(self._opened)
 
     def _opened(self, task: asyncio.Task[object]) -> None:
         self._opening.discard(task)

@@ -13,12 +13,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from server import ports
+from server import ports, scoreboard
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 20.0
@@ -149,10 +148,13 @@ def start() -> Iterator[Start]:
 @pytest.fixture
 def real_server() -> Iterator[Program]:
     program = Program(sys.executable, "-m", "server", "--port", "0", "--workers", "4", "--discard")
-    assert program.line.startswith("listening on "), program.line
-    program.words = [program.words[2].rpartition(":")[2]]
-    yield program
-    program.end()
+    try:
+        assert program.line.startswith("listening on "), program.line
+        program.words = [program.words[2].rpartition(":")[2]]
+        yield program
+    finally:
+        program.end()
+    scoreboard.remove_runtime_folder(scoreboard.runtime_root(os.geteuid()) / str(program.pid))  # KILL leaves it behind
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -420,9 +422,9 @@ def test_a_pid_reused_between_look_and_signal_is_left_alone(start: Start, monkey
     [holding] = ports.look([server.port])
     [seen] = [process for process in holding.processes if process.pid == server.pid]
     # The pid of the supervisor now names the bystander: start time and sockets are still those that were seen.
-    reused = replace(seen, pid=bystander.pid)
-    stale = replace(holding, processes=(reused,))
-    monkeypatch.setattr(ports, "look", lambda *_: [stale])
+    reused = seen._replace(pid=bystander.pid)
+    stale = holding._replace(processes=(reused,))
+    monkeypatch.setattr(ports, "_look_closely", lambda *_: [stale])
     [result] = ports.release([server.port], ports.Orders(grace_s=0.1, force=True), say=lambda _: None)
     assert "had gone before it was signalled" in result.lines[0]
     assert bystander.process.poll() is None
@@ -433,7 +435,7 @@ def test_a_process_that_let_go_of_the_port_is_not_signalled(start: Start) -> Non
     bystander = start("import signal; print('0', flush=True); signal.pause()")
     process = ports._process(bystander.pid)
     assert process is not None
-    assert not ports._signal(replace(process, inodes=frozenset({1})), signal.SIGKILL)
+    assert not ports._signal(process._replace(links=frozenset({"socket:[1]"})), signal.SIGKILL)
     assert bystander.process.poll() is None
 
 
@@ -460,7 +462,7 @@ def test_a_listener_whose_owner_cannot_be_seen_is_reported_as_that(start: Start)
 
 def run_as_nobody(*arguments: object) -> subprocess.CompletedProcess[str]:
     """As `run`, but another user: everything is imported before the user changes, who may not read our folder."""
-    code = "import locale, os; from server.ports import cli; import server.scoreboard; os.setuid(65534); cli()"
+    code = "import locale, os, sys; from server import ports, scoreboard; os.setuid(65534); sys.exit(ports.main())"
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         cwd=ROOT,
@@ -521,6 +523,55 @@ def test_a_client_calling_out_from_the_port_is_a_client(start: Start) -> None:
         assert roles(caller.port)[caller.pid] == "client"
         run("release", caller.port, "--include-accepted", "--force", "--any-user")
         assert caller.process.poll() is None
+
+
+def test_both_ways_to_ask_the_kernel_agree(start: Start) -> None:
+    server = start(PREFORK)
+    start(CLIENTS, server.port, 3)
+    asked = [row._replace(local=row.local[:4]) for row in ports._rows([server.port], udp=False)]
+    assert len(asked) == 7  # a listener, and both ends of three connections
+    assert sorted(asked) == sorted(ports._listed([server.port], "tcp"))
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y\n", ports.FREE), ("\n", ports.REFUSED), ("no\n", ports.REFUSED)])
+def test_at_a_terminal_a_person_is_asked(start: Start, answer: str, code: int) -> None:
+    server = start(LISTEN + "listener, port = listen(); ready(port); wait()")
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "server.ports", "release", str(server.port)]
+    with ExitStack() as stack:
+        person = stack.enter_context(open(ours, "r+b", buffering=0))
+        with open(theirs, "r+b", buffering=0) as terminal:
+            helper = subprocess.Popen(command, cwd=ROOT, stdin=terminal, stdout=subprocess.DEVNULL, stderr=terminal)
+        stack.enter_context(helper)
+        stack.callback(helper.kill)
+        question = b""
+        while not question.endswith(b"[y/N] "):
+            question += person.read(1024)
+        assert f"pid {server.pid} (".encode() in question
+        person.write(answer.encode())
+        assert helper.wait(timeout=DEADLINE_S) == code
+    assert (server.process.poll() is None) == (code == ports.REFUSED)
+
+
+def test_a_process_that_must_not_be_signalled_is_a_refusal(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = start(PREFORK)
+
+    def forbidden(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(signal, "pidfd_send_signal", forbidden)
+    [result] = ports.release([server.port], ports.Orders(force=True), say=lambda _: None)
+    assert result.code == ports.REFUSED
+    assert "Operation not permitted" in result.lines[0]
+    assert server.process.poll() is None
+
+
+def test_init_is_never_signalled() -> None:
+    """Whatever is allowed otherwise: the guard that cannot be switched off."""
+    process = ports._process(1)
+    assert process is not None
+    everything = ports.Orders(any_user=True, force=True, include_accepted=True)
+    assert "is init" in str(ports._never(process, everything, ourselves=()))
 
 
 @pytest.mark.parametrize("wrong", ["0", "65536", "12x", "9-8", "-1", ""])

@@ -1,0 +1,161 @@
+"""The benches' sender: replays prebuilt bytes over many connections and counts replies. Not a load generator: it does
+nothing but what keeps a server busy, so that the server is what is measured.
+
+    python raw_sender.py --port P --wire framed|http --connections 50 --size 4096 --seconds 1
+
+A closed loop on epoll: each connection sends its next frame as soon as the last one was answered. Prints one JSON
+object: uploads, seconds, sender_cpu (share of its core; over 0.8 the sender may have been the limit).
+"""
+
+import argparse
+import json
+import select
+import socket
+import time
+
+
+def framed(name: str, body: bytes, close: bool) -> bytes:
+    header = json.dumps(
+        {"file_size": len(body), "file_name": name, "connection": "close" if close else "keep-alive"}
+    ).encode()
+    return len(header).to_bytes(4, "little") + header + body
+
+
+def http_put(name: str, body: bytes, close: bool) -> bytes:
+    connection = "close" if close else "keep-alive"
+    head = f"PUT /{name} HTTP/1.1\r\nHost: bench\r\nContent-Length: {len(body)}\r\nConnection: {connection}\r\n\r\n"
+    return head.encode() + body
+
+
+def framed_ok(reply: bytes) -> bool:
+    """Whether this is a whole reply; anything but a stored upload ends the bench."""
+    if len(reply) < 4 or len(reply) < 4 + int.from_bytes(reply[:4], "little"):
+        return False
+    if b'"status":"stored"' not in reply:
+        raise SystemExit(f"refused: {reply!r}")
+    return True
+
+
+def http_ok(reply: bytes) -> bool:
+    if not reply.endswith(b"\r\n\r\n"):
+        return False
+    if not reply.startswith((b"HTTP/1.1 201", b"HTTP/1.1 204")):
+        raise SystemExit(f"refused: {reply!r}")
+    return True
+
+
+class Sender:
+    """`connections` sockets to one port, each with its own frames, sent in turn."""
+
+    def __init__(self, port: int, frames: list[list[bytes]], whole, close: bool) -> None:
+        self._address = ("127.0.0.1", port)
+        self._frames, self._whole, self._close = frames, whole, close
+        self._next = [0] * len(frames)
+        self._unsent = [b""] * len(frames)
+        self._reply = [b""] * len(frames)
+        self._epoll = select.epoll()
+        self._by_fd: dict[int, int] = {}
+        self._sockets: list[socket.socket | None] = [None] * len(frames)
+        self.uploads = 0
+
+    def run(self, seconds: float) -> float:
+        """Send for about `seconds`; returns how long it really was."""
+        start = time.perf_counter()
+        for index in range(len(self._frames)):
+            self._connect(index)
+        end = start + seconds
+        while time.perf_counter() < end:
+            for fd, event in self._epoll.poll(1.0):
+                index = self._by_fd[fd]
+                if event & select.EPOLLIN:
+                    self._receive(index)
+                elif event & select.EPOLLOUT:
+                    self._send(index)
+        elapsed = time.perf_counter() - start
+        for sock in self._sockets:
+            sock.close()
+        self._epoll.close()
+        return elapsed
+
+    def _connect(self, index: int) -> None:
+        sock = socket.create_connection(self._address)
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._sockets[index] = sock
+        self._by_fd[sock.fileno()] = index
+        self._epoll.register(sock.fileno(), select.EPOLLIN)
+        self._start(index)
+
+    def _start(self, index: int) -> None:
+        frames = self._frames[index]
+        frame = frames[self._next[index]]
+        self._next[index] = (self._next[index] + 1) % len(frames)
+        sent = self._sockets[index].send(frame)
+        if sent < len(frame):
+            self._unsent[index] = memoryview(frame)[sent:]
+            self._epoll.modify(self._sockets[index].fileno(), select.EPOLLIN | select.EPOLLOUT)
+
+    def _send(self, index: int) -> None:
+        try:
+            sent = self._sockets[index].send(self._unsent[index])
+        except BlockingIOError:
+            return
+        self._unsent[index] = self._unsent[index][sent:]
+        if not self._unsent[index]:
+            self._epoll.modify(self._sockets[index].fileno(), select.EPOLLIN)
+
+    def _receive(self, index: int) -> None:
+        data = self._sockets[index].recv(65536)
+        if not data:
+            if not self._close:
+                raise SystemExit("the server closed a keep-alive connection")
+            self._reconnect(index)
+            return
+        reply = self._reply[index] + data
+        if not self._whole(reply):
+            self._reply[index] = reply
+            return
+        self._reply[index] = b""
+        self.uploads += 1
+        if not self._close:
+            self._start(index)
+
+    def _reconnect(self, index: int) -> None:
+        sock = self._sockets[index]
+        self._epoll.unregister(sock.fileno())
+        del self._by_fd[sock.fileno()]
+        sock.close()
+        self._connect(index)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--wire", choices=("framed", "http"), required=True)
+    parser.add_argument("--connections", type=int, default=50)
+    parser.add_argument("--size", type=int, default=4096)
+    parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--close", action="store_true")
+    options = parser.parse_args()
+    build, whole = (framed, framed_ok) if options.wire == "framed" else (http_put, http_ok)
+    body = bytes(range(256)) * (options.size // 256 + 1)
+    frames = [
+        [build(f"bench-{index}-{i}.bin", body[: options.size], options.close) for i in range(4)]
+        for index in range(options.connections)
+    ]
+    cpu = time.process_time()
+    sender = Sender(options.port, frames, whole, options.close)
+    elapsed = sender.run(options.seconds)
+    print(
+        json.dumps(
+            {
+                "uploads": sender.uploads,
+                "seconds": elapsed,
+                "sender_cpu": (time.process_time() - cpu) / elapsed,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+"""The real server for tests, and a plain client to talk to it.
+
+`running()` starts `python -m server --port 0` as a process of its own, and makes every test that uses it a test of the
+end as well: exit code, no process left, runtime folder gone, no temporary file left.
+
+`Client` is a blocking socket joined to `protocol.ClientConnection`: what it sends is framed by the same code that real
+clients use, and `sock` is there for whoever wants to send something else.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from server import scoreboard
+from server.protocol import ClientConnection, Reply, UploadHeader
+from server.scoreboard import Scoreboard, ServerState, SlotView
+
+ROOT = Path(__file__).parents[1]
+DEADLINE_S = 30.0
+
+T = TypeVar("T")
+
+
+def eventually(condition: Callable[[], T], what: str) -> T:
+    """The first true value of `condition()`; AssertionError naming `what` when the deadline passes without one."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not in time: {what}"
+        time.sleep(0.005)
+    return value
+
+
+def all_pids() -> set[int]:
+    return {int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()}
+
+
+def session(leader: int) -> set[int]:
+    """Pids of all living processes in the session that `leader` made; zombies count as dead."""
+    return {pid for pid in all_pids() if _session_of(pid) == leader}
+
+
+def _session_of(pid: int) -> int | None:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = text[text.rindex(")") + 2 :].split()
+    return None if fields[0] == "Z" else int(fields[3])
+
+
+@dataclass
+class Server:
+    """A running server. `line` is what it printed when it was ready; `store` is None when it discards."""
+
+    process: "subprocess.Popen[str]"
+    store: Path | None
+    log: IO[str]
+    line: str = ""
+    port: int = 0
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def folder(self) -> Path:
+        """Its runtime folder."""
+        return scoreboard.runtime_root(os.geteuid()) / str(self.pid)
+
+    def state(self) -> ServerState:
+        state = scoreboard.read_state(self.pid)
+        assert state is not None, "the server publishes no state"
+        return state
+
+    def slots(self) -> list[SlotView]:
+        board = Scoreboard.open(self.folder / scoreboard.SCOREBOARD_FILE)
+        try:
+            return list(board.read())
+        finally:
+            board.close()
+
+    def workers(self) -> list[int]:
+        """Pids of the workers that are ready, by slot."""
+        return [slot.pid for slot in self.slots() if slot.state == "ready"]
+
+    def failures(self) -> dict[str, int]:
+        """Failed uploads by code, of all slots."""
+        counts: dict[str, int] = {}
+        for slot in self.slots():
+            for code, count in slot.failures.items():
+                counts[code] = counts.get(code, 0) + count
+        return counts
+
+    def stored(self) -> int:
+        """How many uploads were stored, by all slots."""
+        return sum(slot.uploads_stored for slot in self.slots())
+
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / scoreboard.EVENTS_FILE).read_text().splitlines()]
+
+    def files(self) -> dict[str, int]:
+        """Size by name of what is visible in the store."""
+        assert self.store is not None
+        return {entry.name: entry.lstat().st_size for entry in self.store.iterdir() if entry.name != ".incoming"}
+
+    def temporary_files(self) -> list[Path]:
+        return [] if self.store is None else sorted(self.store.glob(".incoming/*/*"))
+
+    def messages(self) -> str:
+        """What it has written to stderr so far."""
+        self.log.seek(0)
+        return self.log.read()
+
+    def wait(self) -> int:
+        """Wait for its end; returns the exit code."""
+        try:
+            return self.process.wait(DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the server did not end:\n{self.messages()}") from None
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send it a signal, as often as asked, and wait for its end; returns the exit code."""
+        self.process.send_signal(number)
+        return self.wait()
+
+
+@contextmanager
+def running(
+    *options: object,
+    store: Path | None = None,
+    workers: int = 1,
+    prefix: Sequence[str] = (),
+    exit_code: int = 0,
+) -> Iterator[Server]:
+    """A server that is ready. Without `store` it discards. `prefix` is a command that becomes it, such as `prlimit`.
+
+    At the end it is told to stop, unless it has ended already, and everything it should have cleaned up is checked.
+    With `exit_code` -9 (the test kills it) its runtime folder is nobody's duty and is removed here.
+    """
+    where = ["--discard"] if store is None else ["--store", str(store)]
+    command = [*prefix, sys.executable, "-m", "server", "--port", "0", "--workers", str(workers), *where]
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            [*command, *map(str, options)],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
+        server = Server(process, store, log)
+        try:
+            assert process.stdout is not None
+            server.line = process.stdout.readline()
+            assert server.line.startswith("listening on "), f"it printed {server.line!r}:\n{server.messages()}"
+            server.port = int(server.line.split()[2].rpartition(":")[2])
+            yield server
+            if process.poll() is None:
+                process.terminate()
+            _check_end(server, exit_code)
+        finally:
+            _end_by_force(server)
+
+
+def _check_end(server: Server, exit_code: int) -> None:
+    assert server.wait() == exit_code, server.messages()
+    eventually(lambda: not session(server.pid), "every process of the server is gone")
+    if exit_code != -signal.SIGKILL:
+        assert not server.folder.exists()
+        assert server.temporary_files() == []
+    assert "Traceback" not in server.messages()
+
+
+def _end_by_force(server: Server) -> None:
+    """Whatever a failed test left: nothing may outlive it."""
+
+    def gone() -> bool:
+        for pid in session(server.pid):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        return not session(server.pid)
+
+    eventually(gone, "the server is dead")
+    server.process.wait()
+    assert server.process.stdout is not None
+    server.process.stdout.close()
+    shutil.rmtree(server.folder, ignore_errors=True)
+
+
+class Client:
+    """A blocking client; a context manager that closes its socket."""
+
+    def __init__(self, port: int, *, receive_buffer_bytes: int | None = None, timeout_s: float = DEADLINE_S) -> None:
+        self.sock = socket.socket()
+        self.sock.settimeout(timeout_s)
+        if receive_buffer_bytes is not None:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
+        try:
+            self.sock.connect(("127.0.0.1", port))
+        except OSError:
+            self.sock.close()
+            raise
+        self.connection = ClientConnection()
+        self._replies: deque[Reply] = deque()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+
+    def send(self, body: bytes = b"", file_name: str = "file", **header: Any) -> None:
+        """Send one upload, without waiting for its reply."""
+        self.send_header(len(body), file_name, **header)
+        self.sock.sendall(body)
+
+    def send_header(self, file_size: int, file_name: str = "file", **header: Any) -> None:
+        """Send the length and the header of an upload; its body is the caller's."""
+        self.sock.sendall(self.connection.send_upload(UploadHeader(file_size, file_name, **header)))
+
+    def reply(self) -> Reply:
+        """The next reply. RemoteProtocolError `connection_lost` when the server closes instead."""
+        while not self._replies:
+            data = self.sock.recv(1 << 16)
+            if not data:
+                self.connection.receive_eof()
+                raise AssertionError("the server closed, and no reply was outstanding")
+            self._replies.extend(self.connection.receive_data(data))
+        return self._replies.popleft()
+
+    def upload(self, body: bytes = b"", file_name: str = "file", **header: Any) -> Reply:
+        self.send(body, file_name, **header)
+        return self.reply()
+
+    def half_close(self) -> None:
+        self.sock.shutdown(socket.SHUT_WR)
+
+    def expect_eof(self) -> None:
+        """The server has nothing more to say and closes, without a reset."""
+        assert not self._replies
+        assert self.sock.recv(1) == b""
+
+
+def upload(port: int, body: bytes = b"", file_name: str = "file", **header: Any) -> Reply:
+    """One upload over a connection of its own."""
+    with Client(port) as client:
+        return client.upload(body, file_name, connection="close", **header)

@@ -1,0 +1,214 @@
+"""What is uploaded: the same sequence for the same seed, names from a bounded set, and one clear sentence for a mistake."""
+
+import errno
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loadtest import payloads
+from loadtest.payloads import MAX_TOTAL_BYTES, NAMES_PER_PAYLOAD, VARIANTS_PER_SIZE, PayloadError, parse_mix
+from server.protocol import digest_of
+
+MIX = [(1000, 3.0), (4000, 1.0)]
+
+
+def small_set(seed=1, with_digests=True):
+    return payloads.generated(MIX, seed, with_digests=with_digests)
+
+
+def sequence(chosen, users=3, uploads=200):
+    """What these users send, as plain values."""
+    picks = (chosen.pick(user, upload) for user in range(users) for upload in range(uploads))
+    return [(name, payload.size_bytes, payload.digest()) for payload, name in picks]
+
+
+# ── the mix ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_mixes():
+    assert parse_mix("4KiB:70,64KiB:25, 1MiB:5") == [(4096, 70.0), (65536, 25.0), (1 << 20, 5.0)]
+    assert parse_mix("4k") == [(4096, 1.0)]
+    assert parse_mix("0:0.5,1:1e3") == [(0, 0.5), (1, 1000.0)]
+    assert sum(weight for _, weight in parse_mix(payloads.DEFAULT_MIX)) == 100
+
+
+@pytest.mark.parametrize(
+    "text", ["4KX", "", ",", "4KiB,", ":5", "-1", "1.5", "KiB", "9" * 400, "4 KiB KiB", "nan", "1TiB"]
+)
+def test_bad_sizes(text):
+    with pytest.raises(PayloadError, match=r"^payloads: .* is not a size: write bytes, or a number with KiB"):
+        parse_mix(text)
+
+
+@pytest.mark.parametrize("weight", ["", "-1", "0", "x", "nan", "NaN", "inf", "1e999", "1:2", "1e308"])
+def test_bad_weights(weight):
+    with pytest.raises(PayloadError, match=r"is not a weight: write a number .*, such as 4KiB:70$"):
+        parse_mix(f"4KiB:{weight}")
+
+
+@pytest.mark.parametrize("text", ["1025MiB", "1GiB,1", "600MiB:1,600MiB:1"])
+def test_too_much(text):
+    with pytest.raises(PayloadError, match=r"^payloads: .*in all, over 1 GiB of memory$"):
+        parse_mix(text)
+
+
+@given(st.text(st.sampled_from("0123456789.:,kKMGiB e-+_xinfa"), max_size=20) | st.text())
+def test_any_text_is_a_mix_or_a_payload_error(text):
+    try:
+        mix = parse_mix(text)
+    except PayloadError:
+        return
+    assert len(mix) == text.count(",") + 1
+    assert sum(size for size, _ in mix) <= MAX_TOTAL_BYTES
+    assert all(weight > 0 for _, weight in mix)
+
+
+# ── generated payloads ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_same_seed_gives_the_same_sequence():
+    assert sequence(small_set()) == sequence(small_set())
+    assert sequence(small_set()) != sequence(small_set(seed=2))
+
+
+def test_another_process_sends_the_same():
+    script = "from loadtest import payloads as p; s = p.generated([(1000, 3.0), (4000, 1.0)], 1, with_digests=True);"
+    script += "print([(n, b.size_bytes, b.digest()) for u in range(3) for i in range(200) for b, n in [s.pick(u, i)]])"
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == str(sequence(small_set()))
+
+
+def test_payloads_are_what_they_say():
+    chosen = small_set()
+    assert len(chosen.payloads) == len(MIX) * VARIANTS_PER_SIZE
+    for payload in chosen.payloads:
+        data = b"".join(payload.pieces())
+        assert len(data) == payload.size_bytes
+        assert payload.digest() == digest_of("xxh3_128", data)
+        assert len(payload.names) == NAMES_PER_PAYLOAD
+    assert len({payload.digest() for payload in chosen.payloads}) == len(chosen.payloads)
+    assert all(payload.digest() is None for payload in small_set(with_digests=False).payloads)
+
+
+def test_names_are_bounded_and_each_belongs_to_one_payload():
+    """However long a run is, the store does not grow; and whoever reads a stored file can tell what it should be."""
+    picks = sequence(small_set(), users=50, uploads=500)
+    content = {}
+    for name, size, digest in picks:
+        assert content.setdefault(name, (size, digest)) == (size, digest)
+    assert len(content) <= len(MIX) * VARIANTS_PER_SIZE * NAMES_PER_PAYLOAD
+
+
+@given(st.integers(0, 10**9), st.integers(0, 10**12))
+def test_any_user_and_any_upload_has_a_payload(user, upload):
+    chosen = CHOSEN
+    payload, name = chosen.pick(user, upload)
+    assert payload in chosen.payloads
+    assert name in payload.names
+
+
+CHOSEN = small_set()
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=5, unique=True), st.integers(0, 2**60))
+def test_shares_are_near_the_weights(weights, seed):
+    mix = [(size, float(weight)) for size, weight in enumerate(weights)]
+    chosen = payloads.generated(mix, seed, with_digests=False)
+    picks = 16384  # the length of the whole sequence
+    counts = Counter(payload.size_bytes for payload, _ in (chosen.pick(0, upload) for upload in range(picks)))
+    for size, weight in mix:
+        share = weight / sum(weights)
+        assert abs(counts[size] / picks - share) < 6 * (share * (1 - share) / picks) ** 0.5 + 1e-9  # six sigma
+    assert chosen.mean_bytes == pytest.approx(sum(size * weight for size, weight in mix) / sum(weights))
+
+
+def test_users_do_not_march_in_step():
+    chosen = CHOSEN
+    starts = {tuple(chosen.pick(user, upload)[0].name for upload in range(20)) for user in range(50)}
+    assert len(starts) > 45
+
+
+def test_payloads_of_no_bytes():
+    chosen = payloads.generated([(0, 1.0)], 1, with_digests=True)
+    payload, name = chosen.pick(0, 0)
+    assert (payload.size_bytes, name) == (0, payload.names[0])
+    assert b"".join(payload.pieces()) == b""
+
+
+# ── a folder of files ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def from_folder(folder):
+    return payloads.from_folder(folder, 1, with_digests=True)
+
+
+def test_files_of_a_folder(tmp_path):
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "a").write_bytes(b"A")
+    (tmp_path / "deep" / "er" / "größe.bin").write_bytes(b"BB" * 500)
+    (tmp_path / "empty").touch()
+    (tmp_path / "link").symlink_to("a")
+    os.mkfifo(tmp_path / "fifo")
+    chosen = from_folder(tmp_path)
+    assert {p.name: b"".join(p.pieces()) for p in chosen.payloads} == {
+        "a": b"A",
+        "größe.bin": b"BB" * 500,
+        "empty": b"",
+    }
+    assert all(payload.names == (payload.name,) for payload in chosen.payloads)
+    assert {payload.name for payload, _ in (chosen.pick(0, n) for n in range(1000))} == {"a", "größe.bin", "empty"}
+    assert sequence(chosen) == sequence(from_folder(tmp_path))
+
+
+def folder_error(folder):
+    with pytest.raises(PayloadError) as caught:
+        from_folder(folder)
+    text = str(caught.value)
+    assert text.startswith("payload folder: ")
+    assert "\n" not in text
+    return text
+
+
+def test_folder_errors(tmp_path):
+    assert folder_error(tmp_path / "none") == f"payload folder: '{tmp_path}/none' is not a folder"
+    (tmp_path / "file").touch()
+    assert "is not a folder" in folder_error(tmp_path / "file")
+    (tmp_path / "bare" / "deep").mkdir(parents=True)
+    assert folder_error(tmp_path / "bare") == f"payload folder: '{tmp_path}/bare' has no files"
+
+
+def test_a_folder_that_is_too_large(tmp_path):
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(MAX_TOTAL_BYTES + 1)
+    assert "has 1 GiB, over 1 GiB of memory" in folder_error(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["new\nline", "back\\", "control\x01", os.fsdecode(b"no-utf8-\xff")])
+def test_names_that_cannot_be_uploaded(tmp_path, name):
+    (tmp_path / name).touch()
+    assert "cannot be" in folder_error(tmp_path)
+
+
+def test_a_file_that_cannot_be_read(tmp_path, monkeypatch):
+    def refuse(path):  # root may read every file
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    (tmp_path / "secret").touch()
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert "secret' cannot be read: [Errno 13] Permission denied" in folder_error(tmp_path)
+
+
+def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
+    def vanish(path, **_):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
+
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(Path, "is_symlink", vanish)
+    assert "No such file or directory" in folder_error(tmp_path)

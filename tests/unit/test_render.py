@@ -1,0 +1,202 @@
+"""report.html, report.md, summary.json and the terminal's summary: they agree, they are safe, and they stand alone."""
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from reports import render, run_folder
+from reports.analysis import SUMMARY_VERSION, analyse
+from reports.run_folder import Event, RunFolderError
+from tests.unit import run_folders
+from tests.unit.run_folders import Rate
+
+HOSTILE = "</script><script>alert(1)</script>\x1b[31m|`*&"
+
+
+class Tags(HTMLParser):
+    """The start tags of a page with their attributes, and its text outside of script and style."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._silent = False
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._silent = tag in ("script", "style")
+
+    def handle_endtag(self, tag):
+        self._silent = False
+
+    def handle_data(self, data):
+        if not self._silent:
+            self.text += data
+
+
+@pytest.fixture
+def build(tmp_path):
+    """(what the terminal shows, folder) of a scenario with changes."""
+
+    def make(**changes):
+        folder = run_folders.write(tmp_path / "run", **changes)
+        return render.build(folder), folder
+
+    return make
+
+
+def test_all_outputs_show_the_same_numbers(build):
+    terminal, folder = build(failures_per_s=1, killed_at_s=17.3)
+    page = Tags((folder / run_folder.REPORT_HTML).read_text()).text
+    text = (folder / run_folder.REPORT_MD).read_text().replace("\\", "")
+    shown = render.view(analyse(folder))
+    for row in shown.modes.rows:
+        for cell in row.cells:
+            assert cell in page
+            assert cell in text
+            assert row.kind == "part" or cell in terminal
+    for sentence in (shown.reason, shown.sentence, *shown.warnings):
+        assert sentence in page
+        assert sentence in text
+        assert sentence in terminal
+    for table in (shown.processes, shown.events, shown.phases):
+        assert all(cell in page and cell in text for row in table.rows for cell in row.cells)
+
+
+def test_the_terminal_ends_with_the_path_of_the_report(build):
+    terminal, folder = build()
+    lines = terminal.splitlines()
+    assert lines[0].startswith("VALID: the server held the offered load")
+    assert lines[-1] == str(folder / run_folder.REPORT_HTML)
+    assert "\n\n\n" not in terminal
+
+
+def test_the_sentence(build):
+    _, folder = build()
+    assert render.sentence(analyse(folder).summary) == (
+        "With 2 workers the server took 1,000 uploads/s over long connections (99 % of transactions within 1,000 µs, "
+        "server CPU 0.210 cores) and 400 uploads/s over short connections (99 % of transactions within 5,000 µs, "
+        "server CPU 0.510 cores); a short upload cost 3.00 times the CPU of a long one (3,000 against 1,000 busy "
+        "core-µs)."
+    )
+
+
+def test_rates_that_are_a_lower_bound_say_so(build):
+    terminal, folder = build(long=Rate(1000, 0.1, 0.9, 1.5, 200))
+    assert terminal.startswith("LOWER BOUND")
+    assert "took ≥ 1,000 uploads/s over long" in terminal
+    rows = {row.cells[0]: row.cells for row in render.view(analyse(folder)).modes.rows}
+    assert rows["long, all sizes"][1:3] == ["≥ 1,000", "≥ 104"]
+    assert rows["short, all sizes"][1] == "400"
+    assert rows["short ÷ long"][1] == "–", "a ratio to a bound is not known"
+
+
+def test_costs_that_are_unknown_are_not_zero(build):
+    terminal, _ = build(with_server=False)
+    assert "not recorded" in terminal
+
+
+def test_summary_is_data_with_a_schema_version(build):
+    _, folder = build()
+    summary = json.loads((folder / run_folder.SUMMARY).read_text())
+    assert summary["schema_version"] == SUMMARY_VERSION
+    assert summary["verdict"] == "VALID"
+    assert summary["modes"][0]["uploads_per_s"] == 1000
+    assert summary["server"]["cpu_total_s"] > 10
+
+
+def test_the_page_stands_alone(build):
+    _, folder = build()
+    tags = Tags((folder / run_folder.REPORT_HTML).read_text()).tags
+    assert sum(attributes.get("data-root-id") is not None for _, attributes in tags) == 4, "one chart each"
+    for tag, attributes in tags:
+        assert tag not in ("iframe", "object", "img")
+        assert not (attributes.get("src") or "")
+        assert (attributes.get("href") or "data:").startswith("data:")
+
+
+def test_what_strangers_chose_is_text_and_nothing_else(build):
+    terminal, folder = build(
+        label=HOSTILE, plan=((HOSTILE, "measure", 0),), ended=run_folder.Ending(how="stopped", reason=HOSTILE)
+    )
+    event = Event(**run_folders.stamp(5), source="server", kind=HOSTILE, text=HOSTILE)
+    run_folders.append(folder / run_folder.EVENTS, event)
+    terminal = render.build(folder)
+    page = (folder / run_folder.REPORT_HTML).read_text()
+    assert "<script>alert" not in page
+    assert "</script>alert" not in page
+    assert "<script>alert(1)</script> [31m|`*&" in Tags(page).text, "shown as it is, but for the escape character"
+    for output in (terminal, page, (folder / run_folder.REPORT_MD).read_text()):
+        assert "\x1b" not in output
+    for line in (folder / run_folder.REPORT_MD).read_text().splitlines():
+        if line.startswith("|") and "alert" in line:
+            assert len(re.findall(r"(?<!\\)\|", line)) in (5, 12), "no cell breaks its row"
+
+
+def test_charts_without_data_say_why(build):
+    nothing = Rate(0, 0, 0, 0, 1)
+    _, folder = build(cut_off_at_s=0.4, ended=None, long=nothing)
+    for name in (run_folder.PROCESSES, run_folder.HOST, run_folder.EVENTS):
+        (folder / name).unlink()
+    render.build(folder)
+    page = Tags((folder / run_folder.REPORT_HTML).read_text()).text
+    assert page.count("Nothing to draw") == 4
+    assert "names no phase" in page
+    assert "No process was recorded" in page
+    assert "No event" in page
+
+
+def test_many_workers_become_a_few_lines_and_one_band(tmp_path):
+    folder = run_folders.write(tmp_path / "run", workers=32, killed_at_s=17.3)
+    cpu = render.charts(analyse(folder))[2]
+    labels = [key.label for key in cpu.keys]
+    assert "worker 0 (1001)" in labels, "who died is drawn"
+    assert "worker 0 (2000)" in labels, "and who came instead"
+    assert "27 more workers: mean and range" in labels
+    assert {"supervisor (1000)", "load (20)", "recorder (30)"} < set(labels)
+    assert len(labels) == 10
+
+
+def test_an_hour_of_twenty_processes_is_drawn(tmp_path):
+    plan = (("long-1", "measure", 0), ("short-1", "measure", 1))
+    folder = run_folders.write(tmp_path / "run", workers=17, plan=plan, phase_s=1800, interval_s=10)
+    assert render.build(folder).startswith("VALID")
+
+
+def test_the_repeat_command_is_quoted_for_a_shell(build):
+    _, folder = build(label="two words; rm -rf")
+    assert "--label &#39;two words; rm -rf&#39;" in (folder / run_folder.REPORT_HTML).read_text()
+
+
+def test_every_colour_that_is_used_has_a_name(build):
+    _, folder = build(workers=9, plan=(("a", "measure", 0), ("b", "measure", 3)))
+    keys = [key for chart in render.charts(analyse(folder)) for key in chart.keys]
+    assert {key.colour for key in keys} <= set(render.PALETTE)
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_line(build, monkeypatch):
+    _, folder = build()
+
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_folder, "write_whole", refuse)
+    with pytest.raises(RunFolderError, match=r"cannot be written into .*: No space left"):
+        render.build(folder)
+
+
+def test_the_command_line_builds_and_refuses(tmp_path):
+    folder = run_folders.write(tmp_path / "run")
+    command = [sys.executable, "-m", "reports", "build"]
+    done = subprocess.run([*command, folder], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.rstrip().endswith("report.html")
+    assert done.stderr == ""
+    refused = subprocess.run([*command, tmp_path / "x"], capture_output=True, text=True, timeout=60, check=False)
+    assert refused.returncode == 1
+    assert refused.stderr.count("\n") == 1
+    assert "there is no run folder" in refused.stderr
