@@ -55,7 +55,7 @@ lint: $(DEV_STAMP) ## ruff, mypy --strict, import-linter
 	$(BIN)/lint-imports
 
 bench: $(DEV_STAMP) ## measure speed beside nginx (needs Debian's nginx-light)
-	@exec $(BIN)/python -m pytest tests/bench -s -p no:cacheprovider
+	@exec $(BIN)/python -m pytest tests/bench -s -q -p no:cacheprovider
 
 clean: ## remove .venv and caches; uploads/ and reports/runs/ stay
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -80,9 +80,8 @@ def parse_mix(text: str) -> list[tuple[int, float]]:
         except ValueError:
             weight = -1.0
         if not 0 < weight <= MAX_WEIGHT:
-            raise PayloadError(
-                f"payloads: {weight_text!r} is not a weight: write a number above 0 and up to {MAX_WEIGHT:,}, such as 4KiB:70"
-            )
+            limits = f"above 0 and at most {MAX_WEIGHT:,}"
+            raise PayloadError(f"payloads: {weight_text!r} is not a weight: write a number {limits}, such as 4KiB:70")
         mix.append((size, weight))
     total = sum(size for size, _ in mix)
     if total > MAX_TOTAL_BYTES:

@@ -295,20 +295,15 @@ def test_a_respawner_is_named_after_three_rounds(start: Start) -> None:
         + """
 with listen()[0] as reserved:
     port = reserved.getsockname()[1]
-serve = "import socket, signal; s = socket.create_server(('127.0.0.1', %d)); signal.pause()" % port
-import subprocess
 first = True
 while True:
-    child = subprocess.Popen([sys.executable, "-S", "-c", serve])
-    while first:
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-        except ConnectionRefusedError:
-            time.sleep(0.01)
-        else:
+    if os.fork() == 0:
+        listener, port = listen(port=port)
+        if first:
             ready(port)
-            first = False
-    child.wait()
+        wait()
+    os.wait()
+    first = False
 """
     )
     done = run("release", respawner.port, "--force")

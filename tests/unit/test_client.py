@@ -12,10 +12,10 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from servers import DEADLINE_S, eventually, running
 
 from loadtest.client import CLIENT_FAILURES, HostError, UploadClient, parse_host
 from server.protocol import FAILURE_CODES, Reply, Timing, digest_of, encode_reply
-from servers import DEADLINE_S, eventually, running
 
 PARTS = ("connect_ns", "send_ns", "wait_ns", "read_lag_ns", "close_ns", "service_ns", "transaction_ns")
 NO_TIME = Timing(accepted=1)

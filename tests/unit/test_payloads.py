@@ -1,4 +1,4 @@
-"""What is uploaded: the same sequence for the same seed, names from a bounded set, and one clear sentence for a mistake."""
+"""What is uploaded: one sequence for one seed, names from a bounded set, and one clear sentence for a mistake."""
 
 import errno
 import os

@@ -1,7 +1,6 @@
 """The run folder's readers and writers: what a kill leaves behind is still readable."""
 
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
@@ -148,7 +147,7 @@ def test_run_json(tmp_path):
     run_folder.write_whole(tmp_path / run_folder.RUN, info())
     run_folder.write_whole(tmp_path / run_folder.RUN, run)
     assert run_folder.read_run(tmp_path) == run
-    assert os.listdir(tmp_path) == [run_folder.RUN]
+    assert [path.name for path in tmp_path.iterdir()] == [run_folder.RUN]
     assert json.loads((tmp_path / run_folder.RUN).read_text())["schema_version"] == run_folder.SCHEMA_VERSION
 
 
