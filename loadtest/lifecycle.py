@@ -15,9 +15,11 @@ checked before a test may start, on the command line in `init`, in the web form 
 import json
 import logging
 import os
+import shlex
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, cast
@@ -193,7 +195,7 @@ class RunKeeper:
     def _on_batch(self, environment: Environment, msg: Message, **_: Any) -> None:
         run = self._run
         if run is not None:
-            run.add_batch(msg.data["batch"], final=msg.data["final"])
+            run.add_batch(str(msg.node_id), msg.data["batch"], final=msg.data["final"])
 
     def _on_hello(self, environment: Environment, msg: Message, **_: Any) -> None:
         if self._run is not None:
@@ -219,13 +221,15 @@ class _Run:
         self._final_batches = 0
         self._users = 0
         self._all_final = gevent.event.Event()
+        self._reported: set[str] = set()  # load processes heard of since the last line
+        self._line_s = time.monotonic()
+        self._lines = 0
         self._info = self._describe(fields)
         self._save()
         self._recorder = _Recorder(self.folder, *self._options.address)
         self._info = msgspec.structs.replace(self._info, server=self._recorder.server)
         first = self._options.plan[0]
         self._begin(PlannedPhase("ramp-up", "warm-up", first.uploads_per_connection, 0))
-        self._ticks = gevent.spawn(self._tick_every_second)
         self._plan: gevent.Greenlet[..., Any] | None = None
         self._note("run-started", f"run {self._info.id} started")
 
@@ -238,8 +242,14 @@ class _Run:
         if self._plan is None:
             self._plan = gevent.spawn(self._follow_plan)
 
-    def add_batch(self, batch: dict[str, Any], *, final: bool) -> None:
+    def add_batch(self, sender: str, batch: dict[str, Any], *, final: bool) -> None:
+        """One load process's last second. Once all have reported, it is a line of the file, stamped now: the clocks of
+        other hosts are not ours. One that stopped reporting does not hold up the others."""
         self._merger.add(batch)
+        self._reported.add(sender)
+        overdue = time.monotonic() - self._line_s > 1.9 * BATCH_S
+        if len(self._reported) >= self._load_processes or overdue:
+            self._write_second()
         if final:
             self._final_batches += 1
             if self._final_batches >= self._load_processes:
@@ -259,19 +269,22 @@ class _Run:
 
     def _follow_plan(self) -> None:
         for planned in self._options.plan:
-            self._begin(planned)
-            self._runner.send_message(
-                _PHASE, {"name": planned.name, "uploads_per_connection": planned.uploads_per_connection}
-            )
+            self._announce(planned)
             gevent.sleep(planned.duration_s)
         last = self._options.plan[-1]
-        self._begin(PlannedPhase("drain", "drain", last.uploads_per_connection, 0))
-        self._runner.send_message(_PHASE, {"name": "drain", "uploads_per_connection": last.uploads_per_connection})
+        self._announce(PlannedPhase("drain", "drain", last.uploads_per_connection, 0))
         self._ending = Ending(how="completed", reason="its plan was over")
         self._runner.stop()
         parsed = self._environment.parsed_options
         if parsed is not None and parsed.headless:
             self._runner.quit()
+
+    def _announce(self, planned: PlannedPhase) -> None:
+        """Tell the users first: what they did until now is then counted before the old phase ends."""
+        self._runner.send_message(
+            _PHASE, {"name": planned.name, "uploads_per_connection": planned.uploads_per_connection}
+        )
+        self._begin(planned)
 
     def _begin(self, planned: PlannedPhase) -> None:
         self._end_phase()
@@ -293,18 +306,14 @@ class _Run:
             self._phases[-1] = msgspec.structs.replace(self._phases[-1], end_ns=now)
             self._uploads.append(self._merger.histograms(self._phases[-1].name))
 
-    def _tick_every_second(self) -> None:
-        ticks = 0
-        while True:
-            gevent.sleep(BATCH_S)
-            ticks += 1
-            self._tick()
-            if ticks % HISTOGRAMS_EVERY == 0:
-                self._uploads.append(self._merger.histograms(self._phases[-1].name))
-
-    def _tick(self) -> None:
+    def _write_second(self) -> None:
+        self._reported.clear()
+        self._line_s = time.monotonic()
         for line in self._merger.take_second(self._users):
             self._uploads.append(line)
+        self._lines += 1
+        if self._lines % HISTOGRAMS_EVERY == 0:
+            self._uploads.append(self._merger.histograms(self._phases[-1].name))
 
     # ── its end ──
 
@@ -313,9 +322,8 @@ class _Run:
         if not self._all_final.wait(FINAL_BATCHES_TIMEOUT_S):
             missing = self._load_processes - self._final_batches
             self._note("batch-missing", f"{missing} load processes never sent their last second", missing=missing)
-        self._ticks.kill()
         self._end_phase()
-        self._tick()
+        self._write_second()
         for phase in self._merger.phases:
             self._uploads.append(self._merger.histograms(phase))
         self._recorder.finish()
@@ -341,7 +349,7 @@ class _Run:
         return RunInfo(
             id=self.folder.name,
             label=str(fields["label"]),
-            command=[Path(sys.argv[0]).name, *sys.argv[1:]],
+            command=shlex.split(getattr(parsed, "run_command", "")) or [Path(sys.argv[0]).name, *sys.argv[1:]],
             host=self._environment.host or "",
             users=int(getattr(parsed, "num_users", None) or 1),
             load_options=fields,

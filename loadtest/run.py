@@ -6,6 +6,7 @@ the uploads under way finished and the recorder's last sample taken, then the se
 it builds the report of whatever was measured. There is no Locust in this process: it must outlive Locust.
 """
 
+import shlex
 import shutil
 import signal
 import socket
@@ -155,6 +156,7 @@ def _locust_command(job: Job, host: str) -> list[str]:
     command = [sys.executable, "-m", "locust", "-f", str(Path(__file__).with_name("users.py")), "--headless"]
     command += ["--host", host, "--users", str(job.users), "--spawn-rate", str(min(100, job.users))]
     command += ["--stop-timeout", "10", "--only-summary", "--run-folder", str(job.folder), "--no-report"]
+    command.append(f"--run-command={shlex.join(['python', '-m', 'loadtest', *sys.argv[1:]])}")
     for field in load_options.FIELDS:
         value = job.fields[field]
         option = "--" + field.replace("_", "-")

@@ -4,6 +4,7 @@ Files are read in pieces while they are sent, so that one larger than memory can
 read is compared with the server's.
 """
 
+import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,13 +18,16 @@ PIECE_BYTES = 1 << 20
 
 
 class FileBody:
-    """A file as a client `Body`. Its size is taken when it is opened; a file that shrinks meanwhile is an OSError."""
+    """A file as a client `Body`. Its size is taken here; one that has none, or shrinks meanwhile, is an OSError."""
 
     def __init__(self, path: Path, progress: Callable[[int], object]) -> None:
         self._path = path
         self._progress = progress
         self._hasher = new_hasher("xxh3_128")
-        self._size_bytes = path.stat().st_size
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode):
+            raise OSError(f"{path} is not a regular file: how much a pipe or device holds is not known beforehand")
+        self._size_bytes = info.st_size
 
     @property
     def size_bytes(self) -> int:
@@ -65,6 +69,9 @@ def upload(files: Sequence[Path], host: str, *, close: bool) -> int:
                     bar.close()
                     print(f"Error: {path}: {done.error.code}: {done.error.message} ({host})", file=sys.stderr)
                     return 1
+    except UnicodeEncodeError as error:
+        print(f"Error: {error.object!r} cannot be uploaded: its name is not UTF-8", file=sys.stderr)
+        return 1
     except OSError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1

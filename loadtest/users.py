@@ -47,6 +47,7 @@ def _add_options(parser: LocustArgumentParser) -> None:
     parser.add_argument(
         "--run-folder", default="", include_in_web_ui=False, help="default: reports/runs/<time>-<label>"
     )
+    parser.add_argument("--run-command", default="", include_in_web_ui=False, help="how to repeat the run, if not so")
     parser.add_argument(
         "--no-report", action="store_true", include_in_web_ui=False, help="leave the report to be built later"
     )

@@ -22,6 +22,7 @@ values are named tuples, and the server's state file is read through a late impo
 
 import argparse
 import errno
+import gc
 import os
 import pwd
 import re
@@ -932,6 +933,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    gc.disable()  # a short life with thousands of small tuples: collecting took a tenth of it and found nothing
     try:
         sys.exit(main())
     except KeyboardInterrupt:

@@ -24,6 +24,7 @@ from server.protocol import (
     RemoteProtocolError,
     Reply,
     ServerConnection,
+    ServerEvent,
     Timing,
     UploadComplete,
     UploadHeader,
@@ -54,25 +55,19 @@ def raw_header(text: str) -> bytes:
     return frame(text.encode("utf-8", "surrogatepass"))
 
 
-def feed(pieces: Iterable[bytes], limits: Limits = Limits()) -> list[Event]:  # noqa: B008 - it is frozen
+def feed(pieces: Iterable[bytes], limits: Limits = Limits(), *, shortcut: bool = False) -> list[Event]:  # noqa: B008
     """What a server makes of a stream that ends after the pieces: events with the Data between two others joined. A
-    refusal is the last one."""
+    refusal is the last one. With `shortcut`, whole uploads are taken whole, as a worker does."""
     parser = ServerConnection(limits)
     events: list[Event] = []
     try:
         for piece in pieces:
-            for event in parser.receive_data(piece):
-                match event:
-                    case UploadStarted(header, file_name):
-                        events.append(("started", header, file_name))
-                    case Data(view):
-                        assert len(view) > 0
-                        if events[-1][0] == "data":
-                            events[-1] = ("data", events[-1][1] + bytes(view))
-                        else:
-                            events.append(("data", bytes(view)))
-                    case UploadComplete():
-                        events.append(("complete",))
+            view = memoryview(piece)
+            while shortcut and (whole := parser.take_whole(view)):
+                started, body, view = whole
+                note(events, started, Data(body), UploadComplete())
+            for event in parser.receive_data(view):
+                note(events, event)
         parser.receive_eof()
     except RemoteProtocolError as error:
         assert error.code in PARSER_CODES
@@ -80,6 +75,19 @@ def feed(pieces: Iterable[bytes], limits: Limits = Limits()) -> list[Event]:  # 
         assert error.message
         events.append(("refused", error.code, error.message))
     return events
+
+
+def note(events: list[Event], *more: ServerEvent) -> None:
+    for event in more:
+        match event:
+            case UploadStarted(header, file_name):
+                events.append(("started", header, file_name))
+            case Data(view) if events[-1][0] == "data":
+                events[-1] = ("data", events[-1][1] + bytes(view))  # type: ignore[operator]
+            case Data(view) if len(view):
+                events.append(("data", bytes(view)))
+            case UploadComplete():
+                events.append(("complete",))
 
 
 def byte_by_byte(stream: bytes) -> list[bytes]:
@@ -91,6 +99,7 @@ def refused(stream: bytes, limits: Limits = Limits()) -> str:  # noqa: B008
     events = feed([stream], limits)
     assert events[-1][0] == "refused", events
     assert feed(byte_by_byte(stream), limits) == events
+    assert feed([stream], limits, shortcut=True) == events
     return str(events[-1][1])
 
 
@@ -98,6 +107,7 @@ def accepted(stream: bytes, limits: Limits = Limits()) -> UploadHeader:  # noqa:
     """The header of the one upload that the stream is."""
     events = feed([stream], limits)
     assert [event[0] for event in events if event[0] != "data"] == ["started", "complete"], events
+    assert feed([stream], limits, shortcut=True) == events
     header = events[0][1]
     assert isinstance(header, UploadHeader)
     return header
@@ -125,6 +135,7 @@ def test_a_stream_means_the_same_in_every_split(stream: bytes) -> None:
     assert feed(byte_by_byte(stream)) == whole
     for cut in range(len(stream) + 1):
         assert feed([stream[:cut], b"", stream[cut:]]) == whole
+        assert feed([stream[:cut], stream[cut:]], shortcut=True) == whole
 
 
 @pytest.mark.parametrize("stream", FRAMES.values(), ids=FRAMES)
@@ -187,13 +198,16 @@ def test_any_split_of_any_valid_stream_gives_the_uploads_that_were_sent(
     assert [event[1] for event in events if event[0] == "data"] == [body for _, _, body in sent if body]
     assert events[-1] == ("complete",)
     assert events == feed([stream])
+    assert events == feed(pieces, shortcut=True)
 
 
 @examples
 @given(st.binary(max_size=400), st.integers(0, 400))
 def test_any_bytes_bring_out_documented_errors_only(noise: bytes, cut: int) -> None:
     for stream in (noise, frame(noise), frame(b"{" + noise + b"}")):
-        assert feed([stream[:cut], stream[cut:]]) == feed([stream])
+        whole = feed([stream])
+        assert feed([stream[:cut], stream[cut:]]) == whole
+        assert feed([stream[:cut], stream[cut:]], shortcut=True) == whole
 
 
 json_pieces = st.sampled_from(
@@ -232,7 +246,60 @@ def test_a_damaged_stream_brings_out_documented_errors_only(
         token=data.draw(st.sampled_from([None, "t"])), max_file_size=data.draw(st.sampled_from([50, 1 << 34]))
     )
     cut = data.draw(st.integers(0, len(stream)))
-    assert feed([bytes(stream[:cut]), bytes(stream[cut:])], limits) == feed([bytes(stream)], limits)
+    pieces = [bytes(stream[:cut]), bytes(stream[cut:])]
+    whole = feed([bytes(stream)], limits)
+    assert feed(pieces, limits) == whole
+    assert feed(pieces, limits, shortcut=True) == whole
+
+
+# ── The shortcut for whole uploads ──
+
+
+def test_a_whole_upload_is_taken_with_the_rest_left() -> None:
+    parser = ServerConnection(Limits())
+    whole = parser.take_whole(memoryview(upload(b"abc", "/x/a") + upload(b"de", "b") + b"\x01"))
+    assert whole is not None
+    started, body, rest = whole
+    assert (started.file_name, started.header.file_size, bytes(body)) == ("a", 3, b"abc")
+    assert not parser.in_upload
+    whole = parser.take_whole(rest)
+    assert whole is not None
+    assert bytes(whole[1]) == b"de"
+    assert bytes(whole[2]) == b"\x01"
+
+
+NOT_WHOLE = {
+    "nothing": b"",
+    "a part of the length": b"\x10\0\0",
+    "the length alone": upload(b"")[:4],
+    "a part of the header": upload(b"")[:-1],
+    "a part of the body": upload(b"abc")[:-1],
+    "a digest to check": upload(b"abc", digest=SHA256),
+    "a bad length": b"\0\0\0\0{}",
+    "a header that is too large": upload(b"", "a" * 200),
+    "a bad header": frame(b"{}"),
+    "a bad name": upload(b"abc", ".."),
+    "too large": upload(b"x" * 101),
+}
+
+
+@pytest.mark.parametrize("stream", NOT_WHOLE.values(), ids=NOT_WHOLE)
+def test_what_cannot_be_taken_whole_is_left_as_it_was(stream: bytes) -> None:
+    limits = Limits(max_header_size=150, max_file_size=100)
+    parser = ServerConnection(limits)
+    assert parser.take_whole(memoryview(stream)) is None
+    assert not parser.in_upload
+    following = ServerConnection(limits).take_whole(memoryview(upload(b"abc")))
+    assert parser.take_whole(memoryview(upload(b"abc"))) == following  # nothing has happened
+    assert feed([stream], limits, shortcut=True) == feed([stream], limits)
+
+
+def test_nothing_is_taken_whole_in_the_middle_of_another_upload() -> None:
+    outer = upload(upload(b"inner"), "outer")
+    for cut in range(1, len(outer)):
+        parser = ServerConnection(Limits())
+        list(parser.receive_data(outer[:cut]))
+        assert parser.take_whole(memoryview(upload(b"inner"))) is None
 
 
 # ── The length ──

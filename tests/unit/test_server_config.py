@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
 from server import config as config_module
+from server.__main__ import main
 from server.config import MAX_WORKERS, ConfigError, ServerConfig
 from server.supervisor import MAX_BACKOFF_S, respawn_delay_s
 from server.units import format_size, parse_duration, parse_size
@@ -143,6 +145,12 @@ def server(*arguments: object, **keywords: object) -> subprocess.CompletedProces
     )
 
 
+def usage_error(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The same for what click finds wrong, in this process: nothing has been set up or forked by then."""
+    result = CliRunner().invoke(main, arguments, prog_name="python -m server")
+    return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -162,11 +170,11 @@ def server(*arguments: object, **keywords: object) -> subprocess.CompletedProces
         (["--host", "no.such.host.invalid", "--port", "0", "--discard"], 1, ["no.such.host.invalid", "address"]),
         (["--host", "192.0.2.1", "--port", "0", "--discard"], 1, ["192.0.2.1", "cannot listen"]),
         (["--host", "a" * 70, "--port", "0", "--discard"], 1, ["aaaa", "address"]),
-        (["--host", "", "--port", "0", "--discard"], 1, ["host"]),
+        (["--host", "", "--port", "0", "--discard"], 1, ["'' is not an address"]),
     ],
 )
 def test_a_mistake_is_one_clear_line_and_an_exit_code(arguments: list[str], code: int, words: list[str]) -> None:
-    done = server(*arguments)
+    done = usage_error(*arguments) if code == 2 else server(*arguments)
     assert done.returncode == code
     assert done.stdout == ""
     assert "Traceback" not in done.stderr

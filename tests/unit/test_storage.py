@@ -3,7 +3,7 @@
 import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,11 +24,28 @@ def store(root: Path) -> Iterator[FileStore]:
     with_descriptors.close()
 
 
-def put(store: FileStore, name: str, *pieces: bytes) -> None:
+Keep = Callable[..., None]
+
+
+def keep_in_pieces(store: FileStore, name: str, *pieces: bytes) -> None:
     incoming = store.begin(name)
-    for piece in pieces:
-        incoming.write(memoryview(piece))
-    incoming.commit()
+    try:
+        for piece in pieces:
+            incoming.write(memoryview(piece))
+        incoming.commit()
+    except StoreError:
+        incoming.abort()
+        raise
+
+
+def keep_whole(store: FileStore, name: str, *pieces: bytes) -> None:
+    store.put(name, memoryview(b"".join(pieces)))
+
+
+@pytest.fixture(params=[keep_in_pieces, keep_whole])
+def keep(request: pytest.FixtureRequest) -> Keep:
+    """Both ways in must give the same."""
+    return request.param  # type: ignore[no-any-return]
 
 
 def visible(root: Path) -> set[str]:
@@ -57,8 +74,8 @@ def test_a_file_appears_with_commit_and_not_before(root: Path, store: FileStore)
     assert temporary(root) == []
 
 
-def test_an_empty_file_is_a_file(root: Path, store: FileStore) -> None:
-    put(store, "empty")
+def test_an_empty_file_is_a_file(root: Path, store: FileStore, keep: Keep) -> None:
+    keep(store, "empty")
     assert (root / "empty").read_bytes() == b""
 
 
@@ -84,36 +101,51 @@ def test_files_that_arrive_at_once_do_not_meet(root: Path, store: FileStore) -> 
     other.close()
 
 
-def test_no_descriptor_is_left_open(root: Path, store: FileStore) -> None:
+def test_no_descriptor_is_left_open(root: Path, store: FileStore, keep: Keep) -> None:
     before = open_descriptors()
-    put(store, "a", b"1")
+    keep(store, "a", b"1")
     store.begin("b").abort()
     (root / "folder").mkdir()
     with pytest.raises(StoreError):
-        put(store, "folder", b"1")
+        keep(store, "folder", b"1")
     assert open_descriptors() == before
 
 
 def test_a_short_write_is_continued(root: Path, store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
     real_write = os.write
     monkeypatch.setattr(os, "write", lambda fd, view: real_write(fd, view[:3]))
-    put(store, "a", b"0123456789")
+    keep_in_pieces(store, "a", b"0123456789")
     assert (root / "a").read_bytes() == b"0123456789"
 
 
+def test_a_short_write_of_a_whole_file_never_makes_a_short_file(
+    root: Path, store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, view: real_write(fd, view[:3]))
+    try:
+        keep_whole(store, "a", b"0123456789")
+    except StoreError as error:
+        assert error.code == "no_space"
+        assert visible(root) == set()
+    else:
+        assert (root / "a").read_bytes() == b"0123456789"
+    assert temporary(root) == []
+
+
 @pytest.mark.parametrize("name", ["-rf", " ", "C:file", "é" * 127, "a" * 255, "...", "日本語"])
-def test_any_harmless_name_can_be_stored(root: Path, store: FileStore, name: str) -> None:
-    put(store, name, b"x")
+def test_any_harmless_name_can_be_stored(root: Path, store: FileStore, keep: Keep, name: str) -> None:
+    keep(store, name, b"x")
     assert visible(root) == {name}
 
 
 # ── Replacing ──
 
 
-def test_a_file_is_replaced_whole(root: Path, store: FileStore) -> None:
+def test_a_file_is_replaced_whole(root: Path, store: FileStore, keep: Keep) -> None:
     """A reader that opens the name again and again finds one of the two, never nothing and never a mix."""
     sizes = {b"a": 300_000, b"b": 100_000}
-    put(store, "file", b"a" * sizes[b"a"])
+    keep(store, "file", b"a" * sizes[b"a"])
     seen: set[bytes] = set()
     problems: list[str] = []
     done = threading.Event()
@@ -135,7 +167,7 @@ def test_a_file_is_replaced_whole(root: Path, store: FileStore) -> None:
     try:
         for round_number in range(1000):
             letter = b"ba"[round_number % 2 :][:1]
-            put(store, "file", *[letter * (sizes[letter] // 4)] * 4)
+            keep(store, "file", *[letter * (sizes[letter] // 4)] * 4)
             if round_number > 100 and len(seen) == 2:
                 break
     finally:
@@ -146,35 +178,34 @@ def test_a_file_is_replaced_whole(root: Path, store: FileStore) -> None:
 
 
 @pytest.mark.parametrize("target", ["outside", "missing", ".", "self"])
-def test_a_symbolic_link_of_that_name_is_replaced_not_followed(root: Path, store: FileStore, target: str) -> None:
+def test_a_symbolic_link_of_that_name_is_replaced_not_followed(
+    root: Path, store: FileStore, keep: Keep, target: str
+) -> None:
     outside = root.parent / "outside"
     outside.write_bytes(b"precious")
     (root / "link").symlink_to({"outside": outside, "self": "link"}.get(target, target))
-    put(store, "link", b"new")
+    keep(store, "link", b"new")
     assert not (root / "link").is_symlink()
     assert (root / "link").read_bytes() == b"new"
     assert outside.read_bytes() == b"precious"
 
 
-def test_a_folder_of_that_name_is_refused_and_kept(root: Path, store: FileStore) -> None:
+def test_a_folder_of_that_name_is_refused_and_kept(root: Path, store: FileStore, keep: Keep) -> None:
     (root / "folder").mkdir()
     (root / "folder" / "precious").write_bytes(b"precious")
     (root / "empty").mkdir()
     for name in ("folder", "empty"):
-        incoming = store.begin(name)
-        incoming.write(memoryview(b"x"))
         with pytest.raises(StoreError) as caught:
-            incoming.commit()
-        incoming.abort()
+            keep(store, name, b"x")
         assert caught.value.code == "name_rejected"
         assert name in caught.value.message
     assert (root / "folder" / "precious").read_bytes() == b"precious"
     assert temporary(root) == []
 
 
-def test_the_stores_own_folder_is_no_file_name(root: Path, store: FileStore) -> None:
+def test_the_stores_own_folder_is_no_file_name(root: Path, store: FileStore, keep: Keep) -> None:
     with pytest.raises(StoreError, match="name_rejected"):
-        store.begin(INCOMING)
+        keep(store, INCOMING, b"x")
     assert (root / INCOMING / "0").is_dir()
 
 
@@ -188,7 +219,7 @@ def test_the_stores_own_folder_is_no_file_name(root: Path, store: FileStore) -> 
 )
 @pytest.mark.parametrize("call", ["open", "write", "close", "rename"])
 def test_an_error_of_the_file_system_has_its_code(
-    root: Path, store: FileStore, monkeypatch: pytest.MonkeyPatch, call: str, number: int, code: str
+    root: Path, store: FileStore, keep: Keep, monkeypatch: pytest.MonkeyPatch, call: str, number: int, code: str
 ) -> None:
     real = getattr(os, call)
 
@@ -201,12 +232,7 @@ def test_an_error_of_the_file_system_has_its_code(
     with monkeypatch.context() as patch:
         patch.setattr(os, call, fail)
         with pytest.raises(StoreError) as caught:
-            incoming = store.begin("a")
-            try:
-                incoming.write(memoryview(b"x"))
-                incoming.commit()
-            finally:
-                incoming.abort()
+            keep(store, "a", b"x")
     assert caught.value.code == code
     assert os.strerror(number) in caught.value.message
     assert visible(root) == set()
@@ -214,10 +240,10 @@ def test_an_error_of_the_file_system_has_its_code(
     assert open_descriptors() == before
 
 
-def test_a_store_that_went_away_is_an_internal_error(root: Path, store: FileStore) -> None:
+def test_a_store_that_went_away_is_an_internal_error(root: Path, store: FileStore, keep: Keep) -> None:
     (root / INCOMING / "0").rmdir()
     with pytest.raises(StoreError, match="internal"):
-        store.begin("a")
+        keep(store, "a", b"x")
 
 
 # ── Boot and burial ──
@@ -231,8 +257,8 @@ def test_preparing_makes_the_folders_for_this_user_only(tmp_path: Path) -> None:
         assert folder.stat().st_mode & 0o777 == 0o700
 
 
-def test_preparing_again_removes_what_was_left_and_keeps_the_files(root: Path, store: FileStore) -> None:
-    put(store, "kept", b"x")
+def test_preparing_again_removes_what_was_left_and_keeps_the_files(root: Path, store: FileStore, keep: Keep) -> None:
+    keep(store, "kept", b"x")
     store.begin("lost").write(memoryview(b"half"))
     (root / INCOMING / "stray").write_bytes(b"x")
     (root / INCOMING / "stray folder").mkdir()
@@ -275,11 +301,11 @@ def test_emptying_a_slot_leaves_the_others_alone(root: Path, store: FileStore) -
     other.close()
 
 
-def test_a_replacement_does_not_meet_its_predecessors_files(root: Path, store: FileStore) -> None:
+def test_a_replacement_does_not_meet_its_predecessors_files(root: Path, store: FileStore, keep: Keep) -> None:
     store.begin("a").write(memoryview(b"left by the dead"))
     empty_slot(root, 0)
     successor = FileStore(root, 0)
-    put(successor, "a", b"new")
+    keep(successor, "a", b"new")
     assert (root / "a").read_bytes() == b"new"
     successor.close()
 
@@ -290,4 +316,5 @@ def test_discarding_takes_everything_and_keeps_nothing(tmp_path: Path, monkeypat
     incoming.write(memoryview(b"x"))
     incoming.commit()
     DiscardStore().begin("a").abort()
+    DiscardStore().put("a", memoryview(b"x"))
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,243 @@
+"""`python -m loadtest upload` against the real server."""
+
+import os
+import socket
+import subprocess
+import sys
+import sysconfig
+import termios
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from loads import free_port
+from servers import DEADLINE_S, running
+
+from server.protocol import Limits, ServerConnection
+
+TIMEOUT_S = 60
+
+
+def upload(*arguments, **options):
+    command = [sys.executable, "-m", "loadtest", "upload", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, **options)
+
+
+def at(port):
+    return f"--host=tcp://127.0.0.1:{port}"
+
+
+def refusal(done, code=1):
+    """The one line that says what is wrong."""
+    assert done.returncode == code
+    assert done.stdout == ""
+    assert done.stderr.startswith("Error: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+def standard_library():
+    """One file of the running Python's standard library for each distinct base name."""
+    files = {}
+    for folder, folders, names in os.walk(sysconfig.get_path("stdlib")):
+        folders[:] = [name for name in folders if name != "site-packages"]
+        for name in names:
+            path = Path(folder, name)
+            if path.is_file() and os.access(path, os.R_OK):
+                files.setdefault(name, path)
+    return files
+
+
+def test_the_standard_library_over_one_connection(tmp_path):
+    sources = standard_library()
+    assert len(sources) > 500
+    assert any(path.stat().st_size == 0 for path in sources.values())
+    with running(store=tmp_path / "store") as server:
+        done = upload(at(server.port), *sources.values())
+        assert done.stderr == ""
+        assert done.returncode == 0
+        assert done.stdout.startswith(f"{len(sources)} files, ")
+        [slot] = server.slots()
+        assert (slot.connections_accepted, slot.uploads_stored) == (1, len(sources))
+        assert server.files().keys() == sources.keys()
+        for name, source in sources.items():
+            assert (server.store / name).read_bytes() == source.read_bytes(), name
+
+
+def test_a_file_of_no_bytes(tmp_path):
+    (tmp_path / "empty").touch()
+    with running(store=tmp_path / "store") as server:
+        done = upload(at(server.port), tmp_path / "empty")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == f"1 file, 0 bytes stored at tcp://127.0.0.1:{server.port}\n"
+        assert server.files() == {"empty": 0}
+
+
+@pytest.mark.parametrize(("options", "connections"), [([], 1), (["--close"], 3)])
+def test_connections(tmp_path, options, connections):
+    files = [tmp_path / f"file-{i}" for i in range(3)]
+    for file in files:
+        file.write_text(file.name)
+    with running(store=tmp_path / "store") as server:
+        done = upload(at(server.port), *options, *files)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert [slot.connections_accepted for slot in server.slots()] == [connections]
+        assert server.files() == {file.name: 6 for file in files}
+
+
+def test_it_stops_at_the_first_that_is_refused(tmp_path):
+    for name, size in (("small", 1024), ("large", 4 << 20), ("never", 1)):
+        (tmp_path / name).write_bytes(bytes(size))
+    with running("--max-file-size", "1KiB", store=tmp_path / "store") as server:
+        said = refusal(upload(at(server.port), tmp_path / "small", tmp_path / "large", tmp_path / "never"))
+        assert f"{tmp_path}/large: too_large: file_size is {4 << 20}, over the limit of 1024 bytes" in said
+        assert f"tcp://127.0.0.1:{server.port}" in said
+        assert server.files() == {"small": 1024}
+
+
+def test_a_name_that_the_server_rejects(tmp_path):
+    (tmp_path / "new\nline").touch()
+    with running(store=tmp_path / "store") as server:
+        done = upload(at(server.port), tmp_path / "new\nline")
+        assert done.returncode == 1
+        assert "name_rejected: " in done.stderr
+        assert server.files() == {}
+
+
+def test_a_name_that_is_not_text(tmp_path):
+    path = tmp_path / os.fsdecode(b"latin-1-\xfc")
+    path.touch()
+    with running(store=tmp_path / "store") as server:
+        assert "UTF-8" in refusal(upload(at(server.port), path))
+        assert server.files() == {}
+
+
+def test_no_server(tmp_path):
+    (tmp_path / "file").touch()
+    port = free_port()
+    said = refusal(upload(at(port), tmp_path / "file"))
+    assert f"connect_refused: nobody listens at the address (tcp://127.0.0.1:{port})" in said
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:12345", "http://127.0.0.1:1", "tcp://127.0.0.1", "tcp://a..b:1"])
+def test_a_bad_host(tmp_path, host):
+    (tmp_path / "file").touch()
+    assert "is not a host: write tcp://HOST:PORT" in refusal(upload("--host", host, tmp_path / "file"), code=2)
+
+
+@pytest.mark.parametrize(("file", "said"), [("none", "does not exist"), (".", "is a directory")])
+def test_what_is_no_file(tmp_path, file, said):
+    done = upload(tmp_path / file)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with running(store=tmp_path / "store") as server:
+        assert "pipe is not a regular file" in refusal(upload(at(server.port), tmp_path / "pipe"))
+        assert server.files() == {}
+
+
+def test_no_files():
+    done = upload()
+    assert done.returncode == 2
+    assert "Missing argument 'FILES...'" in done.stderr
+
+
+@contextmanager
+def on_header(action):
+    """The port of a server that calls `action` at the first header, and then reads and says nothing."""
+    problems = []
+
+    def serve(listener):
+        try:
+            sock, _ = listener.accept()
+            with sock:
+                sock.settimeout(DEADLINE_S)
+                connection = ServerConnection(Limits())
+                while data := sock.recv(1 << 16):
+                    if any(connection.receive_data(memoryview(data))):
+                        break
+                action()
+                while sock.recv(1 << 20):
+                    pass
+        except Exception as problem:
+            problems.append(problem)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(DEADLINE_S)
+        thread = threading.Thread(target=serve, args=[listener])
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            thread.join()
+    assert not problems
+
+
+def test_a_file_that_becomes_shorter(tmp_path):
+    path = tmp_path / "file"
+    with path.open("wb") as file:
+        file.truncate(64 << 20)
+    with on_header(lambda: os.truncate(path, 0)) as port:
+        assert refusal(upload(at(port), path)) == f"Error: {path} became shorter while it was read\n"
+
+
+def test_a_file_that_vanishes(tmp_path):
+    """Between the check of the command line and its turn: here while a pipe of a first file is slow."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.write_bytes(bytes(1000))
+    second.touch()
+    with running(store=tmp_path / "store") as server, slow_proxy(server.port, second.unlink) as port:
+        assert "No such file or directory" in refusal(upload(at(port), first, second))
+        assert server.files() == {"first": 1000}
+
+
+@contextmanager
+def slow_proxy(port, action):
+    """The port of a proxy that calls `action` before it passes on what the server says."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(DEADLINE_S)
+
+        def serve():
+            client, _ = listener.accept()
+            with client, socket.create_connection(("127.0.0.1", port), DEADLINE_S) as server:
+                client.settimeout(DEADLINE_S)
+                server.sendall(client.recv(1 << 16))
+                reply = server.recv(1 << 16)
+                action()
+                client.sendall(reply)
+                client.recv(1)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            thread.join()
+
+
+def test_the_progress_bar_is_for_terminals_only(tmp_path):
+    (tmp_path / "file.bin").write_bytes(bytes(3 << 20))
+    master, slave = os.openpty()
+    termios.tcsetwinsize(slave, (24, 80))
+    try:
+        with running(store=tmp_path / "store") as server:
+            command = [sys.executable, "-m", "loadtest", "upload", at(server.port), str(tmp_path / "file.bin")]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=slave) as process:
+                os.close(slave)
+                shown = b""
+                try:
+                    while piece := os.read(master, 4096):
+                        shown += piece
+                except OSError:  # EIO: nobody holds the other end any more
+                    pass
+                assert process.wait(TIMEOUT_S) == 0
+                assert process.stdout.read().startswith(b"1 file, ")
+    finally:
+        os.close(master)
+    assert b"100%" in shown
+    assert b"3.00M/3.00M" in shown
+    assert b"file.bin" in shown

@@ -1,0 +1,196 @@
+"""Load for tests: commands of the load room as processes, each with everything that it starts.
+
+A run starts processes in sessions of their own, so a process group does not hold them together. Each command therefore
+gets a mark in its environment, which its descendants inherit: whoever carries it belongs to the command, and at the
+end of every test nobody may carry it any more. Its temporary files go to a folder of its own, which must be empty then.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from servers import ROOT, eventually
+
+from reports import run_folder
+from reports.run_folder import RunFolderError, RunInfo, UploadsLine
+from server import scoreboard
+
+USERS_PY = ROOT / "loadtest" / "users.py"
+LOADTEST = [sys.executable, "-m", "loadtest"]
+LOCUST = [sys.executable, "-m", "locust", "-f", str(USERS_PY), "--stop-timeout", "10"]
+END_S = 60.0
+
+
+@dataclass
+class Command:
+    """A command that was started in `cwd`, and everything that it started."""
+
+    process: "subprocess.Popen[bytes]"
+    cwd: Path
+    mark: str
+    seen: set[int] = field(default_factory=set)
+    """Every pid that `living` ever found."""
+
+    def living(self) -> dict[int, str]:
+        """Command lines by pid of all living processes that carry the mark."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if self.mark.encode() in (folder / "environ").read_bytes():
+                    found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+        self.seen |= found.keys()
+        return found
+
+    def find(self, words: str) -> int:
+        """The pid of a process whose command line has these words: the first that was started, once there is one."""
+
+        def matching() -> list[int]:
+            return sorted(pid for pid, command in self.living().items() if words in command)
+
+        return eventually(matching, f"a process {words!r}; it said:\n{self.said()}")[0]
+
+    def said(self) -> str:
+        """All it wrote to standard output and standard error so far."""
+        return (self.cwd / "said.txt").read_text(errors="replace")
+
+    def wait(self) -> int:
+        """Wait for its end; returns the exit code."""
+        try:
+            return self.process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it did not end; it said:\n{self.said()}") from None
+
+    def runs(self) -> list[Path]:
+        """Run folders, the oldest first."""
+        return sorted(self.cwd.glob("reports/runs/*"))
+
+    def info(self) -> RunInfo | None:
+        """The newest run's run.json, once there is one."""
+        try:
+            return run_folder.read_run(self.runs()[-1])
+        except (IndexError, RunFolderError):
+            return None
+
+    def in_phase(self, name: str) -> RunInfo:
+        """Wait until this phase of the newest run has acknowledged uploads."""
+
+        def uploads() -> RunInfo | None:
+            info = self.info()
+            return info if info and acked(self.runs()[-1], name) else None
+
+        return eventually(uploads, f"uploads in {name}; it said:\n{self.said()}")
+
+
+@contextmanager
+def started(cwd: Path, *command: str, **options: Any) -> Iterator[Command]:
+    """A command in a session of its own. At the end nothing that it started may be left: no process (once the deadline
+    has passed), no temporary file, no runtime folder of a server."""
+    mark = f"SOCKETSWARM_TEST={uuid.uuid4().hex}"
+    temporary = cwd / f"tmp-{mark[-8:]}"
+    temporary.mkdir()
+    name, _, value = mark.partition("=")
+    environment = os.environ | {name: value, "TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"}
+    with (cwd / "said.txt").open("ab") as said:
+        process = subprocess.Popen(
+            command,
+            **{
+                "cwd": cwd,
+                "env": environment,
+                "stdin": subprocess.DEVNULL,
+                "stdout": said,
+                "stderr": said,
+                "start_new_session": True,
+            }
+            | options,
+        )
+    job = Command(process, cwd, mark)
+    try:
+        yield job
+        eventually(lambda: not job.living(), f"nothing is left of {command}")
+        assert process.poll() is not None
+        assert list(temporary.iterdir()) == []
+        left = {pid for pid in job.seen if (scoreboard.runtime_root(os.geteuid()) / str(pid)).exists()}
+        assert left == set()
+        assert "Traceback" not in job.said(), job.said()
+    finally:
+        eventually(lambda: not _kill(job), "everything is dead")
+        process.wait()
+
+
+def _kill(job: Command) -> dict[int, str]:
+    for pid in job.living():
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    return job.living()
+
+
+def run(cwd: Path, *command: str) -> tuple[int, str]:
+    """(exit code, all it said) of a command that ends by itself."""
+    with started(cwd, *command) as job:
+        return job.wait(), job.said()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def seconds(folder: Path) -> list[UploadsLine]:
+    return [line for line in run_folder.read_uploads(folder) if isinstance(line, UploadsLine)]
+
+
+def acked(folder: Path, phase: str | None = None) -> int:
+    """Acknowledged uploads of a run, or of one of its phases."""
+    lines = [line for line in seconds(folder) if phase in (None, line.phase)]
+    return sum(name.count for line in lines for name in line.names.values())
+
+
+def failures(folder: Path) -> dict[str, int]:
+    """Failed uploads of a run by code."""
+    counts: dict[str, int] = {}
+    for line in seconds(folder):
+        for name in line.names.values():
+            for code, count in name.failures.items():
+                counts[code] = counts.get(code, 0) + count
+    return counts
+
+
+def events(folder: Path, kind: str) -> list[run_folder.Event]:
+    return [event for event in run_folder.read_events(folder) if event.kind == kind]
+
+
+def assert_complete(folder: Path) -> RunInfo:
+    """The run has every file, each with something in it, and its report is readable; returns its run.json."""
+    info = run_folder.read_run(folder)
+    assert info.ended is not None
+    assert info.id == folder.name
+    assert list(run_folder.read_processes(folder))
+    assert list(run_folder.read_host(folder))
+    assert acked(folder)
+    assert list(run_folder.read_events(folder))
+    assert all(phase.end_ns for phase in info.phases)
+    assert_report(folder)
+    return info
+
+
+def assert_report(folder: Path) -> None:
+    """Whatever happened to the run, there is a report that a person can read."""
+    markdown = (folder / run_folder.REPORT_MD).read_text()
+    assert markdown.startswith("# ")
+    assert "**" in markdown.splitlines()[4]  # the verdict comes before the numbers
+    html = (folder / run_folder.REPORT_HTML).read_text()
+    assert html.rstrip().endswith("</html>")
+    assert (folder / run_folder.SUMMARY).stat().st_size > 100
