@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from server.protocol import ClientConnection, KeepOrClose, RemoteProtocolError, Reply, UploadHeader
@@ -92,7 +92,8 @@ def parse_host(host: str) -> tuple[str, int]:
     try:
         parts = urlsplit(host)
         name, port = parts.hostname, parts.port
-    except ValueError:
+        (name or "").encode("idna")  # what a lookup would stumble over later
+    except ValueError:  # UnicodeError is one
         name, port = None, None
     else:
         if parts.scheme != "tcp" or parts.path not in ("", "/") or parts.query:
@@ -119,8 +120,9 @@ class UploadClient:
     """One user's connection to the server; connects when it must. Not shared between threads or greenlets."""
 
     def __init__(self, host: str, port: int, timeout_s: float = 30.0) -> None:
-        self._address = (host, port)
+        self._host, self._port = host, port
         self._timeout_s = timeout_s
+        self._resolved: tuple[socket.AddressFamily, Any] | None = None  # looked up once: under gevent it costs 200 µs
         self._socket: socket.socket | None = None
         self._protocol = ClientConnection()
 
@@ -170,20 +172,45 @@ class UploadClient:
                 return False
             self.close()
         try:
-            sock = socket.create_connection(self._address, timeout=self._timeout_s)
+            self._connect()
         except ConnectionRefusedError:
             raise UploadError("connect_refused") from None
         except TimeoutError:
             raise UploadError("timeout") from None
         except OSError as error:
             raise UploadError("connect_failed", error.strerror or str(error)) from None
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if sys.platform == "linux":
-            sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
-        self._socket = sock
         self._protocol = ClientConnection()
         marks.connected = time.monotonic_ns()
         return True
+
+    def _connect(self) -> None:
+        """Connect to the first address of the host that answers, and keep to that one. OSError of the last otherwise."""
+        if self._resolved is not None:
+            self._socket = self._open(*self._resolved)
+            return
+        found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        for number, (family, _, _, _, address) in enumerate(found, 1):
+            try:
+                self._socket = self._open(family, address)
+            except OSError:
+                if number == len(found):
+                    raise
+            else:
+                self._resolved = family, address
+                return
+
+    def _open(self, family: socket.AddressFamily, address: Any) -> socket.socket:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(self._timeout_s)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if sys.platform == "linux":
+                sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+            sock.connect(address)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
 
     @staticmethod
     def _established(sock: socket.socket) -> bool:

@@ -67,6 +67,7 @@ def feed(pieces: Iterable[bytes], limits: Limits = Limits(), *, shortcut: bool =
                 started, body, view = whole
                 note(events, started, Data(body), UploadComplete())
             for event in parser.receive_data(view):
+                assert type(event) is not Data or len(event.view) > 0
                 note(events, event)
         parser.receive_eof()
     except RemoteProtocolError as error:

@@ -1,0 +1,203 @@
+"""Locust with our users, headless, against the real server: one run folder for a run, however it ends."""
+
+import signal
+from contextlib import contextmanager
+
+import pytest
+from loads import LOCUST, acked, assert_complete, events, failures, free_port, run, seconds, started
+from servers import running
+
+from reports import run_folder
+from reports.run_folder import HistogramsLine
+
+HEADLESS = [*LOCUST, "--headless", "--only-summary"]
+
+
+def against(server, *options, users=3):
+    """The command line of a headless run."""
+    return [
+        *HEADLESS,
+        "--host",
+        f"tcp://127.0.0.1:{server.port}",
+        "--users",
+        str(users),
+        "--spawn-rate",
+        "100",
+        *options,
+    ]
+
+
+def test_compare(tmp_path):
+    """Every file of the run, and every acknowledged upload in it."""
+    with running(store=tmp_path / "store", workers=2) as server:
+        options = [
+            "--phase-seconds",
+            "1",
+            "--label",
+            "a label",
+            "--payloads",
+            "0:1,4KiB:2",
+            "--seed",
+            "7",
+            "--wait",
+            "10ms",
+        ]
+        with started(tmp_path, *against(server, *options)) as job:
+            assert job.wait() == 0, job.said()
+        stored, accepted = server.stored(), sum(slot.connections_accepted for slot in server.slots())
+        [folder] = job.runs()
+        info = assert_complete(folder)
+        assert failures(folder) == {}
+        assert acked(folder) == stored
+        assert set(server.files()) <= {f"load-{size}-{v}-{n}" for size in (0, 4096) for v in range(4) for n in range(8)}
+
+    assert folder.name.endswith("-a-label")
+    assert info.ended.how == "completed"
+    measured = [phase for phase in info.phases if phase.kind == "measure"]
+    assert [phase.name for phase in measured] == ["long-1", "short-1", "short-2", "long-2"]
+    assert [phase.mode for phase in measured] == ["long", "short", "short", "long"]
+    assert [phase.name for phase in info.phases if phase not in measured] == ["ramp-up", "warm-up", "drain"]
+    for before, after in zip(info.phases, info.phases[1:], strict=False):
+        assert before.end_ns <= after.start_ns
+    assert (info.users, info.seed, info.host) == (3, 7, f"tcp://127.0.0.1:{server.port}")
+    assert info.load_options["payloads"] == "0:1,4KiB:2"
+    assert info.server.pid == server.pid
+
+    lines = seconds(folder)
+    assert {line.phase for line in lines} >= {phase.name for phase in measured}
+    for line in lines:
+        mode = "short" if line.phase.startswith("short") else "long"
+        assert line.phase == "drain" or {run_folder.split_name(name)[0] for name in line.names} == {mode}
+        if mode == "short":
+            assert all(name.connections == name.count for name in line.names.values())
+    opened = sum(name.connections for line in lines for name in line.names.values())
+    assert opened <= accepted <= opened + 1  # one looked whether a server is there
+    last = {line.phase: line for line in run_folder.read_uploads(folder) if isinstance(line, HistogramsLine)}
+    assert set(last["short-1"].names["short ≤4 KiB"]) == set(run_folder.DURATIONS)
+    assert "close" not in last["long-2"].names["long ≤4 KiB"]
+
+    roles = {sample.role for tick in run_folder.read_processes(folder) for sample in tick.processes}
+    assert roles == {"server-master", "server-worker", "load-master", "recorder"}
+    [*_, tick] = run_folder.read_host(folder)
+    assert sum(slot.uploads_stored for slot in tick.scoreboard) == stored  # the recorder saw the last upload
+    kinds = [event.kind for event in run_folder.read_events(folder) if event.source == "load"]
+    assert (kinds.count("phase"), kinds[-1]) == (len(info.phases), "run-ended")
+
+
+@contextmanager
+def workers_of(tmp_path, port, count):
+    """Locust workers, each a command of its own, that end with their master."""
+    if not count:
+        yield []
+        return
+    folder = tmp_path / f"worker-{count}"
+    folder.mkdir()
+    command = [*LOCUST, "--worker", "--master-port", str(port)]
+    with started(folder, *command) as job, workers_of(tmp_path, port, count - 1) as others:
+        yield [job, *others]
+        assert job.wait() == 0, job.said()
+
+
+def test_a_master_and_two_workers_have_one_run_folder(tmp_path):
+    port = free_port()
+    with running(workers=2) as server, workers_of(tmp_path, port, 2) as workers:
+        options = [
+            "--master",
+            "--master-bind-host",
+            "127.0.0.1",
+            "--master-bind-port",
+            str(port),
+            "--expect-workers",
+            "2",
+        ]
+        options += ["--plan", "long", "--phase-seconds", "1", "--payloads", "4KiB"]
+        with started(tmp_path, *against(server, *options, users=4)) as master:
+            assert master.wait() == 0, master.said()
+        stored = server.stored()
+
+    [folder] = tmp_path.glob("**/reports/runs/*")
+    info = assert_complete(folder)
+    assert (info.users, info.ended.how) == (4, "completed")
+    assert failures(folder) == {}
+    assert acked(folder) == stored
+    assert events(folder, "batch-missing") == []
+    roles = {}
+    for tick in run_folder.read_processes(folder):
+        for sample in tick.processes:
+            roles.setdefault(sample.role, set()).add(sample.pid)
+    assert roles["load-worker"] == {worker.process.pid for worker in workers}
+    assert roles["load-master"] == {master.process.pid}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
+def test_a_signal_in_a_run_leaves_its_report(tmp_path, number):
+    with running() as server, started(tmp_path, *against(server, "--phase-seconds", "600", "--plan", "long")) as job:
+        job.in_phase("warm-up")
+        job.process.send_signal(number)
+        assert job.wait() == 0, job.said()
+        info = assert_complete(job.runs()[0])
+        assert info.ended.how == "stopped"
+        assert failures(job.runs()[0]) == {}  # uploads under way were finished
+        assert acked(job.runs()[0]) == server.stored()
+
+
+def test_the_report_can_be_left_for_later(tmp_path):
+    folder = tmp_path / "here" / "it is"
+    options = [
+        "--plan",
+        "short",
+        "--phase-seconds",
+        "1",
+        "--no-report",
+        "--run-folder",
+        str(folder),
+        "--no-verify-digest",
+    ]
+    with running() as server, started(tmp_path, *against(server, *options, users=1)) as job:
+        assert job.wait() == 0, job.said()
+    assert job.runs() == []
+    assert run_folder.read_run(folder).ended.how == "completed"
+    assert run_folder.read_run(folder).load_options["verify_digest"] is False
+    assert acked(folder, "short-1")
+    assert not (folder / run_folder.REPORT_HTML).exists()
+
+
+def test_a_server_that_refuses_everything(tmp_path):
+    with running("--max-file-size", "1KiB") as server:
+        options = ["--plan", "long", "--phase-seconds", "1", "--payloads", "4KiB"]
+        with started(tmp_path, *against(server, *options)) as job:
+            assert job.wait() == 1
+    [folder] = job.runs()
+    assert set(failures(folder)) == {"too_large"}
+    assert acked(folder) == 0
+    assert (folder / run_folder.REPORT_HTML).exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--payloads", "4KX"], "payloads: '4KX' is not a size: write bytes, or a number with KiB"),
+        (["--payload-dir", "/no/such"], "payload folder: '/no/such' is not a folder"),
+        (["--host", "127.0.0.1:1"], "'127.0.0.1:1' is not a host: write tcp://HOST:PORT"),
+        (
+            ["--host", "tcp://127.0.0.1:{closed}"],
+            "no server at tcp://127.0.0.1:{closed}: Connection refused; start one",
+        ),
+        (["--wait=-1"], "phase seconds or wait: '-1' is not a duration"),
+    ],
+    ids=["payloads", "folder", "host", "no server", "wait"],
+)
+def test_wrong_options(tmp_path, options, said):
+    closed = free_port()
+    command = [*HEADLESS, "--host", "tcp://127.0.0.1:1", *(option.format(closed=closed) for option in options)]
+    code, everything = run(tmp_path, *command)
+    assert code == 2
+    [line] = [line for line in everything.splitlines() if line.startswith("Error: ")]
+    assert said.format(closed=closed) in line
+    assert not (tmp_path / "reports").exists()
+
+
+def test_an_unknown_plan(tmp_path):
+    code, everything = run(tmp_path, *HEADLESS, "--host", "tcp://127.0.0.1:1", "--plan", "middle")
+    assert code == 2
+    assert "invalid choice: 'middle' (choose from 'compare', 'long', 'short')" in everything
