@@ -184,7 +184,7 @@ class UploadClient:
         return True
 
     def _connect(self) -> None:
-        """Connect to the first address of the host that answers, and keep to that one. OSError of the last otherwise."""
+        """Connect to the first address of the host that answers, and keep to it. OSError of the last otherwise."""
         if self._resolved is not None:
             self._socket = self._open(*self._resolved)
             return

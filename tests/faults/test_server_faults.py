@@ -1,0 +1,328 @@
+"""The real server when something it needs runs out or stands still: descriptors, space, processes, a reader's patience."""
+
+import os
+import select
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+import pytest
+import servers
+from servers import Client, Server, eventually, running, upload
+
+from server.protocol import UploadHeader
+
+MIB = 1 << 20
+
+
+# ── Descriptors ──
+
+
+def test_connections_beyond_the_descriptors_are_told_busy_and_the_others_go_on(tmp_path: Path) -> None:
+    """Half of what is left of 100 descriptors is for connections, half for their files."""
+    most = (100 - 64) // 2
+    limited = ("prlimit", "--nofile=100:100")
+    with running(store=tmp_path / "store", prefix=limited) as server, ExitStack() as stack:
+        clients = [stack.enter_context(Client(server.port)) for _ in range(most)]
+        for number, client in enumerate(clients):
+            client.send_header(1000, f"{number}")
+            client.sock.sendall(bytes(500))
+        eventually(lambda: len(server.temporary_files()) == most, "every connection has its file open")
+        for connection in ("keep-alive", "close", "keep-alive"):
+            with Client(server.port) as excess:
+                reply = excess.upload(bytes(100), connection=connection)
+                assert (reply.status, reply.code, reply.connection) == ("rejected", "busy", "close")
+                assert str(most) in reply.message
+                excess.expect_eof()
+        assert server.failures() == {"busy": 3}
+        for client in clients:
+            client.sock.sendall(bytes(500))
+        assert [client.reply().code for client in clients] == ["ok"] * most
+        clients[0].sock.close()
+        eventually(lambda: server.slots()[0].connections_now < most, "one has left")
+        assert upload(server.port, b"abc", "next").code == "ok"
+        assert server.files() == {"next": 3} | {f"{number}": 1000 for number in range(most)}
+
+
+def test_a_crowd_that_nobody_answers_yet_exhausts_nothing(tmp_path: Path) -> None:
+    """Far more connections at one moment than descriptors: each is served or told, and the worker lives."""
+    with running(store=tmp_path / "store", prefix=("prlimit", "--nofile=100:100")) as server, ExitStack() as stack:
+        [worker] = server.workers()
+        os.kill(worker, signal.SIGSTOP)  # so that all of them wait in the accept queue
+        clients = [stack.enter_context(Client(server.port)) for _ in range(300)]
+        for number, client in enumerate(clients):
+            client.send(bytes(100), f"{number}")
+        os.kill(worker, signal.SIGCONT)
+        codes = []
+        for client in clients:
+            codes.append(client.reply().code)
+            client.sock.close()
+        assert set(codes) == {"ok", "busy"}
+        assert server.workers() == [worker]
+        assert len(server.files()) == codes.count("ok")
+        eventually(lambda: server.slots()[0].connections_now == 0, "all are gone")
+        assert upload(server.port, b"abc").code == "ok"
+
+
+# ── Space ──
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "socketswarm-test", str(folder)], capture_output=True, text=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"a small tmpfs cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True, timeout=60)
+
+
+def free_bytes(folder: Path) -> int:
+    info = os.statvfs(folder)
+    return info.f_bavail * info.f_frsize
+
+
+def send_until_answered(client: Client, size: int) -> None:
+    """Send a body of that size, or as much of it as the server lets us before it answers."""
+    client.sock.setblocking(False)
+    while size:
+        readable, _, _ = select.select([client.sock], [client.sock], [], servers.DEADLINE_S)
+        if readable:
+            break
+        size -= client.sock.send(bytes(min(size, 64 << 10)))
+    client.sock.settimeout(servers.DEADLINE_S)
+
+
+def expect_no_space(client: Client, size: int, name: str = "large") -> None:
+    client.send_header(size, name)
+    send_until_answered(client, size)
+    reply = client.reply()
+    assert (reply.status, reply.code, reply.connection) == ("failed", "no_space", "close")
+    assert reply.message
+    client.expect_eof()
+
+
+def test_a_full_disk_fails_the_upload_that_does_not_fit_and_no_other(small_disk: Path) -> None:
+    with running(store=small_disk / "store") as server, Client(server.port) as other, Client(server.port) as client:
+        other.send_header(200_000, "other")
+        other.sock.sendall(bytes(100_000))
+        eventually(server.temporary_files, "the other has begun")
+        before = free_bytes(small_disk)
+        expect_no_space(client, 4 * MIB)
+        eventually(lambda: free_bytes(small_disk) >= before - 8192, "what it took is given back")
+        other.sock.sendall(bytes(100_000))
+        assert other.reply().code == "ok"
+        assert other.upload(bytes(1000), "next").code == "ok"
+        assert server.files() == {"other": 200_000, "next": 1000}
+        assert server.temporary_files() == []
+        assert server.failures() == {"no_space": 1}
+
+
+def test_a_disk_that_fills_up_under_several_uploads_keeps_what_was_stored(small_disk: Path) -> None:
+    """Four of 900 KB, in turns of a part each: they cannot all fit, and who does not is told so."""
+    with running(store=small_disk / "store") as server, ExitStack() as stack:
+        assert upload(server.port, b"kept", "kept").code == "ok"
+        clients = [stack.enter_context(Client(server.port)) for _ in range(4)]
+        for number, client in enumerate(clients):
+            client.send_header(900_000, f"{number}")
+            client.sock.sendall(bytes(400_000))
+        eventually(lambda: sum(file.stat().st_size for file in server.temporary_files()) == 1_600_000, "all have begun")
+        codes = []
+        for client in clients:
+            send_until_answered(client, 500_000)
+            codes.append(client.reply().code)
+        assert set(codes) == {"ok", "no_space"}
+        stored = {f"{number}": 900_000 for number, code in enumerate(codes) if code == "ok"}
+        assert server.files() == {"kept": 4} | stored
+        assert (server.store / "kept").read_bytes() == b"kept"  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("connection", ["keep-alive", "close"])
+def test_a_full_disk_is_said_of_small_files_too(small_disk: Path, connection: str) -> None:
+    with running(store=small_disk / "store") as server:
+        with (small_disk / "ballast").open("wb", buffering=0) as ballast:
+            try:
+                while ballast.write(bytes(4096)) == 4096:
+                    pass
+            except OSError:
+                pass
+        with Client(server.port) as client:
+            reply = client.upload(bytes(5000), "small", connection=connection)
+            assert (reply.status, reply.code, reply.connection) == ("failed", "no_space", "close")
+            client.expect_eof()
+        assert server.files() == {}
+        assert server.temporary_files() == []
+        (small_disk / "ballast").unlink()
+        assert upload(server.port, bytes(5000), "small").code == "ok"
+
+
+@pytest.mark.parametrize("size", [100_001, MIB])
+def test_a_limit_on_file_sizes_is_no_space(tmp_path: Path, size: int) -> None:
+    with running(store=tmp_path / "store", prefix=("prlimit", "--fsize=100000:100000")) as server:
+        with Client(server.port) as client:
+            expect_no_space(client, size)
+        assert upload(server.port, bytes(100_000), "largest").code == "ok"
+        assert server.files() == {"largest": 100_000}
+        assert server.temporary_files() == []
+        assert [slot.births for slot in server.slots()] == [1]  # SIGXFSZ killed nobody
+
+
+def test_a_store_that_is_taken_away_is_an_internal_error_and_back_it_works(tmp_path: Path) -> None:
+    with running(store=tmp_path / "store") as server:
+        incoming = tmp_path / "store" / ".incoming" / "0"
+        incoming.rmdir()
+        for body in (b"abc", bytes(MIB)):
+            with Client(server.port) as client:
+                client.send_header(len(body))
+                client.sock.sendall(body)
+                reply = client.reply()
+                assert (reply.status, reply.code, reply.connection) == ("failed", "internal", "close")
+        [worker] = server.workers()
+        incoming.mkdir()
+        os.kill(worker, signal.SIGKILL)  # its replacement opens the folder anew
+        eventually(lambda: server.workers() not in ([], [worker]), "it was replaced")
+        assert upload(server.port, b"abc").code == "ok"
+
+
+# ── Processes that stand still ──
+
+
+def state_of(pid: int) -> str:
+    text = Path(f"/proc/{pid}/stat").read_text()
+    return text[text.rindex(")") + 2]
+
+
+def test_stopping_and_continuing_the_supervisor_kills_no_worker(tmp_path: Path) -> None:
+    with running(store=tmp_path / "store", workers=2) as server:
+        workers = server.workers()
+        beats = [slot.heartbeat_ns for slot in server.slots()]
+        os.kill(server.pid, signal.SIGSTOP)
+        eventually(lambda: state_of(server.pid) == "T", "it stands still")
+        for number in range(20):
+            assert upload(server.port, bytes(1000), f"{number}").code == "ok"
+        eventually(
+            lambda: all(slot.heartbeat_ns > beat for slot, beat in zip(server.slots(), beats, strict=True)),
+            "the workers live on",
+        )
+        os.kill(server.pid, signal.SIGCONT)
+        assert upload(server.port, b"abc").code == "ok"
+        assert server.workers() == workers
+        assert [slot.births for slot in server.slots()] == [1, 1]
+        assert [event["kind"] for event in server.events()].count("worker-started") == 2
+
+
+def test_a_worker_that_dies_while_the_supervisor_stands_still_is_replaced_afterwards() -> None:
+    with running(workers=2) as server:
+        victim, other = server.workers()
+        os.kill(server.pid, signal.SIGSTOP)
+        eventually(lambda: state_of(server.pid) == "T", "it stands still")
+        os.kill(victim, signal.SIGKILL)
+        eventually(lambda: state_of(victim) == "Z", "it is dead")
+        os.kill(server.pid, signal.SIGCONT)
+        eventually(lambda: len(server.workers()) == 2 and victim not in server.workers(), "it was replaced")
+        assert other in server.workers()
+
+
+def test_a_worker_that_hangs_is_killed_when_the_drain_timeout_has_passed() -> None:
+    with running("--drain-timeout", "0s", workers=2, exit_code=1) as server:
+        os.kill(server.workers()[0], signal.SIGSTOP)
+        assert server.stop() == 1
+        assert "it did not end within the drain timeout" in server.messages()
+
+
+def test_a_worker_that_dies_again_and_again_is_replaced_ever_later() -> None:
+    with running() as server:
+        for births in range(1, 4):
+            eventually(lambda births=births: server.slots()[0].births == births and server.workers(), "there is one")
+            os.kill(server.workers()[0], signal.SIGKILL)
+        eventually(lambda: server.slots()[0].births == 4 and server.workers(), "there is one again")
+        assert upload(server.port, b"abc").code == "ok"
+        messages = server.messages()
+        assert "replacing it in 0.1 s" in messages
+        assert "replacing it in 0.2 s" in messages
+
+
+# ── Clients that do not read ──
+
+
+def has_stalled(server: Server) -> bool:
+    """Whether the server has stored nothing more for a while. Too short a while would only weaken the test."""
+    before = server.stored()
+    for _ in range(20):
+        select.select([], [], [], 0.01)
+        if server.stored() != before:
+            return False
+    return True
+
+
+def test_a_client_that_pipelines_and_never_reads_gets_no_memory() -> None:
+    count = 20_000
+    with running() as server, Client(server.port, receive_buffer_bytes=4096) as client:
+        worker = psutil.Process(server.workers()[0])
+        with Client(server.port) as warm:
+            for _ in range(200):
+                warm.upload(b"x")
+        before = worker.memory_info().rss
+        stored_before = server.stored()
+        one = client.connection.send_upload(UploadHeader(1, "a")) + b"x"
+        for _ in range(count - 1):
+            client.connection.send_upload(UploadHeader(1, "a"))
+        stream = memoryview(one * count)
+        client.sock.setblocking(False)
+        client.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+        def send_what_is_taken() -> None:
+            nonlocal stream
+            try:
+                while stream:
+                    stream = stream[client.sock.send(stream) :]
+            except BlockingIOError:
+                pass
+
+        def stalled() -> bool:
+            send_what_is_taken()
+            return has_stalled(server)
+
+        eventually(stalled, "the server waits for the client to read")
+        assert server.stored() - stored_before < count
+        assert worker.memory_info().rss < before + 8 * MIB
+        assert upload(server.port, b"abc").code == "ok"  # others are served meanwhile
+
+        answered = 0
+        while answered < count:  # now it reads, and nothing was lost
+            readable, _, _ = select.select([client.sock], [client.sock] if stream else [], [], servers.DEADLINE_S)
+            send_what_is_taken()
+            if readable:
+                for reply in client.connection.receive_data(client.sock.recv(1 << 16)):
+                    assert reply.code == "ok"
+                    answered += 1
+        assert server.stored() - stored_before == count + 1
+
+
+def test_a_client_that_never_reads_does_not_hold_up_the_drain_for_ever() -> None:
+    with running("--drain-timeout", "300ms") as server, Client(server.port, receive_buffer_bytes=4096) as client:
+        one = client.connection.send_upload(UploadHeader(1, "a")) + b"x"
+        client.sock.setblocking(False)
+        stream = memoryview(one * 20_000)
+
+        def stalled() -> bool:
+            nonlocal stream
+            try:
+                while stream:
+                    stream = stream[client.sock.send(stream) :]
+            except BlockingIOError:
+                pass
+            return has_stalled(server)
+
+        eventually(stalled, "the server waits for the client to read")
+        assert server.stop() == 0
