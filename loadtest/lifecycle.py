@@ -95,7 +95,9 @@ class Lifecycle:
             return None
         fields = {**option_fields(self._environment), **request.form.to_dict()}
         fields["verify_digest"] = str(fields["verify_digest"]).lower() == "true"
-        problem = self.check(fields.get("host") or self._environment.host, fields)
+        problem = self.check(fields.get("host", self._environment.host), fields)
+        if request.form.get("user_count", type=int) == 0:  # what is no number, Locust refuses itself
+            problem = "number of users is 0: a run needs at least 1 user"
         if problem is None:
             return None
         return jsonify({"success": False, "message": problem, "host": self._environment.host})
@@ -133,7 +135,11 @@ class LoadProcess:
         self._runner.send_message(_HELLO, {"pid": os.getpid(), "host": socket.gethostname()})
         self._batches = gevent.spawn(self._send_batches)
 
-    def on_test_stop(self, **_: Any) -> None:
+    def on_test_stop(self, environment: Environment, **_: Any) -> None:
+        if isinstance(self._runner, WorkerRunner):
+            # After a stop Locust leaves its worker deaf for this long; told to quit meanwhile, it would stay for a
+            # minute. The master sends the right time with every start.
+            environment.stop_timeout = 0
         if self._batches is not None:
             self._batches.kill()
             self._batches = None
@@ -275,9 +281,6 @@ class _Run:
         self._announce(PlannedPhase("drain", "drain", last.uploads_per_connection, 0))
         self._ending = Ending(how="completed", reason="its plan was over")
         self._runner.stop()
-        parsed = self._environment.parsed_options
-        if parsed is not None and parsed.headless:
-            self._runner.quit()
 
     def _announce(self, planned: PlannedPhase) -> None:
         """Tell the users first: what they did until now is then counted before the old phase ends."""
@@ -334,6 +337,9 @@ class _Run:
         self._events.close()
         if self._builds_report:
             _build_report(self.folder)
+        parsed = self._environment.parsed_options
+        if parsed is not None and parsed.headless and self._ending is not None and self._ending.how == "completed":
+            self._runner.quit()  # not before: workers that have just stopped would not hear of it
 
     def _save(self) -> None:
         self._info = msgspec.structs.replace(self._info, phases=list(self._phases))

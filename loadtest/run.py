@@ -6,6 +6,7 @@ the uploads under way finished and the recorder's last sample taken, then the se
 it builds the report of whatever was measured. There is no Locust in this process: it must outlive Locust.
 """
 
+import select
 import shlex
 import shutil
 import signal
@@ -16,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Never
@@ -54,11 +55,12 @@ class Job:
 
 
 class _Interrupts:
-    """Counts Ctrl-C and TERM instead of dying of them: the first ends the run in order, the second hurries it."""
+    """Counts Ctrl-C, TERM and a closed terminal instead of dying of them: the first ends the run in order, the second
+    hurries it."""
 
     def __init__(self) -> None:
         self.count = 0
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -69,7 +71,10 @@ def run(job: Job) -> int:
     """Do the job and return the exit code. RunError and OptionError for what a person must know."""
     interrupts = _Interrupts()
     _check(job)
-    job.folder.mkdir(parents=True)
+    try:
+        job = replace(job, folder=run_folder.create(job.folder))
+    except OSError as error:
+        raise RunError(f"the run folder cannot be made: {error}") from None
     try:
         with _server(job, interrupts) as host:
             code = _load(job, host, interrupts)
@@ -123,7 +128,8 @@ def _start_server(job: Job, store: Path) -> "subprocess.Popen[str]":
 
 def _wait_until_listening(process: "subprocess.Popen[str]", folder: Path, interrupts: _Interrupts) -> str:
     assert process.stdout is not None
-    line = process.stdout.readline()  # the server prints it, or ends
+    ready, _, _ = select.select([process.stdout], [], [], SERVER_START_S)
+    line = process.stdout.readline() if ready else ""  # the server prints it, or ends
     if not line.startswith("listening on "):
         if interrupts.count:
             raise RunError("stopped before the server was ready")

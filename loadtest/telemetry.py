@@ -166,6 +166,7 @@ class Merger:
         names = {
             name: {duration: encode(counts) for duration, counts in histograms.items()}
             for name, histograms in self._histograms.get(phase, {}).items()
+            if histograms  # there are none of a name that only failed
         }
         return HistogramsLine(**now_ns(), phase=phase, names=names)
 

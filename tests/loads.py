@@ -92,7 +92,7 @@ class Command:
 
 
 @contextmanager
-def started(cwd: Path, *command: str, **options: Any) -> Iterator[Command]:
+def started(cwd: Path, /, *command: str, **options: Any) -> Iterator[Command]:
     """A command in a session of its own. At the end nothing that it started may be left: no process (once the deadline
     has passed), no temporary file, no runtime folder of a server."""
     mark = f"SOCKETSWARM_TEST={uuid.uuid4().hex}"

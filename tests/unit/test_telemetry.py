@@ -122,7 +122,7 @@ def test_failures_are_counted_by_code_and_have_no_durations():
     assert second.failures == {"timeout": 2, "busy": 1}
     assert second.service_us is None
     assert second.transaction_us is None
-    assert histograms["p"].names == {"short ≤4 KiB": {}}
+    assert histograms["p"].names == {}
 
 
 def test_nanoseconds_are_rounded_and_bounded():

@@ -1,0 +1,198 @@
+"""What the four charts show, as values: which lines, under which names, in which colours. Drawing is charts.py's.
+
+A chart that shows everything shows nothing: of many processes the costliest get a line each, the rest become a mean
+with its range; of many size classes the busiest one's latency is drawn; events of every run get no mark.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from reports import run_folder
+from reports.analysis import Analysis
+from reports.palette import mode_colour
+from reports.summary import ProcessSummary
+from reports.texts import percent, plain
+from reports.timeline import Curve, LatencyCurves, Timeline
+
+LINES_PER_FAMILY = 6  # a chart shows that many workers and that many others
+MOST_MARKS = 200
+
+# What happens in every run: begins of kinds of events.
+ROUTINE = ("phase", "users", "server-", "worker-started", "worker-ready", "run-")
+
+Dash = Literal["solid", "dashed", "dotted"]
+ProcessCurve = tuple[ProcessSummary, Curve]
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """An entry of a legend, which is HTML: it wraps on a phone."""
+
+    label: str
+    colour: str
+    """A name of the palette."""
+    dash: Dash = "solid"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    key: Key
+    curve: Curve
+    width: float = 1.6
+    band: tuple[Curve, Curve] | None = None
+    """Lowest and highest of many that the line is the mean of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    title: str
+    note: str
+    lines: list[Line]
+    tick_format: str
+    """As numeral.js has it."""
+    empty: str
+    """Why there is nothing to see, when there is not."""
+    log: bool = False
+
+    @property
+    def keys(self) -> list[Key]:
+        return [line.key for line in self.lines]
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """An event that a reader of the charts should see."""
+
+    at_s: float
+    text: str
+
+
+def charts(timeline: Timeline) -> list[Chart]:
+    """The four, in the order of the page; one without lines says why."""
+    return [
+        Chart(
+            "Uploads",
+            "acknowledged per second",
+            [Line(Key(mode, mode_colour(mode)), curve, 2) for mode, curve in timeline.uploads_per_s.items()],
+            "0,0",
+            f"Nothing to draw: {run_folder.UPLOADS} counts no upload in a phase of this run.",
+        ),
+        _latency_chart(timeline.latency),
+        Chart(
+            "CPU",
+            "per process, as a share of one core",
+            _process_lines([(curves.process, curves.share) for curves in timeline.processes]),
+            "0%",
+            f"Nothing to draw: {run_folder.PROCESSES} has fewer than two ticks, the recorder did not run.",
+        ),
+        Chart(
+            "Memory",
+            "per process, USS in MiB: what its end would give back",
+            _process_lines([(curves.process, _mebibytes(curves.uss_bytes)) for curves in timeline.processes]),
+            "0,0.[0]",
+            "Nothing to draw: USS of no process could be read.",
+        ),
+    ]
+
+
+def _mebibytes(curve: Curve) -> Curve:
+    return Curve(curve.t_s, curve.values / (1 << 20))
+
+
+def marks(analysis: Analysis) -> list[Mark]:
+    events = [event for event in analysis.events if not event.kind.startswith(ROUTINE)]
+    return [Mark(analysis.seconds(event), plain(event.text)) for event in events[:MOST_MARKS]]
+
+
+# --- latency ----------------------------------------------------------------------------------------------------------
+
+
+def _latency_chart(latency: Sequence[LatencyCurves]) -> Chart:
+    """Percentiles of different names cannot be merged: the size class with most uploads is drawn alone."""
+    uploads: Counter[str] = Counter()
+    for curves in latency:
+        uploads[curves.size_class] += curves.uploads
+    busiest = max(uploads, key=lambda size_class: uploads[size_class], default="")
+    lines = [line for curves in latency if curves.size_class == busiest for line in _latency_lines(curves)]
+    note = f"transactions of {busiest} only, percentiles of each second in µs, log scale"
+    if len(uploads) > 1:
+        note += f" ({percent(uploads[busiest] / uploads.total())} of uploads)"
+    return Chart("Latency", note, lines, "0,0", "Nothing to draw: no second had an acknowledged upload.", log=True)
+
+
+def _latency_lines(curves: LatencyCurves) -> list[Line]:
+    colour = mode_colour(curves.mode)
+    return [
+        Line(Key(f"{curves.mode}, p50", colour), curves.p50, 2),
+        Line(Key(f"{curves.mode}, p99", colour, "dashed"), curves.p99, 1.4),
+    ]
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+def _process_lines(curves: Sequence[ProcessCurve]) -> list[Line]:
+    """Workers, then others."""
+    drawable = [(process, curve) for process, curve in curves if len(curve.t_s)]
+    workers = [pair for pair in drawable if pair[0].role == "server-worker"]
+    others = [pair for pair in drawable if pair[0].role != "server-worker"]
+    return [*_worker_lines(workers), *_other_lines(others)]
+
+
+def _worker_lines(workers: Sequence[ProcessCurve]) -> list[Line]:
+    kept, rest = _costliest(workers)
+    lines = [Line(Key(_label(process), f"worker-{i % 4}"), curve) for i, (process, curve) in enumerate(kept)]
+    return lines + _rest(rest, "workers", "worker-3")
+
+
+def _other_lines(others: Sequence[ProcessCurve]) -> list[Line]:
+    kept, rest = _costliest(others)
+    lines: list[Line] = []
+    loads = 0
+    for process, curve in kept:
+        lines.append(Line(_key(process, loads), curve))
+        loads += process.role.startswith("load-")
+    return lines + _rest(rest, "processes", "load-1")
+
+
+def _label(process: ProcessSummary) -> str:
+    return f"{process.name} ({process.pid})"
+
+
+def _key(process: ProcessSummary, loads: int) -> Key:
+    """Of a process that is no worker; `loads` load processes were drawn before it."""
+    if process.role.startswith("load-"):
+        return Key(_label(process), f"load-{loads % 2}")
+    if process.role == "recorder":
+        return Key(_label(process), "recorder", "dotted")
+    return Key(_label(process), "master", "dashed")
+
+
+def _costliest(pairs: Sequence[ProcessCurve]) -> tuple[list[ProcessCurve], list[ProcessCurve]]:
+    """(those to draw, in their order; the rest). Who came or went during the run comes first, then who used most CPU.
+    One more than the limit is drawn too: a mean of one would say less in the same room."""
+    if len(pairs) <= LINES_PER_FAMILY + 1:
+        return list(pairs), []
+    ranked = sorted(range(len(pairs)), key=lambda index: _rank(pairs[index][0]))
+    kept = sorted(ranked[:LINES_PER_FAMILY])
+    return [pairs[i] for i in kept], [pairs[i] for i in ranked[LINES_PER_FAMILY:]]
+
+
+def _rank(process: ProcessSummary) -> tuple[bool, float]:
+    stayed = process.started_s <= 0 and not process.ended
+    return stayed, -((process.cpu_user_s or 0) + (process.cpu_system_s or 0))
+
+
+def _rest(pairs: Sequence[ProcessCurve], what: str, colour: str) -> list[Line]:
+    """One line for all of these, if there are any: their mean, in a band from the lowest to the highest."""
+    if not pairs:
+        return []
+    t_s = np.unique(np.concatenate([curve.t_s for _, curve in pairs]))
+    values = np.array([np.interp(t_s, curve.t_s, curve.values, left=np.nan, right=np.nan) for _, curve in pairs])
+    band = (Curve(t_s, np.nanmin(values, axis=0)), Curve(t_s, np.nanmax(values, axis=0)))
+    key = Key(f"{len(pairs)} more {what}: mean and range", colour, "dotted")
+    return [Line(key, Curve(t_s, np.nanmean(values, axis=0)), band=band)]

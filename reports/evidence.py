@@ -1,0 +1,135 @@
+"""A run folder as evidence: its files read once, on one clock, and what can be said of them without arithmetic on CPU.
+
+Everything else in the analysis works from an `Evidence` and never opens a file. Times are seconds since the run's
+start: run.json's `started_mono_ns` is zero.
+
+A line of uploads.jsonl is stamped when the last load process had reported, and lines are also written at each change of
+phase: it speaks of the time since the line of its phase before it (`spans`), which is about a second and may be
+a few milliseconds.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reports import run_folder
+from reports.run_folder import Event, HistogramsLine, HostTick, ProcessTick, RunFolderError, RunInfo, UploadsLine
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """The folder's files, read."""
+
+    run: RunInfo
+    seconds: list[UploadsLine]
+    histograms: dict[str, HistogramsLine]
+    """The last line of each phase."""
+    ticks: list[ProcessTick]
+    host: list[HostTick]
+    events: list[Event]
+    """In order of time, whoever wrote them."""
+
+    def s(self, mono_ns: int) -> float:
+        return (mono_ns - self.run.started_mono_ns) / 1e9
+
+    def times(self, ticks: Iterable[ProcessTick | HostTick]) -> Floats:
+        return np.array([self.s(tick.mono_ns) for tick in ticks], dtype=np.float64)
+
+
+def read(folder: Path) -> Evidence:
+    """RunFolderError when the folder is none of ours, or when the load never started."""
+    if not folder.is_dir():
+        raise RunFolderError(f"there is no run folder {folder}")
+    run = run_folder.read_run(folder)
+    if not (folder / run_folder.UPLOADS).exists():
+        raise RunFolderError(f"{folder} has no {run_folder.UPLOADS}: the load never started, so there is no report")
+    seconds: list[UploadsLine] = []
+    histograms: dict[str, HistogramsLine] = {}
+    for line in run_folder.read_uploads(folder):
+        if isinstance(line, UploadsLine):
+            seconds.append(line)
+        else:
+            histograms[line.phase] = line
+    return Evidence(
+        run=run,
+        seconds=seconds,
+        histograms=histograms,
+        ticks=list(run_folder.read_processes(folder)),
+        host=list(run_folder.read_host(folder)),
+        events=sorted(run_folder.read_events(folder), key=lambda event: event.mono_ns),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    uploads: int
+    bytes: int
+    connections: int
+    failures: dict[str, int]
+    """By code, the most frequent first."""
+
+
+def count(lines: Iterable[UploadsLine], size_class: str | None = None) -> Count:
+    """Sums of all lines, of one size class if named."""
+    uploads = size_bytes = connections = 0
+    failures: Counter[str] = Counter()
+    for line in lines:
+        for name, second in line.names.items():
+            if size_class is not None and run_folder.split_name(name)[1] != size_class:
+                continue
+            uploads += second.count
+            size_bytes += second.bytes
+            connections += second.connections
+            failures.update(second.failures)
+    return Count(uploads, size_bytes, connections, dict(failures.most_common()))
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The stretch of time that one line of uploads.jsonl speaks of."""
+
+    line: UploadsLine
+    start_s: float
+    end_s: float
+
+    @property
+    def duration_s(self) -> float:
+        return self.end_s - self.start_s
+
+    @property
+    def middle_s(self) -> float:
+        return (self.start_s + self.end_s) / 2
+
+
+def spans(evidence: Evidence) -> Iterator[Span]:
+    """Every line, in order. A phase's first begins with the phase, or with the run where run.json does not name it."""
+    until = {phase.name: evidence.s(phase.start_ns) for phase in evidence.run.phases}
+    for line in evidence.seconds:
+        end_s = evidence.s(line.mono_ns)
+        yield Span(line, until.get(line.phase, 0.0), end_s)
+        until[line.phase] = end_s
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What the server says it stored between the first and the last tick that show its scoreboard."""
+
+    uploads: int
+    first_s: float
+    last_s: float
+
+
+def stored(evidence: Evidence) -> Stored | None:
+    """None when the server shows no scoreboard: it is not one of ours, or elsewhere."""
+    boards = [(tick.mono_ns, tick.scoreboard) for tick in evidence.host if tick.scoreboard is not None]
+    if not boards:
+        return None
+    (first_ns, before), (last_ns, after) = boards[0], boards[-1]
+    uploads = sum(slot.uploads_stored for slot in after) - sum(slot.uploads_stored for slot in before)
+    return Stored(uploads, evidence.s(first_ns), evidence.s(last_ns))

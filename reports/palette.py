@@ -1,0 +1,34 @@
+"""The report's colours and letters, each named once.
+
+The page has them as CSS variables; a chart's model names the variable that it takes (`charts.paint`), so that both
+follow the reader's colour scheme. Every hue keeps a contrast of 3:1 or more to its ground, and families differ in
+lightness or dash as well as in hue, for readers who cannot tell the hues apart.
+"""
+
+# name: (light, dark)
+PALETTE = {
+    "ground": ("#ffffff", "#14171a"),
+    "panel": ("#f5f6f7", "#1d2125"),
+    "ink": ("#1b1f23", "#e4e7ea"),
+    "muted": ("#5c6670", "#9aa5b0"),
+    "rule": ("#dfe3e7", "#31373d"),
+    "good": ("#1a7f4b", "#4fc48a"),
+    "warn": ("#9a6700", "#e0b040"),
+    "bad": ("#b3261e", "#ff8a80"),
+    "long": ("#00796b", "#4dc0b0"),
+    "short": ("#c2185b", "#ff7fac"),
+    "other-mode": ("#6d5f00", "#d9c34a"),
+    "worker-0": ("#08306b", "#d3e6f7"),
+    "worker-1": ("#1c5fa8", "#9ecae1"),
+    "worker-2": ("#3182bd", "#6baed6"),
+    "worker-3": ("#5a9bd0", "#4a90cc"),
+    "master": ("#7b3294", "#cfa3e6"),
+    "load-0": ("#b85c00", "#f7a653"),
+    "load-1": ("#8c4600", "#ffcc99"),
+    "recorder": ("#6b6b6b", "#a8a8a8"),
+}
+FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif'
+
+
+def mode_colour(mode: str) -> str:
+    return mode if mode in ("long", "short") else "other-mode"

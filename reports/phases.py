@@ -1,0 +1,129 @@
+"""What each phase of a run got and what it cost.
+
+The load's counts belong to a phase by name. Costs belong to it by time: the recorder ticks on a clock of its own, so
+CPU of a phase is the difference of an account at the phase's two ends. Where ticks surround at least 80 % of a phase,
+its cost is extended from that part; below, it is unknown.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from reports.accounts import Account, Track, busy_cpu
+from reports.evidence import Evidence, Floats, count
+from reports.run_folder import Phase, UploadsLine
+from reports.summary import MISSED_TICKS_LIMIT, PhaseSummary
+
+
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """A phase, or the part of it that was recorded."""
+
+    start_s: float
+    end_s: float
+
+    @property
+    def duration_s(self) -> float:
+        return self.end_s - self.start_s
+
+
+@dataclass(frozen=True, slots=True)
+class _Costs:
+    """All accounts that a phase is charged from."""
+
+    machine: Account | None
+    server: Account | None
+    workers: list[Account]
+    load: list[Account]
+    ticks: Floats
+    """Of processes.jsonl."""
+
+
+def phase_summaries(evidence: Evidence, tracks: Sequence[Track], server: Account | None) -> list[PhaseSummary]:
+    """Every phase that run.json names, in its order. `server` is the account of the whole server."""
+    costs = _Costs(
+        machine=busy_cpu(evidence),
+        server=server,
+        workers=_workers(tracks),
+        load=[track.account for track in tracks if track.is_load],
+        ticks=evidence.times(evidence.ticks),
+    )
+    lines: dict[str, list[UploadsLine]] = defaultdict(list)
+    for line in evidence.seconds:
+        lines[line.phase].append(line)
+    # Whether the recorder was there is told by either of its files.
+    ticks = costs.ticks if len(costs.ticks) else evidence.times(evidence.host)
+    return [_phase(evidence, phase, lines[phase.name], costs, ticks) for phase in evidence.run.phases]
+
+
+def _workers(tracks: Sequence[Track]) -> list[Account]:
+    """Of a server without workers, its one process does their work."""
+    for role in ("server-worker", "server-master"):
+        if found := [track.account for track in tracks if track.role == role]:
+            return found
+    return []
+
+
+def _phase(
+    evidence: Evidence, phase: Phase, lines: Sequence[UploadsLine], costs: _Costs, ticks: Floats
+) -> PhaseSummary:
+    whole = _Stretch(evidence.s(phase.start_ns), _end_s(evidence, phase, lines))
+    recorded = _recorded(whole, costs.ticks)
+    counted = count(lines)
+    return PhaseSummary(
+        name=phase.name,
+        kind=phase.kind,
+        mode=phase.mode,
+        start_s=whole.start_s,
+        duration_s=whole.duration_s,
+        uploads=counted.uploads,
+        bytes=counted.bytes,
+        connections=counted.connections,
+        failures=counted.failures,
+        busy_core_s=None if costs.machine is None else _used(costs.machine, whole, _recorded(whole, costs.machine.t_s)),
+        server_cpu_s=None if costs.server is None else _used(costs.server, whole, recorded),
+        busiest_worker_share=_largest_share(costs.workers, recorded),
+        generator_share=_largest_share(costs.load, recorded),
+        recorder_missed_share=_missed_share(whole, ticks),
+    )
+
+
+def _end_s(evidence: Evidence, phase: Phase, lines: Sequence[UploadsLine]) -> float:
+    """End of a phase; of one that was cut off, the last line that counted something in it."""
+    if phase.end_ns is not None:
+        return evidence.s(max(phase.end_ns, phase.start_ns))
+    return evidence.s(max([phase.start_ns, *(line.mono_ns for line in lines)]))
+
+
+def _recorded(whole: _Stretch, ticks: Floats) -> _Stretch | None:
+    """The part that ticks surround; None when it is too little to speak for the rest."""
+    if not len(ticks):
+        return None
+    part = _Stretch(max(whole.start_s, float(ticks[0])), min(whole.end_s, float(ticks[-1])))
+    return part if part.duration_s >= (1 - MISSED_TICKS_LIMIT) * whole.duration_s > 0 else None
+
+
+def _used(account: Account, whole: _Stretch, recorded: _Stretch | None) -> float | None:
+    """CPU of the whole phase, extended from the recorded part of it."""
+    if recorded is None:
+        return None
+    return account.between(recorded.start_s, recorded.end_s) * whole.duration_s / recorded.duration_s
+
+
+def _largest_share(accounts: Sequence[Account], recorded: _Stretch | None) -> float | None:
+    if not accounts or recorded is None:
+        return None
+    return max(account.between(recorded.start_s, recorded.end_s) for account in accounts) / recorded.duration_s
+
+
+def _missed_share(whole: _Stretch, ticks: Floats) -> float:
+    """Share of a phase without ticks. A tick stands for 3/4 of an interval on either side, so jitter costs nothing."""
+    if whole.duration_s <= 0:
+        return 0.0
+    reach_s = 0.75 * (float(np.median(np.diff(ticks))) if len(ticks) > 1 else 1.0)
+    edges = np.concatenate(([-np.inf], ticks, [np.inf]))
+    holes_start = np.maximum(edges[:-1] + reach_s, whole.start_s)
+    holes_end = np.minimum(edges[1:] - reach_s, whole.end_s)
+    return float(np.maximum(0.0, holes_end - holes_start).sum()) / whole.duration_s

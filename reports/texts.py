@@ -1,0 +1,41 @@
+"""How a value becomes text that people read: numbers of three digits, durations, and words that strangers chose.
+
+Every output of a report writes its numbers through this file, so that one number looks the same wherever it stands.
+Words that somebody else chose (labels, file names, codes of failures, texts of events) go through `plain` or, in
+Markdown, through `markdown`; in HTML, Jinja escapes them besides. A leaf: it knows nothing of runs.
+"""
+
+import math
+
+
+def significant(value: float) -> str:
+    """Three significant digits, thousands separated: 0.0123, 1.20, 12,300."""
+    if not value:
+        return "0"
+    rounded = float(f"{value:.2e}")  # first, for 9.999 has as many decimals as 10.0
+    decimals = 2 - math.floor(math.log10(abs(rounded)))
+    return f"{rounded:,.{max(0, decimals)}f}"
+
+
+def percent(share: float) -> str:
+    return f"{significant(share * 100)} %"
+
+
+def duration(microseconds: float) -> str:
+    """For a sentence, in the unit that keeps the number short: 9,990 µs, 44.7 ms, 155 ms, 12.3 s."""
+    value = microseconds
+    for unit in ("µs", "ms"):
+        if value < 10_000:
+            return f"{significant(value)} {unit}"
+        value /= 1000
+    return f"{significant(value)} s"
+
+
+def plain(text: object) -> str:
+    """Without control characters, which would move a terminal's cursor or end a table's row."""
+    return "".join(c if c.isprintable() else " " for c in str(text))
+
+
+def markdown(text: object) -> str:
+    """For Markdown, cells of tables included: characters that mean something there are escaped."""
+    return "".join(f"\\{c}" if c in r"\`*_[]<>|#~" else c for c in plain(text))

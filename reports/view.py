@@ -1,0 +1,132 @@
+"""The report as texts: what HTML, Markdown and the terminal show, so that all three say the same.
+
+A `View` is made once from an analysis; render.py only lays it out. Texts are as people gave them: escaping belongs to
+the format, so it happens where a format is written.
+"""
+
+import shlex
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from reports.analysis import Analysis
+from reports.run_folder import RunInfo
+from reports.summary import ModeSummary, Summary
+from reports.tables import Table, event_table, mode_table, phase_table, process_table, rate
+from reports.texts import duration, significant
+
+Facts = list[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    title: str
+    subtitle: str
+    verdict: str
+    reason: str
+    sentence: str
+    warnings: list[str]
+    modes: Table
+    phases: Table
+    processes: Table
+    events: Table
+    facts: list[tuple[str, Facts]]
+    """Headed groups of (name, value): the run, the load, the machine, the server."""
+    command: str
+    """Quoted for a shell."""
+
+
+def view(analysis: Analysis) -> View:
+    run, summary = analysis.run, analysis.summary
+    started = datetime.fromtimestamp(run.started_wall_ns / 1e9, UTC)
+    return View(
+        title=run.label,
+        subtitle=f"{started:%d %B %Y, %H:%M} UTC, {run.users} users against {run.host}",
+        verdict=summary.verdict,
+        reason=summary.reason,
+        sentence=sentence(summary),
+        warnings=summary.warnings,
+        modes=mode_table(summary),
+        phases=phase_table(summary.phases),
+        processes=process_table(summary),
+        events=event_table(analysis),
+        facts=_facts(run),
+        command=shlex.join(run.command),
+    )
+
+
+# --- one sentence -----------------------------------------------------------------------------------------------------
+
+
+def sentence(summary: Summary) -> str:
+    """The run in one sentence: rates, workers, p99, CPU, and what short connections cost over long ones."""
+    measured = {mode.mode: mode for mode in summary.modes if mode.uploads}
+    if not measured:
+        return "Nothing was measured."
+    workers = summary.server.workers
+    who = f"With {workers} worker{'s' if workers > 1 else ''} the server" if workers else "The server"
+    text = f"{who} took {' and '.join(_clause(mode) for mode in measured.values())}"
+    if "long" in measured and "short" in measured:
+        text += _comparison(measured["short"], measured["long"])
+    return f"{text}."
+
+
+def _clause(mode: ModeSummary) -> str:
+    details = []
+    if mode.transaction_us.p99 is not None:
+        details.append(f"99 % of transactions within {duration(mode.transaction_us.p99)}")
+    if mode.server_core_us_per_upload is not None:
+        cores = mode.server_core_us_per_upload * mode.uploads_per_s / 1e6
+        details.append(f"server CPU {significant(cores)} cores")
+    if mode.at_capacity:
+        details.append("at capacity")
+    over = f"{mode.mode} connections"
+    if mode.mode not in ("long", "short"):
+        over = f"connections of {mode.mode.removesuffix(' per connection')} uploads"
+    suffix = f" ({', '.join(details)})" if details else ""
+    return f"{rate(mode, mode.uploads_per_s)} uploads/s over {over}{suffix}"
+
+
+def _comparison(short: ModeSummary, long: ModeSummary) -> str:
+    short_us, long_us = short.busy_core_us_per_upload, long.busy_core_us_per_upload
+    if not short_us or not long_us:
+        return ""
+    return (
+        f"; a short upload cost {significant(short_us / long_us)} times the CPU of a long one "
+        f"({significant(short_us)} against {significant(long_us)} busy core-µs)"
+    )
+
+
+# --- circumstances ----------------------------------------------------------------------------------------------------
+
+
+def _facts(run: RunInfo) -> list[tuple[str, Facts]]:
+    ending = "cut off: nobody ended it" if run.ended is None else f"{run.ended.how}: {run.ended.reason}"
+    commit = "unknown" if run.git_commit is None else run.git_commit[:12] + (", with changes" if run.git_dirty else "")
+    server = [("recorded", "no")]
+    if run.server is not None:
+        server = [("command", shlex.join(run.server.command)), ("pid", str(run.server.pid))]
+        server += _pairs(run.server.options or {})
+    return [
+        ("Run", [("id", run.id), ("ended", ending), ("target", run.host), ("commit", commit)]),
+        ("Load", [("users", str(run.users)), ("seed", str(run.seed)), *_pairs(run.load_options)]),
+        ("Machine", _pairs(run.environment)),
+        ("Server", server),
+    ]
+
+
+def _pairs(values: dict[str, Any]) -> Facts:
+    return [(_words(key), _fact(key, value)) for key, value in values.items()]
+
+
+def _words(key: str) -> str:
+    """A name in words, but for those of the kernel's own settings, which have dots."""
+    return key if "." in key else key.removesuffix("_bytes").replace("_", " ")
+
+
+def _fact(key: str, value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "unknown", True: "yes", False: "no"}[value]
+    if key.endswith("_bytes") and isinstance(value, int | float):
+        return f"{significant(value / (1 << 30))} GiB"
+    return f"{value:g}" if isinstance(value, float) else str(value)

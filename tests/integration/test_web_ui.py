@@ -1,0 +1,206 @@
+"""Locust's web page through its HTTP API, as a browser uses it: runs are started, stopped and refused there."""
+
+import json
+import signal
+import urllib.error
+import urllib.parse
+import urllib.request
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psutil
+import pytest
+from loads import LOCUST, Command, acked, assert_complete, failures, free_port, started
+from servers import DEADLINE_S, ROOT, eventually, running
+
+from reports import run_folder
+
+
+@dataclass
+class Page:
+    """A Locust with its web page, and the server that it loads."""
+
+    url: str
+    job: Command
+    host: str
+
+    def get(self, path):
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=DEADLINE_S) as answer:
+            return answer.read().decode()
+
+    def post(self, path, **fields):
+        data = urllib.parse.urlencode(fields).encode()
+        with urllib.request.urlopen(f"{self.url}{path}", data=data, timeout=DEADLINE_S) as answer:
+            return json.load(answer)
+
+    def start(self, **fields):
+        """Start as the page's form does: all fields are sent, a checkbox as true or not at all."""
+        form = {"user_count": 2, "spawn_rate": 100, "host": self.host, "plan": "long", "phase_seconds": "600"}
+        form |= {"payloads": "4KiB", "payload_dir": "", "wait": "25ms", "verify_digest": "true", "seed": "1"}
+        return self.post("/swarm", **form | {"label": "page"} | fields)
+
+    def state(self):
+        return json.loads(self.get("/stats/requests"))["state"]
+
+    def finished(self, number):
+        """The folder of the `number`-th run, once its report is there."""
+
+        def folder():
+            runs = self.job.runs()
+            return runs[number - 1] if len(runs) == number and (runs[-1] / "report.html").exists() else None
+
+        return eventually(folder, f"report {number}; it said:\n{self.job.said()}")
+
+
+@contextmanager
+def web_page(tmp_path, host):
+    port = free_port()
+    options = ["--host", host, "--web-host", "127.0.0.1", "--web-port", str(port)]
+    with started(tmp_path, *LOCUST, *options) as job:
+        page = Page(f"http://127.0.0.1:{port}", job, host)
+        eventually(lambda: answers(page), "the page answers")
+        yield page
+        job.process.send_signal(signal.SIGINT)
+        job.wait()
+
+
+def answers(page):
+    try:
+        return page.get("/")
+    except urllib.error.URLError:
+        return None
+
+
+@pytest.fixture(scope="module")
+def server():
+    with running() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def page(server, tmp_path_factory):
+    """One session for all tests here, as a person would have it."""
+    with web_page(tmp_path_factory.mktemp("web"), f"tcp://127.0.0.1:{server.port}") as page:
+        yield page
+
+
+def test_the_form_has_our_fields(page):
+    html = page.get("/")
+    for field in ("plan", "phase_seconds", "payloads", "payload_dir", "wait", "verify_digest", "seed", "label"):
+        assert f'"{field}"' in html
+    for field in ("run_folder", "no_report"):
+        assert f'"{field}"' not in html
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"plan": "middle"}, "plan is 'middle', not one of compare, long, short"),
+        ({"phase_seconds": "abc"}, "'abc' is not a duration: write seconds"),
+        ({"phase_seconds": "0"}, "a phase needs at least 1 s"),
+        ({"payloads": "4KX"}, "payloads: '4KX' is not a size"),
+        ({"payload_dir": "/no/such/folder"}, "payload folder: '/no/such/folder' is not a folder"),
+        ({"wait": "-1"}, "'-1' is not a duration"),
+        ({"seed": "one"}, "seed is 'one', not a whole number"),
+        ({"host": "tcp://127.0.0.1:{closed}"}, "no server at tcp://127.0.0.1:{closed}: Connection refused"),
+        ({"host": "http://127.0.0.1:1"}, "'http://127.0.0.1:1' is not a host: write tcp://HOST:PORT"),
+        ({"host": ""}, "'' is not a host"),
+        ({"host": "tcp://a..b:1"}, "'tcp://a..b:1' is not a host"),
+        ({"user_count": "many"}, "Invalid user_count"),
+        ({"user_count": "0"}, "at least 1 user"),
+    ],
+    ids=str,
+)
+def test_wrong_fields_are_refused(page, fields, said):
+    closed = free_port()
+    before = page.job.runs()
+    answer = page.start(**{key: value.format(closed=closed) for key, value in fields.items()})
+    assert answer["success"] is False
+    assert said.format(closed=closed) in answer["message"]
+    assert "\n" not in answer["message"]
+    assert page.state() in ("ready", "stopped")
+    assert page.job.runs() == before
+
+
+def test_an_empty_folder_is_refused(page, tmp_path):
+    answer = page.start(payload_dir=str(tmp_path))
+    assert (answer["success"], answer["message"]) == (False, f"payload folder: '{tmp_path}' has no files")
+
+
+def test_two_runs_in_one_session(page, server):
+    stored = server.stored()
+    number = len(page.job.runs()) + 1
+    assert page.start(seed="5", label="first")["success"] is True
+    page.job.in_phase("warm-up")
+    assert page.state() == "running"
+    assert page.post("/stop")["success"] is True
+    first = page.finished(number)
+    info = assert_complete(first)
+    assert (info.ended.how, info.users, info.seed, info.label) == ("stopped", 2, 5, "first")
+    assert info.load_options["verify_digest"] is True
+    assert failures(first) == {}
+
+    # The second ends by itself, and the page can go on.
+    assert page.start(user_count=3, phase_seconds="1", plan="short", verify_digest="false")["success"] is True
+    second = page.finished(number + 1)
+    info = assert_complete(second)
+    assert (info.ended.how, info.users) == ("completed", 3)
+    assert info.load_options["verify_digest"] is False
+    assert acked(second, "short-1")
+    eventually(lambda: page.state() == "stopped", "the page says that it is over")
+    assert first.name.endswith("-first") and second.name.endswith("-page")
+    eventually(lambda: server.slots()[0].connections_now == 0, "no connection is left")
+    assert acked(first) + acked(second) == server.stored() - stored
+    assert run_folder.read_run(first).ended.how == "stopped"  # nobody touched it since
+
+
+def test_a_start_right_after_a_stop(page):
+    """The first run's report is still being built then."""
+    number = len(page.job.runs()) + 1
+    assert page.start(label="before")["success"] is True
+    page.job.in_phase("warm-up")
+    page.post("/stop")
+    assert page.start(label="after")["success"] is True
+    eventually(lambda: len(page.job.runs()) == number + 1, "the second run has begun")
+    page.job.in_phase("warm-up")
+    page.post("/stop")
+    last = page.finished(number + 1)
+    for folder in page.job.runs()[-2:]:
+        assert_complete(folder)
+    assert last.name.endswith("-after")
+
+
+def test_users_can_be_added_to_a_run(page):
+    number = len(page.job.runs()) + 1
+    assert page.start()["success"] is True
+    page.job.in_phase("warm-up")
+    assert page.start(user_count=4)["success"] is True
+    eventually(
+        lambda: [e for e in run_folder.read_events(page.job.runs()[-1]) if e.details.get("users") == 4], "4 users"
+    )
+    assert page.post("/stop")["success"] is True
+    assert_complete(page.finished(number))
+
+
+def test_it_listens_on_loopback_only(tmp_path):
+    """With the project's own defaults: Locust's are all interfaces, and it has no login."""
+    port = free_port()
+    command = [LOCUST[0], "-m", "locust", "--web-port", str(port)]
+    with started(tmp_path, *command, cwd=ROOT) as job:
+        eventually(lambda: answers(Page(f"http://127.0.0.1:{port}", job, "")), "the page answers")
+        listening = [
+            c.laddr for c in psutil.Process(job.process.pid).net_connections() if c.status == psutil.CONN_LISTEN
+        ]
+        assert [(address.ip, address.port) for address in listening] == [("127.0.0.1", port)]
+        assert "tcp://127.0.0.1:12345" in answers(Page(f"http://127.0.0.1:{port}", job, ""))
+        job.process.send_signal(signal.SIGINT)
+        job.wait()
+
+
+def test_ending_locust_in_a_run_leaves_its_report(server, tmp_path):
+    with web_page(tmp_path, f"tcp://127.0.0.1:{server.port}") as page:
+        page.start()
+        page.job.in_phase("warm-up")
+        page.job.process.send_signal(signal.SIGTERM)
+        page.job.wait()
+        assert assert_complete(page.job.runs()[0]).ended.how == "stopped"
