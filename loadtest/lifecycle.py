@@ -329,7 +329,10 @@ class _Run:
         self._write_second()
         for phase in self._merger.phases:
             self._uploads.append(self._merger.histograms(phase))
-        self._recorder.finish()
+        recorder_problem = self._recorder.finish()
+        if recorder_problem is not None:
+            self._note("recorder-failed", recorder_problem)
+            log.error(recorder_problem)
         self._note("run-ended", f"run {self._info.id} ended: {self._ending.reason if self._ending else ''}")
         self._info = msgspec.structs.replace(self._info, ended=self._ending)
         self._save()
@@ -406,8 +409,9 @@ class _Recorder:
         except OSError:
             pass  # it is gone; `finish` says so
 
-    def finish(self) -> None:
-        """Let it take its last sample, and wait for it."""
+    def finish(self) -> str | None:
+        """Let it take its last sample, and wait for it. What is wrong when it did not; None when it did."""
+        early = self._process.poll() is not None
         try:
             cast(IO[bytes], self._process.stdin).close()
         except OSError:
@@ -418,8 +422,11 @@ class _Recorder:
             self._process.kill()
             code = self._process.wait()
         cast(IO[bytes], self._process.stdout).close()
+        if early:
+            return f"the recorder, pid {self._process.pid}, ended with exit code {code} before the run did"
         if code != 0:
-            log.error("the recorder ended with exit code %d before the run did", code)
+            return f"the recorder, pid {self._process.pid}, took no last sample: exit code {code}"
+        return None
 
 
 def _build_report(folder: Path) -> None:

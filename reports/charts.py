@@ -7,6 +7,7 @@ Each model carries in its tags which of its properties takes which colour of the
 the page paint them, again whenever the reader's colour scheme changes.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +22,8 @@ from bokeh.models import (
     ColumnDataSource,
     CrosshairTool,
     CustomJS,
+    FixedTicker,
     HoverTool,
-    LogTicker,
     NumeralTickFormatter,
     Range1d,
     glyphs,
@@ -146,7 +147,16 @@ def _style_axes(plot: figure, chart: Chart) -> None:
     plot.xaxis.formatter = NumeralTickFormatter(format="0,0.[0]")
     plot.yaxis.formatter = NumeralTickFormatter(format=chart.tick_format)
     if chart.log:
-        plot.yaxis.ticker = LogTicker(mantissas=[1, 2, 5], num_minor_ticks=0)
+        plot.yaxis.ticker = FixedTicker(ticks=_log_ticks(*_limits(chart)))
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers, 3 to 9 of them in most ranges, at least one in any. bokeh's LogTicker spaces them evenly when there
+    are few decades, and so leaves the lower half of the axis bare."""
+    first, last = math.log10(low), math.log10(high)
+    mantissas = (1.0,) if last - first > 3 else (1, 2, 5) if last - first > 1 else (1, 1.5, 2, 3, 4, 6, 8)
+    ticks = [mantissa * 10.0**decade for decade in range(math.floor(first), math.ceil(last)) for mantissa in mantissas]
+    return [tick for tick in ticks if low <= tick <= high]
 
 
 def _shade_phases(plot: figure, canvas: _Canvas, top: float) -> None:

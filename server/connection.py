@@ -1,8 +1,9 @@
 """One client: joins the protocol's events to the store, and answers.
 
-Everything happens inside the event loop's callbacks, synchronously: bytes are read into one buffer that all
-connections of a worker share, parsed in place, written to the store and hashed before the callback returns. So no
-connection owns a buffer, and an idle one costs little.
+Everything happens inside the event loop's callbacks, synchronously. Bytes are read into the worker's arena, which all
+its connections share, so no connection owns a buffer and an idle one costs little. A small upload that arrives whole
+is left to the worker's batch; one that arrives in pieces is parsed in place, written and hashed before the callback
+returns.
 
 A refusal must be readable: when a connection is closed with unread data, TCP sends a reset and the client may never
 see the reason. So after a refusal the write side is shut down, and what still arrives is discarded within bounds.
@@ -10,66 +11,36 @@ see the reason. So after a refusal the write side is shut down, and what still a
 
 import asyncio
 import logging
-import os
 import socket
 import time
-from dataclasses import dataclass, field
 from typing import cast
 
 from msgspec import UNSET
 
 from server import scoreboard
+from server.batch import Batch
+from server.context import WorkerContext
 from server.protocol import (
-    FAILURE_CODES,
     Data,
     DigestAlgorithm,
     Hasher,
-    KeepOrClose,
-    Limits,
     RemoteProtocolError,
-    Reply,
     ServerConnection,
     Timing,
+    UploadComplete,
     UploadStarted,
-    digest_of,
-    encode_reply,
     new_hasher,
 )
-from server.scoreboard import BYTES_STORED, CONNECTIONS_ACCEPTED, UPLOADS_STORED
-from server.storage import Incoming, Store, StoreError
+from server.storage import Incoming, StoreError
 
 LINGER_BYTES = 1 << 20
 LINGER_S = 2.0
-RECEIVE_BUFFER_BYTES = 256 << 10
 
 log = logging.getLogger("server")
 
-_FAILURE_WORD = {code: scoreboard.FAILURES + i for i, code in enumerate(FAILURE_CODES)}
-# Refused by what was asked; anything else failed on the way.
-_REJECTIONS = frozenset(
-    {"bad_length", "bad_header", "unauthorized", "name_rejected", "too_large", "exists", "busy", "shutting_down"}
-)
-
-
-@dataclass(slots=True)
-class WorkerContext:
-    """What all connections of one worker share."""
-
-    slot: int
-    store: Store
-    limits: Limits
-    record: memoryview
-    """The slot's words of the scoreboard."""
-    max_connections: int
-    loop: asyncio.AbstractEventLoop
-    draining: bool = False
-    connections: set["Connection"] = field(default_factory=set)
-    buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(RECEIVE_BUFFER_BYTES)))
-    pid: int = field(default_factory=os.getpid)
-
 
 class _Upload:
-    """An upload whose header was accepted and whose reply is not sent yet."""
+    """An upload that arrives in pieces, between its header and its last byte."""
 
     __slots__ = ("expected", "hashers", "header_ns", "incoming", "keep", "name", "received", "want")
 
@@ -110,75 +81,14 @@ class _Upload:
         return None if actual == self.expected else f"the bytes have {actual}, the header said {self.expected}"
 
 
-def store_whole(
-    worker: WorkerContext, started: UploadStarted, body: memoryview, accepted_ns: int
-) -> tuple[bytes, bool]:
-    """Store an upload whose bytes are all at hand. Returns the reply and whether the connection stays open.
-
-    Raises StoreError.
-    """
-    arrived_ns = time.monotonic_ns()
-    header = started.header
-    want = "xxh3_128" if header.want_digest is UNSET else header.want_digest
-    digest = None if want == "none" else digest_of(want, body)
-    worker.store.put(started.file_name, body)
-    keep = header.connection != "close" and not worker.draining
-    timing = Timing(accepted_ns, arrived_ns, arrived_ns, time.monotonic_ns())
-    return _acknowledge(worker, started.file_name, len(body), digest, keep, timing), keep
-
-
-def _acknowledge(
-    worker: WorkerContext, name: str, size_bytes: int, digest: str | None, keep: bool, timing: Timing
-) -> bytes:
-    """Count a stored upload, and the reply that says so."""
-    record = worker.record
-    record[UPLOADS_STORED] += 1
-    record[BYTES_STORED] += size_bytes
-    connection: KeepOrClose = "keep-alive" if keep else "close"
-    return encode_reply(
-        Reply("stored", "ok", "", name, size_bytes, digest, connection, worker.slot, worker.pid, timing)
-    )
-
-
-def serve_at_once(worker: WorkerContext, sock: socket.socket) -> bytes | None:
-    """Look once at a connection just accepted: on a busy worker the client's bytes are there already.
-
-    If they are one whole upload that asks to close, serve it here, without a transport: a short connection then costs
-    half the CPU and one turn of the loop instead of three, so that it does not starve beside long ones. Returns None
-    when the connection is finished and closed, otherwise the bytes that were read, for a Connection to go on with.
-    """
-    accepted_ns = time.monotonic_ns()
-    try:
-        count = sock.recv_into(worker.buffer, 0, socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        return b""
-    except OSError:
-        count = 0
-    reply = b""
-    if count:
-        view = worker.buffer[:count]
-        whole = ServerConnection(worker.limits).take_whole(view)
-        if whole is None or whole[0].header.connection != "close" or whole[2]:
-            return bytes(view)
-        try:
-            reply, _ = store_whole(worker, whole[0], whole[1], accepted_ns)
-        except StoreError:
-            return bytes(view)  # the long way meets the same error, and makes it readable
-    worker.record[CONNECTIONS_ACCEPTED] += 1
-    with sock:
-        try:
-            sock.send(reply)  # a few hundred bytes always fit a fresh socket's buffer
-        except OSError:
-            pass  # the client is gone; its file is stored all the same
-    return None
-
-
 class Connection(asyncio.BufferedProtocol):
     """The loop's callbacks for one client."""
 
     __slots__ = (
-        "_accepted_ns",
+        "_batch",
+        "_batched",
         "_closing",
+        "_connections",
         "_linger_timer",
         "_lingered",
         "_parser",
@@ -186,68 +96,65 @@ class Connection(asyncio.BufferedProtocol):
         "_transport",
         "_upload",
         "_worker",
+        "accepted_ns",
     )
 
     _transport: asyncio.Transport
 
-    def __init__(self, worker: WorkerContext, received: bytes = b"") -> None:
-        """`received` has been read from the socket already."""
+    def __init__(
+        self, worker: WorkerContext, batch: Batch, connections: "set[Connection]", received: bytes = b""
+    ) -> None:
+        """`connections` is the worker's set of all that are open; `received` has been read from the socket already."""
         self._worker = worker
+        self._batch = batch
+        self._connections = connections
         self._received = received
         self._parser = ServerConnection(worker.limits)
         self._upload: _Upload | None = None
+        self._batched = 0  # uploads of ours that wait in the batch
         self._closing = False
         self._lingered = 0
         self._linger_timer: asyncio.TimerHandle | None = None
-        self._accepted_ns = time.monotonic_ns()
+        self.accepted_ns = time.monotonic_ns()
 
     # ── the loop's callbacks ──
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
         worker = self._worker
-        worker.connections.add(self)
-        worker.record[CONNECTIONS_ACCEPTED] += 1
-        worker.record[scoreboard.CONNECTIONS_NOW] = len(worker.connections)
-        if len(worker.connections) > worker.max_connections:
+        self._connections.add(self)
+        worker.accepted()
+        worker.record[scoreboard.CONNECTIONS_NOW] = len(self._connections)
+        if len(self._connections) > worker.max_connections:
             self._refuse("busy", f"this worker holds {worker.max_connections} connections, its most")
         received, self._received = self._received, b""
         if received:
-            worker.buffer[: len(received)] = received
+            self._batch.buffer()[: len(received)] = received
             self.buffer_updated(len(received))
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._worker.buffer
+        return self._batch.buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._closing:
             self._discard(nbytes)
             return
-        view = self._worker.buffer[:nbytes]
-        try:
-            while whole := self._parser.take_whole(view):
-                started, body, view = whole
-                self._store_whole(started, body)
-                if self._closing or not view:
-                    return
-            for event in self._parser.receive_data(view):
-                kind = type(event)
-                if kind is Data:
-                    self._upload.write(event.view)  # type: ignore[union-attr]  # a Data follows an UploadStarted
-                elif kind is UploadStarted:
-                    self._upload = _Upload(event, self._worker.store.begin(event.file_name))  # type: ignore[arg-type,union-attr]
-                else:
-                    self._complete()
-                    if self._closing:
-                        return
-        except (RemoteProtocolError, StoreError) as error:
-            self._refuse(error.code, error.message)
-        except Exception:
-            log.exception("worker %d: an upload failed for a reason nobody foresaw", self._worker.slot)
-            self._refuse("internal", "the server made a mistake; its log says which")
+        view = self._batch.received(nbytes)
+        while whole := self._parser.take_whole(view):
+            started, body, view = whole
+            self._batched += 1
+            self._batch.add(self, started, body)
+            if started.header.connection == "close":
+                self._closing = True  # what follows is not an upload
+                break
+        if view and not self._closing:
+            self._take_pieces(view)
+        if self._batched:
+            self._batch.claim(nbytes)
 
     def eof_received(self) -> None:
         """Returning None lets the transport close after what was written has been sent."""
+        self._answer_batched()
         if self._closing:
             return
         try:
@@ -260,11 +167,11 @@ class Connection(asyncio.BufferedProtocol):
         if self._linger_timer is not None:
             self._linger_timer.cancel()
         if not self._closing and self._parser.in_upload:
-            self._count_failure("truncated", f"the connection was lost: {exc or 'closed'}")
+            self._worker.count_failure("truncated", f"the connection was lost: {exc or 'closed'}")
+        self._closing = True
         self._abort_upload()
-        worker = self._worker
-        worker.connections.discard(self)
-        worker.record[scoreboard.CONNECTIONS_NOW] = len(worker.connections)
+        self._connections.discard(self)
+        self._worker.record[scoreboard.CONNECTIONS_NOW] = len(self._connections)
 
     def pause_writing(self) -> None:
         """A client that pipelines and does not read its replies gets no more of our memory."""
@@ -275,48 +182,83 @@ class Connection(asyncio.BufferedProtocol):
         if not self._closing:
             self._transport.resume_reading()
 
-    # ── what the worker asks for ──
+    # ── what the batch asks for ──
 
-    def shut_down(self) -> None:
-        """The drain timeout has passed: refuse what is under way, close what is idle."""
-        if self._closing:
-            self._transport.abort()
-        elif self._parser.in_upload:
-            self._refuse("shutting_down", "the server is shutting down")
-        else:
-            self._closing = True
-            self._transport.close()
-
-    # ── how an upload ends ──
-
-    def _store_whole(self, started: UploadStarted, body: memoryview) -> None:
-        """The usual small upload, without the bookkeeping of one that arrives in pieces."""
-        reply, keep = store_whole(self._worker, started, body, self._accepted_ns)
+    def answer(self, reply: bytes, *, keep: bool) -> None:
+        self._batched -= 1
+        if self._transport.is_closing():
+            return  # the client is gone; its file is stored all the same
         self._transport.write(reply)
         if not keep:
             self._close_first()
 
+    def refuse(self, error: StoreError, upload: UploadStarted) -> None:
+        self._batched -= 1
+        if not self._transport.is_closing():
+            self._refuse(error.code, error.message)
+
+    # ── what the worker asks for ──
+
+    def shut_down(self) -> None:
+        """The drain timeout has passed: refuse what is under way, close what is idle."""
+        self._answer_batched()
+        if self._linger_timer is not None:
+            self._transport.abort()
+        elif self._closing:
+            pass  # its last reply is on the way
+        elif self._parser.in_upload:
+            self._refuse("shutting_down", "the server is shutting down")
+        else:
+            self._close_first()
+
+    # ── an upload in pieces ──
+
+    def _take_pieces(self, view: memoryview) -> None:
+        self._answer_batched()
+        if self._closing:
+            return
+        try:
+            for event in self._parser.receive_data(view):
+                kind = type(event)
+                if kind is Data:
+                    cast(_Upload, self._upload).write(cast(Data, event).view)
+                elif kind is UploadComplete:
+                    self._complete()
+                    if self._closing:
+                        return
+                else:
+                    started = cast(UploadStarted, event)
+                    self._upload = _Upload(started, self._worker.store.begin(started.file_name))
+        except (RemoteProtocolError, StoreError) as error:
+            self._refuse(error.code, error.message)
+        except Exception:
+            log.exception("worker %d: an upload failed for a reason nobody foresaw", self._worker.slot)
+            self._refuse("internal", "the server made a mistake; its log says which")
+
     def _complete(self) -> None:
-        """The last byte of an upload that arrived in pieces is here."""
         upload = self._upload
         assert upload is not None
         last_byte_ns = time.monotonic_ns()
         mismatch = upload.mismatch()
-        if mismatch is None:
+        worker = self._worker
+        keep = upload.keep and not worker.draining
+        if mismatch is not None:
+            self._fail("digest_mismatch", mismatch, keep=keep)
+        else:
             upload.incoming.commit()
             self._upload = None
-            timing = Timing(self._accepted_ns, upload.header_ns, last_byte_ns, time.monotonic_ns())
-            keep = upload.keep and not self._worker.draining
-            self._transport.write(
-                _acknowledge(self._worker, upload.name, upload.received, upload.digest(), keep, timing)
-            )
-            if not keep:
-                self._close_first()
-            return
-        keep = upload.keep and not self._worker.draining
-        self._fail("digest_mismatch", mismatch, keep=keep)
+            worker.stored(1, upload.received)
+            timing = Timing(self.accepted_ns, upload.header_ns, last_byte_ns, time.monotonic_ns())
+            self._transport.write(worker.ok(upload.name, upload.received, upload.digest(), keep, timing))
         if not keep:
             self._close_first()
+
+    def _answer_batched(self) -> None:
+        """Replies keep the order of the uploads."""
+        if self._batched:
+            self._batch.flush()
+
+    # ── how a connection ends ──
 
     def _close_first(self) -> None:
         """Close after the reply is sent, before the client does: that saves a wake-up."""
@@ -339,30 +281,65 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.pause_reading()  # let the peer block and read its reply; the timer ends it
 
     def _fail(self, code: str, message: str, *, keep: bool = False) -> None:
-        """Drop the upload, count the failure and reply with it."""
+        """Drop the upload and reply with the failure."""
         upload = self._upload
         self._abort_upload()
-        self._count_failure(code, message)
-        connection: KeepOrClose = "keep-alive" if keep else "close"
-        reply = Reply(
-            "rejected" if code in _REJECTIONS else "failed",
-            code,
-            message,
-            upload.name if upload else None,
-            upload.received if upload else 0,
-            None,
-            connection,
-            self._worker.slot,
-            self._worker.pid,
-            Timing(self._accepted_ns, upload.header_ns if upload else None),
-        )
-        self._transport.write(encode_reply(reply))
+        timing = Timing(self.accepted_ns, upload.header_ns if upload else None)
+        name, received = (upload.name, upload.received) if upload else (None, 0)
+        self._transport.write(self._worker.failed(code, message, timing, name, received, keep))
 
     def _abort_upload(self) -> None:
         upload, self._upload = self._upload, None
         if upload is not None:
             upload.incoming.abort()
 
-    def _count_failure(self, code: str, message: str) -> None:
-        self._worker.record[_FAILURE_WORD[code]] += 1
-        log.info("worker %d: %s: %s", self._worker.slot, code, message)
+
+class ShortConnection:
+    """A connection whose only upload was there whole when it was accepted: answered without a transport."""
+
+    __slots__ = ("_socket", "_worker", "accepted_ns")
+
+    def __init__(self, worker: WorkerContext, sock: socket.socket, accepted_ns: int) -> None:
+        self._worker = worker
+        self._socket = sock
+        self.accepted_ns = accepted_ns
+
+    def answer(self, reply: bytes, *, keep: bool) -> None:
+        with self._socket as sock:
+            try:
+                sock.send(reply)  # a few hundred bytes always fit a fresh socket's buffer
+            except OSError:
+                pass  # the client is gone; its file is stored all the same
+
+    def refuse(self, error: StoreError, upload: UploadStarted) -> None:
+        """Nothing is unread, so the reply is readable in spite of the close."""
+        timing = Timing(self.accepted_ns)
+        self.answer(self._worker.failed(error.code, error.message, timing, upload.file_name), keep=False)
+
+
+def serve_at_once(worker: WorkerContext, batch: Batch, sock: socket.socket) -> bytes | None:
+    """Look once at a connection just accepted: on a busy worker the client's bytes are there already.
+
+    If they are one whole upload that asks to close, it goes into the batch without a transport: a short connection
+    then costs two thirds of the CPU and one turn of the loop instead of three, so that it does not starve beside long
+    ones. Returns None when that is all to be done, otherwise the bytes that were read, for a Connection to go on with.
+    """
+    accepted_ns = time.monotonic_ns()
+    try:
+        count = sock.recv_into(batch.buffer(), 0, socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return b""
+    except OSError:
+        count = 0
+    if not count:
+        worker.accepted()
+        sock.close()
+        return None
+    view = batch.received(count)
+    whole = ServerConnection(worker.limits).take_whole(view)
+    if whole is None or whole[0].header.connection != "close" or whole[2]:
+        return bytes(view)
+    worker.accepted()
+    batch.add(ShortConnection(worker, sock, accepted_ns), whole[0], whole[1])
+    batch.claim(count)
+    return None

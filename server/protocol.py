@@ -34,6 +34,7 @@ from msgspec import UNSET, UnsetType
 
 LENGTH_BYTES = 4
 _LENGTH = struct.Struct("<I")
+_NOTHING = memoryview(b"")
 MAX_REPLY_BYTES = 64 << 10
 MAX_NAME_BYTES = 255
 
@@ -154,12 +155,13 @@ _KNOWN_KEYS = frozenset(UploadHeader.__struct_fields__)
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
-def decode_header(raw: bytes | memoryview) -> UploadHeader:
+def decode_header(raw: bytes) -> UploadHeader:
     """The header in `raw`. RemoteProtocolError `bad_header` when it is not UTF-8, not JSON, has wrong types, lacks a
     key, or gives a known key twice."""
     try:
-        text = str(raw, "utf-8")
-        header = _header_decoder.decode(text)
+        if not raw.isascii():
+            raw.decode()  # msgspec does not look at what it skips
+        header = _header_decoder.decode(raw)
     except RecursionError:
         raise RemoteProtocolError("bad_header", "the header is nested too deeply") from None
     except UnicodeDecodeError as error:
@@ -170,25 +172,19 @@ def decode_header(raw: bytes | memoryview) -> UploadHeader:
         raise RemoteProtocolError("bad_header", f"the header is not as it should be: {error}") from None
     if header.file_size < 0:
         raise RemoteProtocolError("bad_header", f"file_size is negative: {header.file_size}")
-    if text.count(":") != _colons(header) or "\\" in text:
-        _refuse_duplicate_keys(text)
-    return header
-
-
-def _colons(header: UploadHeader) -> int:
-    """How many colons the plainest header with these keys has: one a key, and one inside a digest.
-
-    msgspec takes the last of two equal keys without a word. A header has at least one colon for every key, so one
-    with exactly this many has no key twice, and that is cheap to see (0.4 µs, against 1.7 µs for searching the keys).
-    Only an escaped colon could hide one, so headers with a backslash do not rely on this.
-    """
-    return (
+    # msgspec takes the last of two equal keys without a word. A header has at least one colon for every key, and one
+    # inside a digest; so with exactly this many it has no key twice, and that is cheap to see (0.3 µs, against 1.7 µs
+    # for searching the keys). Only an escaped colon could hide one, so a backslash takes the slow path too.
+    colons = (
         2
         + (header.connection is not UNSET)
         + (header.digest is not UNSET) * 2
         + (header.want_digest is not UNSET)
         + (header.token is not UNSET)
     )
+    if raw.count(b":") != colons or b"\\" in raw:
+        _refuse_duplicate_keys(raw.decode())
+    return header
 
 
 def _refuse_duplicate_keys(text: str) -> None:
@@ -301,10 +297,12 @@ class ServerConnection:
         if start > len(view) or not LENGTH_BYTES < start <= LENGTH_BYTES + self._limits.max_header_size:
             return None
         try:
-            started = self._accept(view[LENGTH_BYTES:start])
+            started = self._accept(view[LENGTH_BYTES:start].tobytes())
         except RemoteProtocolError:
             return None
         end = start + started.header.file_size
+        if end == len(view) and started.header.digest is UNSET:
+            return started, view[start:], _NOTHING
         if end > len(view) or started.header.digest is not UNSET:
             return None
         return started, view[start:end], view[end:]
@@ -329,7 +327,7 @@ class ServerConnection:
                 start = position + LENGTH_BYTES
                 length = self._header_length(bytes(view[position:start]))
                 if end - start >= length:
-                    return start + length, bytes(view[start : start + length])
+                    return start + length, view[start : start + length].tobytes()
             self._partial = bytearray()
         partial = self._partial
         if len(partial) < LENGTH_BYTES:
@@ -361,7 +359,7 @@ class ServerConnection:
             self._finished = True
             raise
 
-    def _accept(self, raw: bytes | memoryview) -> UploadStarted:
+    def _accept(self, raw: bytes) -> UploadStarted:
         header = decode_header(raw)
         if self._limits.token is not None:
             self._authorize(header, self._limits.token)

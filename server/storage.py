@@ -12,6 +12,7 @@ followed.
 import errno
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -41,11 +42,11 @@ class Incoming(Protocol):
 
 
 class Store(Protocol):
-    """Takes files: in pieces with `begin`, or in one with `put`. Both raise StoreError when the name or the store
-    refuses."""
+    """Takes files: one in pieces with `begin`, which raises StoreError, or many whole ones with `put_all`, which
+    returns an error or None for each."""
 
     def begin(self, file_name: str) -> Incoming: ...
-    def put(self, file_name: str, content: memoryview) -> None: ...
+    def put_all(self, files: Sequence[tuple[str, memoryview]]) -> list[StoreError | None]: ...
 
 
 class _DiscardedFile:
@@ -62,7 +63,8 @@ class DiscardStore:
     def begin(self, file_name: str) -> Incoming:
         return self._file
 
-    def put(self, file_name: str, content: memoryview) -> None: ...
+    def put_all(self, files: Sequence[tuple[str, memoryview]]) -> list[StoreError | None]:
+        return [None] * len(files)
 
 
 class FileStore:
@@ -77,39 +79,55 @@ class FileStore:
         """Open a temporary file for `file_name`. StoreError `name_rejected` for the store's own folder."""
         if file_name == INCOMING:
             raise StoreError("name_rejected", f"{INCOMING} is the store's own")
+        temporary = b"%d" % self._count
         self._count += 1
-        temporary = str(self._count)
         try:
             fd = os.open(temporary, _OPEN_TEMPORARY, 0o600, dir_fd=self.incoming_fd)
         except OSError as error:
             raise _store_error(error) from error
         return _IncomingFile(self, file_name, temporary, fd)
 
-    def put(self, file_name: str, content: memoryview) -> None:
-        """Store a file whose bytes are all at hand. As `begin`, `write` and `commit`, without an object in between."""
-        if file_name == INCOMING:
-            raise StoreError("name_rejected", f"{INCOMING} is the store's own")
-        self._count += 1
-        temporary = str(self._count)
-        try:
-            fd = os.open(temporary, _OPEN_TEMPORARY, 0o600, dir_fd=self.incoming_fd)
+    def put_all(self, files: Sequence[tuple[str, memoryview]]) -> list[StoreError | None]:
+        """Store files whose bytes are all at hand; an error for each that could not be. Step by step for all, not file
+        by file: why, `batch` says."""
+        errors: list[StoreError | None] = [None] * len(files)
+        temporaries = [b"%d" % number for number in range(self._count, self._count + len(files))]
+        self._count += len(files)
+        opened: list[tuple[int, int]] = []
+        for index, temporary in enumerate(temporaries):
             try:
-                written = os.write(fd, content)
-            finally:
-                os.close(fd)
-            if written == len(content):
-                os.rename(temporary, file_name.encode(), src_dir_fd=self.incoming_fd, dst_dir_fd=self.root_fd)
-                return
-        except IsADirectoryError:
-            error = StoreError("name_rejected", f"{file_name!r} is a folder in the store")
-        except OSError as failed:
-            error = _store_error(failed)
-        else:
-            error = StoreError("no_space", "the store took only a part of the file")
-        self.remove(temporary)
-        raise error
+                opened.append((index, os.open(temporary, _OPEN_TEMPORARY, 0o600, dir_fd=self.incoming_fd)))
+            except OSError as error:
+                errors[index] = _store_error(error)
+        for index, fd in opened:
+            content = files[index][1]
+            try:
+                if os.write(fd, content) < len(content):
+                    errors[index] = StoreError("no_space", "the store took only a part of the file")
+            except OSError as error:
+                errors[index] = _store_error(error)
+        for _, fd in opened:
+            os.close(fd)
+        for index, _ in opened:
+            if errors[index] is None:
+                errors[index] = self.publish(temporaries[index], files[index][0])
+            if errors[index] is not None:
+                self.remove(temporaries[index])
+        return errors
 
-    def remove(self, temporary: str) -> None:
+    def publish(self, temporary: bytes, file_name: str) -> StoreError | None:
+        """Make a complete temporary file visible under its name; returns what is wrong with that."""
+        if file_name == INCOMING:
+            return StoreError("name_rejected", f"{INCOMING} is the store's own")
+        try:
+            os.rename(temporary, file_name.encode(), src_dir_fd=self.incoming_fd, dst_dir_fd=self.root_fd)
+        except IsADirectoryError:
+            return StoreError("name_rejected", f"{file_name!r} is a folder in the store")
+        except OSError as error:
+            return _store_error(error)
+        return None
+
+    def remove(self, temporary: bytes) -> None:
         """Remove a temporary file; what cannot be removed the supervisor does when this worker is gone."""
         try:
             os.unlink(temporary, dir_fd=self.incoming_fd)
@@ -124,7 +142,7 @@ class FileStore:
 class _IncomingFile:
     __slots__ = ("_fd", "_name", "_store", "_temporary")
 
-    def __init__(self, store: FileStore, name: str, temporary: str, fd: int) -> None:
+    def __init__(self, store: FileStore, name: str, temporary: bytes, fd: int) -> None:
         self._store = store
         self._name = name
         self._temporary = temporary
@@ -140,14 +158,13 @@ class _IncomingFile:
             raise _store_error(error) from error
 
     def commit(self) -> None:
-        store = self._store
         try:
             self._close()
-            os.rename(self._temporary, self._name.encode(), src_dir_fd=store.incoming_fd, dst_dir_fd=store.root_fd)
-        except IsADirectoryError:
-            raise StoreError("name_rejected", f"{self._name!r} is a folder in the store") from None
         except OSError as error:
             raise _store_error(error) from error
+        refused = self._store.publish(self._temporary, self._name)
+        if refused is not None:
+            raise refused
 
     def abort(self) -> None:
         try:

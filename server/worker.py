@@ -21,8 +21,10 @@ from functools import partial
 import uvloop
 
 from server import scoreboard
+from server.batch import Batch
 from server.config import ServerConfig
-from server.connection import Connection, WorkerContext, serve_at_once
+from server.connection import Connection, serve_at_once
+from server.context import WorkerContext
 from server.protocol import Limits
 from server.storage import DiscardStore, FileStore, Store
 
@@ -56,6 +58,8 @@ class Worker:
         store: Store = DiscardStore() if config.store is None else FileStore(config.store, slot)
         limits = Limits(max_header_size=config.max_header_size, max_file_size=config.max_file_size)
         self._context = WorkerContext(slot, store, limits, record, _max_connections(), loop)
+        self._batch = Batch(self._context)
+        self._connections: set[Connection] = set()
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Serve until TERM and the end of the drain. `ready` is called when the first connection would be served."""
@@ -87,13 +91,13 @@ class Worker:
                     return
                 continue  # that client is gone already (ECONNABORTED and the like)
             received: bytes | None = b""
-            if len(self._context.connections) < self._context.max_connections:
-                received = serve_at_once(self._context, client)
+            if len(self._connections) < self._context.max_connections:
+                received = serve_at_once(self._context, self._batch, client)
             if received is not None:
                 self._open(client, received)
 
     def _open(self, client: socket.socket, received: bytes) -> None:
-        factory = partial(Connection, self._context, received)
+        factory = partial(Connection, self._context, self._batch, self._connections, received)
         task = self._loop.create_task(self._loop.connect_accepted_socket(factory, client))
         self._opening.add(task)
         task.add_done_callback(self._opened)
@@ -126,7 +130,7 @@ class Worker:
         self._stop_when_idle()
 
     def _stop_when_idle(self) -> None:
-        if self._context.connections or self._opening:
+        if self._connections or self._opening:
             self._loop.call_later(DRAIN_CHECK_S, self._stop_when_idle)
         else:
             self._stop()
@@ -143,11 +147,12 @@ class Worker:
         listener.close()
 
     def _shut_down(self) -> None:
-        for connection in list(self._context.connections):
+        for connection in list(self._connections):
             connection.shut_down()
         self._loop.call_later(SHUT_DOWN_GRACE_S, self._stop)
 
     def _stop(self) -> None:
+        self._batch.flush()
         if not self._stopped.done():
             self._stopped.set_result(None)
 

@@ -35,6 +35,7 @@ class Command:
 
     process: "subprocess.Popen[bytes]"
     cwd: Path
+    temporary: Path
     mark: str
     seen: set[int] = field(default_factory=set)
     """Every pid that `living` ever found."""
@@ -58,6 +59,10 @@ class Command:
             return sorted(pid for pid, command in self.living().items() if words in command)
 
         return eventually(matching, f"a process {words!r}; it said:\n{self.said()}")[0]
+
+    def find_store(self) -> Path:
+        """The temporary store of its server, once it is there."""
+        return eventually(lambda: list(self.temporary.glob("socketswarm-store-*")), "a temporary store")[0]
 
     def said(self) -> str:
         """All it wrote to standard output and standard error so far."""
@@ -113,7 +118,7 @@ def started(cwd: Path, /, *command: str, **options: Any) -> Iterator[Command]:
             }
             | options,
         )
-    job = Command(process, cwd, mark)
+    job = Command(process, cwd, temporary, mark)
     try:
         yield job
         eventually(lambda: not job.living(), f"nothing is left of {command}")

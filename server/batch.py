@@ -1,0 +1,100 @@
+"""Small uploads that arrived whole, stored and answered together at the end of a turn of the event loop.
+
+Why: a worker under load wakes to many readable connections. Taken one by one, each upload goes through reading,
+parsing, opening, writing, closing, renaming and sending, and each of these steps, in the interpreter and in the kernel,
+throws the others' code out of the caches. Taken step by step for all of them, every step finds its code where it left
+it: 34 instead of 54 µs of CPU for a 4-KiB upload to tmpfs, with the same system calls (median of 9, one worker, 50
+connections). The reply to one upload waits for its turn's other reads, which take less time than this saves.
+
+So reads go into an arena, and a body stays where it was read until its turn is over. An upload that arrives in pieces
+takes the other way, in `connection.py`.
+"""
+
+import time
+from typing import Protocol
+
+from msgspec import UNSET
+from xxhash import xxh3_128_hexdigest
+
+from server.context import WorkerContext
+from server.protocol import Timing, UploadStarted, digest_of
+from server.storage import StoreError
+
+RECEIVE_BYTES = 256 << 10  # the most that is read at once
+ARENA_BYTES = 2 * RECEIVE_BYTES
+
+
+class Sender(Protocol):
+    """Who an upload came from."""
+
+    accepted_ns: int
+
+    def answer(self, reply: bytes, *, keep: bool) -> None:
+        """The upload is stored: send the reply, and close unless `keep`."""
+
+    def refuse(self, error: StoreError, upload: UploadStarted) -> None:
+        """The store would not take it: say so, and close."""
+
+
+class Batch:
+    """A worker's arena and the uploads that wait in it."""
+
+    def __init__(self, worker: WorkerContext) -> None:
+        self._worker = worker
+        self._arena = memoryview(bytearray(ARENA_BYTES))
+        self._used = 0
+        self._items: list[tuple[Sender, UploadStarted, memoryview, int]] = []
+        """(sender, upload, body, when it had arrived)"""
+        self._scheduled = False
+
+    def buffer(self) -> memoryview:
+        """Where the next RECEIVE_BYTES may be read to. Good until the next call, unless `claim` keeps it."""
+        if self._used > ARENA_BYTES - RECEIVE_BYTES:
+            self.flush()
+        return self._arena[self._used : self._used + RECEIVE_BYTES]
+
+    def received(self, nbytes: int) -> memoryview:
+        """What has just been read into `buffer`."""
+        return self._arena[self._used : self._used + nbytes]
+
+    def claim(self, nbytes: int) -> None:
+        """Keep what has just been read until the batch is flushed: added uploads lie in it."""
+        self._used += nbytes
+
+    def add(self, sender: Sender, upload: UploadStarted, body: memoryview) -> None:
+        """Store and answer this upload at the end of the turn."""
+        self._items.append((sender, upload, body, time.monotonic_ns()))
+        if not self._scheduled:
+            self._scheduled = True
+            self._worker.loop.call_soon(self._end_of_turn)
+
+    def flush(self) -> None:
+        """Store and answer all that wait, in the order they came. Nothing waits afterwards."""
+        items, self._items = self._items, []
+        self._used = 0
+        if not items:
+            return
+        worker = self._worker
+        digests = [_digest(upload, body) for _, upload, body, _ in items]
+        errors = worker.store.put_all([(upload.file_name, body) for _, upload, body, _ in items])
+        stored_ns = time.monotonic_ns()
+        sizes = [len(item[2]) for item, error in zip(items, errors, strict=True) if error is None]
+        worker.stored(len(sizes), sum(sizes))
+        for (sender, upload, body, arrived_ns), digest, error in zip(items, digests, errors, strict=True):
+            if error is not None:
+                sender.refuse(error, upload)
+                continue
+            keep = upload.header.connection != "close" and not worker.draining
+            timing = Timing(sender.accepted_ns, arrived_ns, arrived_ns, stored_ns)
+            sender.answer(worker.ok(upload.file_name, len(body), digest, keep, timing), keep=keep)
+
+    def _end_of_turn(self) -> None:
+        self._scheduled = False
+        self.flush()
+
+
+def _digest(upload: UploadStarted, body: memoryview) -> str | None:
+    want = upload.header.want_digest
+    if want is UNSET:
+        return "xxh3_128:" + xxh3_128_hexdigest(body)
+    return None if want == "none" else digest_of(want, body)

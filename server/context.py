@@ -1,0 +1,65 @@
+"""What all connections of one worker share, and the replies they give: counting and answering are one step here, so
+that a counter and what clients were told cannot differ."""
+
+import asyncio
+import logging
+import os
+from dataclasses import dataclass, field
+from typing import Literal
+
+from server import scoreboard
+from server.protocol import FAILURE_CODES, KeepOrClose, Limits, Reply, Timing, encode_reply
+from server.storage import Store
+
+log = logging.getLogger("server")
+
+_FAILURE_WORD = {code: scoreboard.FAILURES + i for i, code in enumerate(FAILURE_CODES)}
+# Refused for what was asked; everything else failed on the way.
+_REJECTIONS = frozenset(
+    {"bad_length", "bad_header", "unauthorized", "name_rejected", "too_large", "exists", "busy", "shutting_down"}
+)
+
+
+@dataclass(slots=True)
+class WorkerContext:
+    """One worker's store, limits and counters."""
+
+    slot: int
+    store: Store
+    limits: Limits
+    record: memoryview
+    """The slot's words of the scoreboard."""
+    max_connections: int
+    loop: asyncio.AbstractEventLoop
+    draining: bool = False
+    pid: int = field(default_factory=os.getpid)
+
+    def accepted(self) -> None:
+        """Count a connection."""
+        self.record[scoreboard.CONNECTIONS_ACCEPTED] += 1
+
+    def stored(self, uploads: int, size_bytes: int) -> None:
+        """Count uploads that are visible in the store. Due before their replies."""
+        self.record[scoreboard.UPLOADS_STORED] += uploads
+        self.record[scoreboard.BYTES_STORED] += size_bytes
+
+    def ok(self, name: str, size_bytes: int, digest: str | None, keep: bool, timing: Timing) -> bytes:
+        """The reply to a stored upload."""
+        connection: KeepOrClose = "keep-alive" if keep else "close"
+        return encode_reply(
+            Reply("stored", "ok", "", name, size_bytes, digest, connection, self.slot, self.pid, timing)
+        )
+
+    def failed(
+        self, code: str, message: str, timing: Timing, name: str | None = None, received: int = 0, keep: bool = False
+    ) -> bytes:
+        """Count a failure, and the reply that tells it."""
+        self.count_failure(code, message)
+        status: Literal["rejected", "failed"] = "rejected" if code in _REJECTIONS else "failed"
+        connection: KeepOrClose = "keep-alive" if keep else "close"
+        return encode_reply(Reply(status, code, message, name, received, None, connection, self.slot, self.pid, timing))
+
+    def count_failure(self, code: str, message: str) -> None:
+        """Count and log a failure that nobody is left to be told of."""
+        self.record[_FAILURE_WORD[code]] += 1
+        log.info("worker %d: %s: %s", self.slot, code, message)

@@ -1,0 +1,98 @@
+"""Something dies in the middle of a run: the run goes on as far as it can, and its report says what happened."""
+
+import json
+import os
+import shutil
+import signal
+
+import psutil
+from loads import LOADTEST, acked, assert_complete, assert_report, events, failures, started
+from servers import eventually
+
+from reports import run_folder
+from server import scoreboard
+
+USERS = 4
+RUN = [*LOADTEST, "run", "--users", str(USERS), "--workers", "2", "--plan", "long", "--payloads", "4KiB,64KiB"]
+
+
+def workers(job, server):
+    """Pids of the server's workers by slot, from the newest tick of the recorder."""
+    ticks = list(run_folder.read_processes(job.runs()[-1]))
+    if not ticks or server not in psutil.pids():
+        return {}
+    return {sample.slot: sample.pid for sample in ticks[-1].processes if sample.role == "server-worker"}
+
+
+def test_a_worker_is_killed(tmp_path):
+    with started(tmp_path, *RUN, "--phase-seconds", "3") as job:
+        server = job.in_phase("long-1").server.pid
+        before = workers(job, server)
+        assert len(before) == 2
+        os.kill(before[0], signal.SIGKILL)
+        after = eventually(
+            lambda: (now := workers(job, server)).get(0) not in (None, before[0]) and now,
+            "the recorder has seen the new one",
+        )
+        job.wait()
+    [folder] = job.runs()
+    assert assert_complete(folder).ended.how == "completed"
+    assert after[1] == before[1]
+    assert set(failures(folder)) <= {"connection_lost"}
+    assert sum(failures(folder).values()) <= USERS  # those that were under way, and no other
+    assert job.process.returncode == (1 if failures(folder) else 0)
+
+    [ended] = [event for event in events(folder, "worker-ended") if event.details["pid"] == before[0]]
+    assert (ended.source, ended.details["slot"]) == ("server", 0)
+    markdown = (folder / run_folder.REPORT_MD).read_text()
+    for text in (markdown, (folder / run_folder.REPORT_HTML).read_text(), (folder / run_folder.SUMMARY).read_text()):
+        assert str(before[0]) in text
+        assert str(after[0]) in text
+        assert str(before[1]) in text
+    assert ended.text in markdown
+
+
+def test_the_server_is_killed(tmp_path):
+    with started(tmp_path, *RUN, "--phase-seconds", "3") as job:
+        server = job.in_phase("long-1").server.pid
+        os.kill(server, signal.SIGKILL)
+        assert job.wait() == 1, job.said()
+        # Nobody was left to remove what it shared; the next server does.
+        shutil.rmtree(scoreboard.runtime_root(os.geteuid()) / str(server), ignore_errors=True)
+    [folder] = job.runs()
+    assert assert_complete(folder).ended.how == "completed"
+    assert acked(folder)
+    assert set(failures(folder)) <= {"connection_lost", "connect_refused"}
+    assert "connect_refused" in failures(folder)
+    assert [event.details["pid"] for event in events(folder, "server-gone")] == [server]
+    assert "connect_refused" in (folder / run_folder.REPORT_MD).read_text().replace("\\_", "_")
+
+
+def test_locust_is_killed(tmp_path):
+    with started(tmp_path, *RUN, "--phase-seconds", "600") as job:
+        job.in_phase("warm-up")
+        os.kill(job.find("-m locust"), signal.SIGKILL)
+        assert job.wait() == 1
+    [error] = [line for line in job.said().splitlines() if line.startswith("Error: ")]
+    assert error.startswith("Error: Locust ended with exit code -9: ")
+    [folder] = job.runs()
+    assert run_folder.read_run(folder).ended is None
+    assert acked(folder)
+    assert_report(folder)
+
+
+def test_the_recorder_is_killed(tmp_path):
+    with started(tmp_path, *RUN, "--phase-seconds", "2") as job:
+        job.in_phase("warm-up")
+        recorder = job.find("-m reports record")
+        os.kill(recorder, signal.SIGKILL)
+        job.wait()
+    [folder] = job.runs()
+    info = assert_complete(folder)
+    assert info.ended.how == "completed"
+    assert failures(folder) == {}
+    assert acked(folder, "long-1")
+    [event] = events(folder, "recorder-failed")
+    assert event.text == f"the recorder, pid {recorder}, ended with exit code -9 before the run did"
+    assert event.text in (folder / run_folder.REPORT_MD).read_text()
+    assert json.loads((folder / run_folder.SUMMARY).read_text())

@@ -1,0 +1,151 @@
+"""The main job as a person runs it: `python -m loadtest run`, to its end or to a Ctrl-C at any moment."""
+
+import os
+import signal
+
+import pytest
+from loads import LOADTEST, acked, assert_complete, assert_report, failures, free_port, run, started
+from servers import eventually, running
+
+from reports import run_folder
+
+RUN = [*LOADTEST, "run", "--users", "2", "--workers", "2"]
+LONG = ["--plan", "long", "--phase-seconds", "600"]
+
+
+def test_to_the_end(tmp_path):
+    """What it starts is gone afterwards: the frame of all these tests sees to that."""
+    options = ["--plan", "long", "--phase-seconds", "1", "--payloads", "4KiB", "--label", "whole", "--no-verify-digest"]
+    with started(tmp_path, *RUN, *options) as job:
+        server = job.find("-m server")
+        store = job.find_store()
+        assert job.wait() == 0, job.said()
+    [folder] = job.runs()
+    info = assert_complete(folder)
+    assert info.ended.how == "completed"
+    assert (info.server.pid, info.users, info.label) == (server, 2, "whole")
+    assert info.server.options["workers"] == 2
+    assert info.server.options["store"] == str(store)
+    assert info.load_options["verify_digest"] is False
+    assert failures(folder) == {}
+    assert "server    listening on 127.0.0.1:" in job.said()
+    assert job.said().rstrip().endswith(str(folder.relative_to(tmp_path) / "report.html"))
+    roles = {sample.role for tick in run_folder.read_processes(folder) for sample in tick.processes}
+    assert roles == {"server-master", "server-worker", "load-master", "recorder"}
+
+
+# ── Ctrl-C ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def before_the_server_listens(job):
+    eventually(lambda: any("-m server" in command for command in job.living().values()), "the server is starting")
+
+
+def while_locust_starts(job):
+    job.find("-m locust")
+
+
+def in_the_ramp_up(job):
+    eventually(lambda: job.info(), "the run has begun")
+
+
+def in_the_report(job):
+    """By a first Ctrl-C in the middle of a phase."""
+    job.in_phase("warm-up")
+    os.killpg(job.process.pid, signal.SIGINT)
+    job.find("-m reports build")
+
+
+MOMENTS = [before_the_server_listens, while_locust_starts, in_the_ramp_up, in_the_report]
+
+
+@pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: moment.__name__)
+def test_ctrl_c(tmp_path, moment):
+    """As a terminal does it: to the whole process group."""
+    with started(tmp_path, *RUN, *LONG) as job:
+        moment(job)
+        os.killpg(job.process.pid, signal.SIGINT)
+        assert job.wait() == 130, job.said()
+    [folder] = job.runs()
+    if (folder / run_folder.RUN).exists():
+        assert_report(folder)
+    if moment is in_the_report:
+        assert assert_complete(folder).ended.how == "stopped"
+        assert failures(folder) == {}
+        assert "report.html" in job.said()
+
+
+def test_ctrl_c_at_once(tmp_path):
+    """While Python still imports: whatever it says, nothing stays."""
+    with started(tmp_path, *RUN, *LONG, stderr=-3) as job:  # DEVNULL: Python itself prints a traceback then
+        job.process.send_signal(signal.SIGINT)
+        assert job.wait() != 0
+    assert job.runs() == [] or not list(job.runs()[0].glob("report*"))
+
+
+def test_a_closed_terminal(tmp_path):
+    """And a server of somebody else, which is left running."""
+    with running() as server:
+        with started(tmp_path, *RUN, *LONG, "--host", f"tcp://127.0.0.1:{server.port}") as job:
+            job.in_phase("warm-up")
+            job.process.send_signal(signal.SIGHUP)
+            assert job.wait() == 130, job.said()
+        assert server.process.poll() is None
+        [folder] = job.runs()
+        info = assert_complete(folder)
+        assert (info.ended.how, info.server.pid) == ("stopped", server.pid)
+        assert acked(folder) == server.stored()
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path):
+    """A stopped Locust would never finish its uploads."""
+    with started(tmp_path, *RUN, *LONG) as job:
+        job.in_phase("warm-up")
+        os.kill(job.find("-m locust"), signal.SIGSTOP)
+        job.process.send_signal(signal.SIGINT)
+        eventually(lambda: "again to end at once" in job.said(), "it says what a second one does")
+        job.process.send_signal(signal.SIGINT)
+        assert job.wait() == 130, job.said()
+    assert_report(job.runs()[0])
+
+
+# ── mistakes ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--no-such-option"], "No such option '--no-such-option'"),
+        (["--plan", "middle"], "'middle' is not one of 'compare', 'long', 'short'"),
+        (["--users", "0"], "0 is not in the range"),
+        (["--payloads", "4KX"], "payloads: '4KX' is not a size"),
+        (["--payload-dir", "/no/such/folder"], "payload folder: '/no/such/folder' is not a folder"),
+        (["--payload-dir", "empty"], "payload folder: 'empty' has no files"),
+        (["--phase-seconds", "soon"], "'soon' is not a duration"),
+        (["--wait=-1"], "'-1' is not a duration"),
+        (["--seed", "x"], "seed is 'x'"),
+        (["--host", "127.0.0.1:12345"], "'127.0.0.1:12345' is not a host"),
+        (
+            ["--host", "tcp://127.0.0.1:{closed}"],
+            "no server at tcp://127.0.0.1:{closed}: Connection refused; start one",
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_wrong_options(tmp_path, options, said):
+    closed = free_port()
+    (tmp_path / "empty").mkdir()
+    code, everything = run(tmp_path, *RUN, *(option.format(closed=closed) for option in options))
+    assert code == 2
+    [line] = [line for line in everything.splitlines() if line.startswith("Error: ")]
+    assert said.format(closed=closed) in line
+    assert everything.splitlines()[-1] == line
+    assert not (tmp_path / "reports").exists()
+
+
+def test_runs_cannot_be_written(tmp_path):
+    (tmp_path / "reports").touch()
+    code, everything = run(tmp_path, *RUN)
+    assert code == 1
+    assert everything.startswith("Error: the run folder cannot be made: ")
+    assert everything.count("\n") == 1

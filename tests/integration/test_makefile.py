@@ -1,0 +1,117 @@
+"""The Makefile as people call it, and Locust's defaults in pyproject.toml."""
+
+import shlex
+import shutil
+import subprocess
+import tomllib
+
+import pytest
+from servers import ROOT
+
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def make(folder, *arguments):
+    done = subprocess.run(["make", *arguments], cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr == ""
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def commands(output):
+    """The command lines in the output of `make -n`, split as the shell does."""
+    joined = output.replace("\\\n", " ")
+    return [shlex.split(line) for line in joined.splitlines()]
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A fresh clone, as far as make is concerned."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def installed(copy):
+    """One where everything is installed already."""
+    (copy / ".venv" / "bin").mkdir(parents=True)
+    for name in ("bin/python", ".installed", ".installed-dev"):
+        (copy / ".venv" / name).touch()
+    return copy
+
+
+def ran(folder, *arguments):
+    """The one command that make would run, without `exec`."""
+    [command] = commands(make(folder, "-n", *arguments))
+    return [word for word in command if word != "exec"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["help"]], ids=["make", "make help"])
+def test_help_needs_nothing(copy, arguments):
+    said = make(copy, *arguments)
+    for target in ("install", "serve", "killport", "loadtest", "test", "lint", "bench", "clean"):
+        assert f"  make {target} " in said
+    assert not (copy / ".venv").exists()
+
+
+def test_clean_needs_nothing(copy):
+    (copy / "uploads").mkdir()
+    (copy / "reports" / "runs").mkdir(parents=True)
+    (copy / ".venv").mkdir()
+    make(copy, "clean")
+    assert not (copy / ".venv").exists()
+    assert (copy / "uploads").exists()
+    assert (copy / "reports" / "runs").exists()
+
+
+@pytest.mark.parametrize("target", ["serve", "killport", "loadtest", "test", "lint", "bench"])
+def test_every_other_target_installs_by_itself(copy, target):
+    said = make(copy, "-n", target)
+    assert "-m venv .venv" in said
+    assert "pip install" in said
+    assert "--constraint constraints.txt" in said
+
+
+def test_a_second_make_installs_nothing(installed):
+    assert "pip" not in make(installed, "-n", "loadtest") + make(installed, "-n", "test")
+    (installed / "constraints.txt").write_text("changed")
+    assert "pip install" in make(installed, "-n", "loadtest")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], []),
+        (["USERS=3", "PLAN=long"], ["--users", "3", "--plan", "long"]),
+        (["PHASE_SECONDS=5", "PAYLOADS=4KiB:70,1MiB:5"], ["--phase-seconds", "5", "--payloads", "4KiB:70,1MiB:5"]),
+        (["PAYLOAD_DIR=my files", "HOST=tcp://h:1"], ["--payload-dir", "my files", "--host", "tcp://h:1"]),
+    ],
+    ids=str,
+)
+def test_loadtest_passes_options_on(installed, given, expected):
+    assert ran(installed, "loadtest", *given) == [".venv/bin/python", "-m", "loadtest", "run", *expected]
+
+
+def test_serve_and_killport(installed):
+    serve = [".venv/bin/python", "-m", "server", "--port", "12345", "--workers", "4", "--store", "uploads"]
+    assert ran(installed, "serve") == serve
+    changed = ran(installed, "serve", "PORT=1", "WORKERS=2", "STORE=my store")
+    assert changed == [*serve[:4], "1", "--workers", "2", "--store", "my store"]
+    assert ran(installed, "killport", "PORT=1") == [".venv/bin/python", "-m", "server.ports", "release", "1"]
+
+
+def test_locust_has_our_defaults():
+    assert PYPROJECT["tool"]["locust"] == {
+        "locustfile": "loadtest/users.py",
+        "host": "tcp://127.0.0.1:12345",
+        "web-host": "127.0.0.1",
+        "stop-timeout": 10,
+    }
+    assert (ROOT / PYPROJECT["tool"]["locust"]["locustfile"]).exists()
+
+
+def test_what_git_must_not_see():
+    ignored = (ROOT / ".gitignore").read_text()
+    for path in ("uploads/", ".venv/", "reports/runs/"):
+        assert path in ignored
