@@ -151,8 +151,8 @@ def _style_axes(plot: figure, chart: Chart) -> None:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers, 3 to 9 of them in most ranges, at least one in any. bokeh's LogTicker spaces them evenly when there
-    are few decades, and so leaves the lower half of the axis bare."""
+    """Round numbers, 3 to 9 of them in most ranges, at least one in any. bokeh's LogTicker spaces them evenly where
+    there are few decades, and so leaves the lower half of the axis bare."""
     first, last = math.log10(low), math.log10(high)
     mantissas = (1.0,) if last - first > 3 else (1, 2, 5) if last - first > 1 else (1, 1.5, 2, 3, 4, 6, 8)
     ticks = [mantissa * 10.0**decade for decade in range(math.floor(first), math.ceil(last)) for mantissa in mantissas]

@@ -106,8 +106,11 @@ class FileStore:
                     errors[index] = StoreError("no_space", "the store took only a part of the file")
             except OSError as error:
                 errors[index] = _store_error(error)
-        for _, fd in opened:
-            os.close(fd)
+        for index, fd in opened:
+            try:
+                os.close(fd)
+            except OSError as error:  # a file system may tell only now that it is full
+                errors[index] = _store_error(error)
         for index, _ in opened:
             if errors[index] is None:
                 errors[index] = self.publish(temporaries[index], files[index][0])
