@@ -83,6 +83,19 @@ def test_a_crowd_is_served_or_told_and_takes_nothing_from_those_who_were_there(t
         assert server.workers() == [worker]
 
 
+def test_pipelined_uploads_need_no_more_descriptors_than_one_after_the_other(tmp_path: Path) -> None:
+    count = 2000
+    with running(store=tmp_path / "store", prefix=FEW_DESCRIPTORS) as server, Client(server.port) as client:
+        frames = [client.connection.send_upload(UploadHeader(1, f"{number}")) + b"x" for number in range(count)]
+        os.kill(server.workers()[0], signal.SIGSTOP)  # so that as many as possible are read at once
+        client.sock.sendall(b"".join(frames))
+        os.kill(server.workers()[0], signal.SIGCONT)
+        for number in range(count):
+            reply = client.reply()
+            assert (reply.code, reply.file_name) == ("ok", f"{number}")
+        assert len(server.files()) == count
+
+
 # ── Space ──
 
 

@@ -185,6 +185,54 @@ def test_what_is_pipelined_behind_a_close_is_not_served(server: Server) -> None:
     assert server.files() == {"first": 1}
 
 
+def test_of_two_pipelined_uploads_of_one_name_the_second_stays(server: Server) -> None:
+    with Client(server.port) as client:
+        client.sock.sendall(
+            b"".join(client.connection.send_upload(UploadHeader(5, "same")) + b"%05d" % number for number in range(30))
+        )
+        for _ in range(30):
+            assert client.reply().code == "ok"
+    assert content(server, "same") == b"00029"
+
+
+def test_a_refusal_among_pipelined_uploads_is_the_last_reply_and_harms_nobody_else(server: Server) -> None:
+    """Uploads that arrive together may be handled together: what is wrong with one is no other's trouble."""
+    path(server, "folder").mkdir()
+    names = ("good", "folder", "behind", "folder", "behind too")
+    with ExitStack() as stack:
+        clients = [stack.enter_context(Client(server.port)) for _ in range(20)]
+        for pid in server.workers():
+            os.kill(pid, signal.SIGSTOP)  # so that all of them are found at once
+        for number, client in enumerate(clients):
+            if number % 2:
+                client.send(b"abc", f"{number}", connection=("close", "keep-alive")[number % 4 == 1])
+            else:
+                frames = (client.connection.send_upload(UploadHeader(1, name)) + b"x" for name in names)
+                client.sock.sendall(b"".join(frames))
+        for pid in server.workers():
+            os.kill(pid, signal.SIGCONT)
+        for number, client in enumerate(clients):
+            reply = client.reply()
+            assert reply.code == "ok"
+            if number % 2 == 0:
+                assert reply.file_name == "good"
+                expect_refusal(client, "name_rejected")
+            elif number % 4 == 1:
+                assert client.upload(b"next", f"{number} next").code == "ok"
+    assert {name: size for name, size in server.files().items() if name.isdecimal()} == {
+        f"{number}": 3 for number in range(1, 20, 2)
+    }
+
+
+def test_a_pipelining_client_may_half_close_at_once(server: Server) -> None:
+    with Client(server.port) as client:
+        frames = [client.connection.send_upload(UploadHeader(3, f"{number}")) + b"abc" for number in range(10)]
+        client.sock.sendall(b"".join(frames))
+        client.half_close()
+        assert [client.reply().file_name for _ in range(10)] == [f"{number}" for number in range(10)]
+        client.expect_eof()
+
+
 def test_fifty_connections_at_once(server: Server) -> None:
     body = pattern(100_000)
     with ExitStack() as stack:

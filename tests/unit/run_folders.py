@@ -6,6 +6,7 @@ supervisor's `children_*`, the part after its last tick included, as the kernel 
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from hdrh.histogram import HdrHistogram
 
 from reports import run_folder
+from reports.analysis import analyse
 from reports.run_folder import (
     CoreTimes,
     Ending,
@@ -33,6 +35,7 @@ from reports.run_folder import (
     SlotCounters,
     UploadsLine,
 )
+from reports.summary import Summary
 
 NS = 1_000_000_000
 START_NS = 5_000 * NS  # CLOCK_MONOTONIC at the run's start
@@ -151,9 +154,19 @@ def write(folder: Path, scenario: Scenario | None = None, **changes: object) -> 
     return folder
 
 
+def summarise(folder: Path, **changes: object) -> Summary:
+    """What the analysis says of a run folder that is made at `folder`."""
+    return analyse(write(folder, **changes)).summary
+
+
 def append(path: Path, *lines: msgspec.Struct) -> None:
     with path.open("ab") as file:
         file.writelines(msgspec.json.encode(line) + b"\n" for line in lines)
+
+
+def rewrite(path: Path, lines: Iterable[msgspec.Struct]) -> None:
+    """Other lines for a file of the folder."""
+    path.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
 
 
 def _in_gap(scenario: Scenario, t: float) -> bool:

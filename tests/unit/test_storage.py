@@ -39,7 +39,9 @@ def keep_in_pieces(store: FileStore, name: str, *pieces: bytes) -> None:
 
 
 def keep_whole(store: FileStore, name: str, *pieces: bytes) -> None:
-    store.put(name, memoryview(b"".join(pieces)))
+    [error] = store.put_all([(name, memoryview(b"".join(pieces)))])
+    if error is not None:
+        raise error
 
 
 @pytest.fixture(params=[keep_in_pieces, keep_whole])
@@ -137,6 +139,46 @@ def test_a_short_write_of_a_whole_file_never_makes_a_short_file(
 def test_any_harmless_name_can_be_stored(root: Path, store: FileStore, keep: Keep, name: str) -> None:
     keep(store, name, b"x")
     assert visible(root) == {name}
+
+
+# ── Several at once ──
+
+
+def test_of_several_at_once_each_has_its_own_fate(root: Path, store: FileStore) -> None:
+    (root / "folder").mkdir()
+    files = [("a", b"1"), ("folder", b"2"), ("b", b""), (INCOMING, b"3"), ("a", b"4"), ("c", b"5")]
+    before = open_descriptors()
+    errors = store.put_all([(name, memoryview(content)) for name, content in files])
+    assert [error and error.code for error in errors] == [None, "name_rejected", None, "name_rejected", None, None]
+    assert {name: (root / name).read_bytes() for name in ("a", "b", "c")} == {"a": b"4", "b": b"", "c": b"5"}
+    assert visible(root) == {"a", "b", "c", "folder"}
+    assert temporary(root) == []
+    assert open_descriptors() == before
+    assert store.put_all([]) == []
+
+
+@pytest.mark.parametrize("call", ["open", "write", "close", "rename"])
+@pytest.mark.parametrize("victim", [0, 1, 2])
+def test_one_that_fails_harms_no_other(
+    root: Path, store: FileStore, monkeypatch: pytest.MonkeyPatch, call: str, victim: int
+) -> None:
+    real, calls = getattr(os, call), iter(range(1000))
+
+    def fail_once(*arguments: object, **keywords: object) -> object:
+        failing = next(calls) == victim
+        result = real(*arguments, **keywords) if call == "close" or not failing else None
+        if failing:  # close() reports late errors and closes all the same
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return result
+
+    before = open_descriptors()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail_once)
+        errors = store.put_all([(f"{number}", memoryview(b"x")) for number in range(3)])
+    assert [error and error.code for error in errors] == ["internal" if n == victim else None for n in range(3)]
+    assert visible(root) == {"0", "1", "2"} - {f"{victim}"}
+    assert temporary(root) == []
+    assert open_descriptors() == before
 
 
 # ── Replacing ──
@@ -316,5 +358,5 @@ def test_discarding_takes_everything_and_keeps_nothing(tmp_path: Path, monkeypat
     incoming.write(memoryview(b"x"))
     incoming.commit()
     DiscardStore().begin("a").abort()
-    DiscardStore().put("a", memoryview(b"x"))
+    assert DiscardStore().put_all([("a", memoryview(b"x")), ("b", memoryview(b""))]) == [None, None]
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,75 @@
+"""What README and the rooms' READMEs tell people to type exists, takes those options, and the example client works."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import servers
+
+ROOT = Path(__file__).parents[2]
+READMES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md"))]
+
+
+def blocks(readme: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", readme.read_text(), re.DOTALL)
+
+
+def commands() -> list[tuple[str, str]]:
+    found = []
+    for readme in READMES:
+        for block in [*blocks(readme, "sh"), *blocks(readme, "")]:
+            for line in block.splitlines():
+                command = line.partition(" #")[0].strip()
+                if re.match(r"(make|python -m|\.venv/bin/|locust) ?", command):
+                    found.append((readme.parent.name if readme.parent != ROOT else "README", command))
+    return found
+
+
+def test_the_readmes_have_commands() -> None:
+    assert len(commands()) > 15
+
+
+@pytest.mark.parametrize(("room", "command"), commands())
+def test_a_command_exists_with_its_options(room: str, command: str) -> None:
+    words = shlex.split(command.replace("FILE...", "FILE").replace("...", ""))
+    if words[0] == "make":
+        done = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return
+    program = words[0].removeprefix(".venv/bin/")
+    if program == "locust":
+        start, rest = [sys.executable, "-m", "locust", *words[1:3]], words[3:]
+    else:
+        subcommand = [word for word in words[3:4] if re.fullmatch("[a-z]+", word)]
+        start, rest = [sys.executable, *words[1:3], *subcommand], words[3 + len(subcommand) :]
+    text = help_of(start)
+    if program == "locust":  # prints its help before it reads our file; the options are the same as those of `run`
+        text += help_of([sys.executable, "-m", "loadtest", "run"])
+    for option in (word for word in rest if word.startswith("--")):
+        assert re.search(rf"{option}\b", text), f"{option} is not in the help of {' '.join(start[1:])}"
+
+
+def help_of(command: list[str]) -> str:
+    done = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_example_client_uploads(tmp_path: Path) -> None:
+    (example,) = blocks(ROOT / "README.md", "python")
+    with servers.running(store=tmp_path / "store") as server:
+        code = example.replace("12345", str(server.port))
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+        assert "'code': 'ok'" in done.stdout
+        assert (tmp_path / "store" / "hello.txt").read_bytes() == b"hello"
+
+
+def test_every_file_of_a_room_is_in_its_readme() -> None:
+    for room in ("server", "loadtest", "reports"):
+        text = (ROOT / room / "README.md").read_text()
+        for file in sorted((ROOT / room).glob("*.py")):
+            if file.name not in ("__init__.py", "__main__.py"):
+                assert f"`{file.name}`" in text, f"{room}/README.md does not name {file.name}"

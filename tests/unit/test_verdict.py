@@ -1,0 +1,117 @@
+"""What makes a run invalid, a lower bound or merely doubtful."""
+
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from reports import run_folder
+from reports.analysis import analyse
+from reports.run_folder import Ending, UploadsLine
+from tests.unit import run_folders
+from tests.unit.run_folders import Rate, rewrite, summarise
+
+BUSY_GENERATOR = Rate(1000, 0.10, 0.93, 1.5, 200)
+
+
+def test_a_busy_generator_makes_rates_a_lower_bound(tmp_path):
+    summary = summarise(tmp_path / "run", long=BUSY_GENERATOR)
+    assert summary.verdict == "LOWER BOUND"
+    assert "93.0 %" in summary.reason
+    assert "long-1" in summary.reason
+    assert [mode.lower_bound for mode in summary.modes] == [True, False]
+
+
+def test_a_fairly_busy_generator_is_warned_of(tmp_path):
+    summary = summarise(tmp_path / "run", long=replace(BUSY_GENERATOR, load_share=0.7))
+    assert summary.verdict == "VALID"
+    assert any("70.0 %" in warning for warning in summary.warnings)
+
+
+@pytest.mark.parametrize(("worker", "load", "capacity"), [(0.96, 0.5, True), (0.94, 0.5, False), (0.99, 0.9, False)])
+def test_capacity_needs_a_full_worker_and_an_idle_generator(tmp_path, worker, load, capacity):
+    rate = Rate(1000, worker, load, 1.9, 200)
+    summary = summarise(tmp_path / "run", long=rate, short=rate)
+    assert [mode.at_capacity for mode in summary.modes] == [capacity, capacity]
+    assert ("at capacity" in summary.reason) == capacity
+
+
+def _shift_stored(folder, by):
+    """Add uploads to the scoreboard of the last tick."""
+    ticks = list(run_folder.read_host(folder))
+    slot, *others = ticks[-1].scoreboard
+    slot = msgspec.structs.replace(slot, uploads_stored=slot.uploads_stored + by)
+    rewrite(folder / run_folder.HOST, [*ticks[:-1], msgspec.structs.replace(ticks[-1], scoreboard=[slot, *others])])
+
+
+@pytest.mark.parametrize(("shift", "verdict"), [(42, "VALID"), (43, "INVALID"), (-42, "VALID"), (-43, "INVALID")])
+def test_stored_and_acknowledged_uploads_may_differ_by_the_failures_only(tmp_path, shift, verdict):
+    folder = run_folders.write(tmp_path / "run", failures_per_s=1)  # 42 s of phases: 42 failures
+    _shift_stored(folder, shift)
+    summary = analyse(folder).summary
+    assert summary.verdict == verdict
+    if verdict == "INVALID":
+        assert "30,000 were acknowledged" in summary.reason
+
+
+def test_seconds_that_the_scoreboard_does_not_surround_are_not_held_against_it(tmp_path):
+    folder = run_folders.write(tmp_path / "run")
+    rewrite(folder / run_folder.HOST, list(run_folder.read_host(folder))[6:-8])
+    assert analyse(folder).summary.verdict == "VALID"
+
+
+def test_a_run_in_which_nothing_was_acknowledged_is_invalid(tmp_path):
+    nothing = Rate(0, 0, 0, 0, 1)
+    summary = summarise(tmp_path / "run", long=nothing, short=nothing)
+    assert summary.verdict == "INVALID"
+    assert "nothing was measured" in summary.reason
+    assert summary.modes[0].busy_core_us_per_upload is None
+    assert summary.modes[0].transaction_us.max is None
+
+
+@pytest.mark.parametrize(
+    ("gap", "verdict"), [((5.0, 8.0), "VALID"), ((5.0, 16.0), "INVALID"), ((30.0, 99.0), "INVALID")]
+)
+def test_a_recorder_that_missed_too_much_makes_the_run_invalid(tmp_path, gap, verdict):
+    summary = summarise(tmp_path / "run", recorder_gap_s=gap)
+    assert summary.verdict == verdict
+    assert any("recorder missed" in text for text in [summary.reason, *summary.warnings])
+
+
+def test_a_run_that_was_cut_off_reports_what_was_measured(tmp_path):
+    summary = summarise(tmp_path / "run", cut_off_at_s=19.4, ended=None)
+    assert summary.verdict == "VALID"
+    assert any("the run was cut off" in warning for warning in summary.warnings)
+    assert [phase.name for phase in summary.phases] == ["warm-up", "long-1", "short-1"]
+    assert summary.phases[-1].duration_s == pytest.approx(6), "until the last second that was counted"
+    assert summary.modes[1].uploads_per_s == pytest.approx(400)
+
+
+def test_a_run_that_was_cut_off_before_it_measured_is_invalid(tmp_path):
+    summary = summarise(tmp_path / "run", cut_off_at_s=3.9, ended=None)
+    assert summary.verdict == "INVALID"
+    assert summary.reason.startswith("the run was cut off; nothing was measured")
+    assert summary.modes == []
+
+
+def test_a_run_that_was_stopped_says_so_and_leaves_out_what_is_too_short(tmp_path):
+    stopped = Ending(how="stopped", reason="Ctrl-C")
+    plan = (("long-1", "measure", 0), ("short-1", "measure", 1))
+    summary = summarise(tmp_path / "run", plan=plan, phase_s=0.9, ended=stopped)
+    assert summary.verdict == "INVALID"
+    assert any("Ctrl-C" in warning for warning in summary.warnings)
+    assert any("left out: long-1, short-1" in warning for warning in summary.warnings)
+
+
+def test_a_worker_that_died_is_warned_of(tmp_path):
+    assert any(
+        "1 server worker ended during the run: 1001" in text
+        for text in summarise(tmp_path / "run", killed_at_s=20.2).warnings
+    )
+
+
+def test_uploads_of_a_phase_that_is_not_named_are_told(tmp_path):
+    folder = run_folders.write(tmp_path / "run")
+    line = next(line for line in run_folder.read_uploads(folder) if isinstance(line, UploadsLine))
+    run_folders.append(folder / run_folder.UPLOADS, msgspec.structs.replace(line, phase="?"))
+    assert any("1,000 uploads belong to phases" in text for text in analyse(folder).summary.warnings)
