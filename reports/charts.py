@@ -122,7 +122,7 @@ def _figure(canvas: _Canvas, chart: Chart) -> figure:
 
 def _limits(chart: Chart) -> tuple[float, float]:
     """Of the y axis: from 0; a logarithmic one, which shows only what is above 0, from below the lowest such value."""
-    values = np.concatenate([line.curve.values for line in chart.lines])
+    values = np.concatenate([curve.values for line in chart.lines for curve in (line.curve, *(line.band or ()))])
     highest = float(np.nanmax(values)) or 1.0
     lowest = float(np.min(values[values > 0], initial=highest))
     return lowest / HEADROOM if chart.log else 0, highest * HEADROOM
@@ -147,10 +147,10 @@ def _style_axes(plot: figure, chart: Chart) -> None:
     plot.xaxis.formatter = NumeralTickFormatter(format="0,0.[0]")
     plot.yaxis.formatter = NumeralTickFormatter(format=chart.tick_format)
     if chart.log:
-        plot.yaxis.ticker = FixedTicker(ticks=_log_ticks(*_limits(chart)))
+        plot.yaxis.ticker = FixedTicker(ticks=log_ticks(*_limits(chart)))
 
 
-def _log_ticks(low: float, high: float) -> list[float]:
+def log_ticks(low: float, high: float) -> list[float]:
     """Round numbers, 3 to 9 of them in most ranges, at least one in any. bokeh's LogTicker spaces them evenly where
     there are few decades, and so leaves the lower half of the axis bare."""
     first, last = math.log10(low), math.log10(high)

@@ -9,6 +9,7 @@ What lowers trust but breaks nothing is a warning; each says what to make of it.
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 from reports import run_folder
 from reports.evidence import Evidence, count, spans, stored
@@ -174,7 +175,7 @@ def _deaths(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
         for event in evidence.events
         if event.kind == "worker-ended" and 0 <= evidence.s(event.mono_ns) < end_s
     }
-    for tick, following in zip(evidence.ticks, evidence.ticks[1:], strict=False):
+    for tick, following in pairwise(evidence.ticks):
         if evidence.s(following.mono_ns) < end_s:
             pids |= _worker_pids(tick) - _worker_pids(following)
     if not pids:

@@ -109,7 +109,7 @@ def _facts(run: RunInfo) -> list[tuple[str, Facts]]:
         server += _pairs(run.server.options or {})
     return [
         ("Run", [("id", run.id), ("ended", ending), ("target", run.host), ("commit", commit)]),
-        ("Load", [("users", str(run.users)), ("seed", str(run.seed)), *_pairs(run.load_options)]),
+        ("Load", _pairs({"users": run.users, "seed": run.seed, **run.load_options})),
         ("Machine", _pairs(run.environment)),
         ("Server", server),
     ]
@@ -129,4 +129,4 @@ def _fact(key: str, value: Any) -> str:
         return {None: "unknown", True: "yes", False: "no"}[value]
     if key.endswith("_bytes") and isinstance(value, int | float):
         return f"{significant(value / (1 << 30))} GiB"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value) or "none"

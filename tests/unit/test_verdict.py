@@ -60,6 +60,27 @@ def test_seconds_that_the_scoreboard_does_not_surround_are_not_held_against_it(t
     assert analyse(folder).summary.verdict == "VALID"
 
 
+@pytest.mark.parametrize(("late", "verdict"), [(True, "VALID"), (False, "INVALID")])
+def test_a_line_speaks_of_all_the_time_since_the_one_before(tmp_path, late, verdict):
+    """The scoreboard is seen from 5.5 on, when 1,500 uploads that the lines from 6.0 on count were stored already. That
+    may be so if a late line counts what came since 5.0; it cannot if it counts what came since 6.0."""
+    folder = run_folders.write(tmp_path / "run")
+    rewrite(folder / run_folder.HOST, list(run_folder.read_host(folder))[11:])
+    _shift_stored(folder, -1500)
+    if late:
+        lines = run_folder.read_uploads(folder)
+        rewrite(folder / run_folder.UPLOADS, [_late(line) for line in lines if line.mono_ns != run_folders.mono(7.0)])
+    assert analyse(folder).summary.verdict == verdict
+
+
+def _late(line):
+    """The line of second 6 comes at 7.0, with the uploads of both."""
+    if line.mono_ns != run_folders.mono(6.0):
+        return line
+    names = {name: msgspec.structs.replace(second, count=second.count * 2) for name, second in line.names.items()}
+    return msgspec.structs.replace(line, **run_folders.stamp(7.0), names=names)
+
+
 def test_a_run_in_which_nothing_was_acknowledged_is_invalid(tmp_path):
     nothing = Rate(0, 0, 0, 0, 1)
     summary = summarise(tmp_path / "run", long=nothing, short=nothing)
