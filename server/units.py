@@ -4,6 +4,7 @@ Units are exact: KiB, MiB, GiB are powers of 1024 (`K`, `M`, `G` and lower case 
 1000. What cannot be read is a ValueError whose text says what would be right.
 """
 
+import math
 import re
 
 _BINARY = {"": 1, "b": 1, "k": 1 << 10, "kib": 1 << 10, "m": 1 << 20, "mib": 1 << 20, "g": 1 << 30, "gib": 1 << 30}
@@ -32,7 +33,8 @@ def _parse(text: str, units: dict[str, int] | dict[str, float]) -> float | None:
     match = _QUANTITY.fullmatch(text)
     if match is None or match[2].lower() not in units:
         return None
-    return float(match[1]) * units[match[2].lower()]
+    value = float(match[1]) * units[match[2].lower()]
+    return value if math.isfinite(value) else None
 
 
 def format_size(size_bytes: float) -> str:

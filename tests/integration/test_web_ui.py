@@ -66,7 +66,7 @@ def web_page(tmp_path, host):
         page = Page(f"http://127.0.0.1:{port}", job, host)
         eventually(lambda: answers(page), "the page answers")
         yield page
-        job.process.send_signal(signal.SIGINT)
+        job.process.send_signal(signal.SIGTERM)
         job.wait()
 
 
@@ -187,7 +187,7 @@ def test_it_listens_on_loopback_only(tmp_path):
         ]
         assert [(address.ip, address.port) for address in listening] == [("127.0.0.1", port)]
         assert "tcp://127.0.0.1:12345" in answers(Page(f"http://127.0.0.1:{port}", job, ""))
-        job.process.send_signal(signal.SIGINT)
+        job.process.send_signal(signal.SIGTERM)
         job.wait()
 
 
