@@ -84,9 +84,9 @@ class UploadHeader(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     file_size: int
     file_name: str
     connection: KeepOrClose | UnsetType = UNSET
-    digest: Annotated[str, msgspec.Meta(pattern="^(xxh3_128:[0-9a-fA-F]{32}|sha256:[0-9a-fA-F]{64})$")] | UnsetType = (
-        UNSET
-    )
+    digest: (
+        Annotated[str, msgspec.Meta(pattern=r"^(xxh3_128:[0-9a-fA-F]{32}|sha256:[0-9a-fA-F]{64})\Z")] | UnsetType
+    ) = UNSET
     want_digest: Literal["xxh3_128", "sha256", "none"] | UnsetType = UNSET
     token: str | UnsetType = UNSET
 
@@ -190,7 +190,7 @@ def decode_header(raw: bytes) -> UploadHeader:
 def _refuse_duplicate_keys(text: str) -> None:
     """The slow path, for headers with unknown keys, escapes, or colons in values: look at every top-level key."""
     try:
-        pairs: list[tuple[str, Any]] = json.loads(text, object_pairs_hook=list)
+        pairs: list[tuple[str, Any]] = json.loads(text, object_pairs_hook=list, parse_int=str)
     except (ValueError, RecursionError):
         raise RemoteProtocolError("bad_header", "the header is not plain JSON") from None
     seen: set[str] = set()
