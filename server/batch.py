@@ -22,6 +22,7 @@ from server.storage import StoreError
 
 RECEIVE_BYTES = 256 << 10  # the most that is read at once
 ARENA_BYTES = 2 * RECEIVE_BYTES
+AT_ONCE = 64  # uploads settled in one go: each has a file open meanwhile, and descriptors must not run out
 
 
 class Sender(Protocol):
@@ -32,8 +33,12 @@ class Sender(Protocol):
     def answer(self, reply: bytes, *, keep: bool) -> None:
         """The upload is stored: send the reply, and close unless `keep`."""
 
-    def refuse(self, error: StoreError, upload: UploadStarted) -> None:
+    def refuse(self, error: StoreError, upload: UploadStarted, received: int) -> None:
         """The store would not take it: say so, and close."""
+
+
+# (sender, upload, body, when it had arrived in monotonic nanoseconds); a bare tuple, made for every upload
+_Item = tuple[Sender, UploadStarted, memoryview, int]
 
 
 class Batch:
@@ -43,8 +48,7 @@ class Batch:
         self._worker = worker
         self._arena = memoryview(bytearray(ARENA_BYTES))
         self._used = 0
-        self._items: list[tuple[Sender, UploadStarted, memoryview, int]] = []
-        """(sender, upload, body, when it had arrived)"""
+        self._items: list[_Item] = []
         self._scheduled = False
 
     def buffer(self) -> memoryview:
@@ -72,8 +76,10 @@ class Batch:
         """Store and answer all that wait, in the order they came. Nothing waits afterwards."""
         items, self._items = self._items, []
         self._used = 0
-        if not items:
-            return
+        for start in range(0, len(items), AT_ONCE):
+            self._settle(items[start : start + AT_ONCE])
+
+    def _settle(self, items: list[_Item]) -> None:
         worker = self._worker
         digests = [_digest(upload, body) for _, upload, body, _ in items]
         errors = worker.store.put_all([(upload.file_name, body) for _, upload, body, _ in items])
@@ -82,7 +88,7 @@ class Batch:
         worker.stored(len(sizes), sum(sizes))
         for (sender, upload, body, arrived_ns), digest, error in zip(items, digests, errors, strict=True):
             if error is not None:
-                sender.refuse(error, upload)
+                sender.refuse(error, upload, len(body))
                 continue
             keep = upload.header.connection != "close" and not worker.draining
             timing = Timing(sender.accepted_ns, arrived_ns, arrived_ns, stored_ns)

@@ -40,7 +40,7 @@ class ServerConfig:
             "port": self.port,
             "workers": self.workers,
             "store": None if self.store is None else str(self.store),
-            "max_file_size": self.max_file_size,
+            "max_file_size_bytes": self.max_file_size,
             "drain_timeout_s": self.drain_timeout_s,
             "backlog": self.backlog,
         }

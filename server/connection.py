@@ -186,16 +186,18 @@ class Connection(asyncio.BufferedProtocol):
 
     def answer(self, reply: bytes, *, keep: bool) -> None:
         self._batched -= 1
-        if self._transport.is_closing():
-            return  # the client is gone; its file is stored all the same
+        if self._transport.is_closing() or self._linger_timer is not None:
+            return  # the client is gone, or was refused before; its file is stored all the same
         self._transport.write(reply)
         if not keep:
             self._close_first()
 
-    def refuse(self, error: StoreError, upload: UploadStarted) -> None:
+    def refuse(self, error: StoreError, upload: UploadStarted, received: int) -> None:
         self._batched -= 1
-        if not self._transport.is_closing():
-            self._refuse(error.code, error.message)
+        if self._transport.is_closing() or self._linger_timer is not None:
+            self._worker.count_failure(error.code, error.message)
+        else:
+            self._refuse(error.code, error.message, upload.file_name, received)
 
     # ── what the worker asks for ──
 
@@ -265,9 +267,9 @@ class Connection(asyncio.BufferedProtocol):
         self._closing = True
         self._transport.close()
 
-    def _refuse(self, code: str, message: str) -> None:
+    def _refuse(self, code: str, message: str, name: str | None = None, received: int = 0) -> None:
         """Answer, say that no more will be sent, and discard what still comes for a while."""
-        self._fail(code, message)
+        self._fail(code, message, name, received)
         self._closing = True
         if self._transport.can_write_eof():
             self._transport.write_eof()
@@ -280,12 +282,13 @@ class Connection(asyncio.BufferedProtocol):
         if self._lingered > LINGER_BYTES:
             self._transport.pause_reading()  # let the peer block and read its reply; the timer ends it
 
-    def _fail(self, code: str, message: str, *, keep: bool = False) -> None:
-        """Drop the upload and reply with the failure."""
-        upload = self._upload
-        self._abort_upload()
-        timing = Timing(self.accepted_ns, upload.header_ns if upload else None)
-        name, received = (upload.name, upload.received) if upload else (None, 0)
+    def _fail(self, code: str, message: str, name: str | None = None, received: int = 0, *, keep: bool = False) -> None:
+        """Drop the upload, if one is arriving in pieces, and reply with the failure."""
+        upload, header_ns = self._upload, None
+        if upload is not None:
+            name, received, header_ns = upload.name, upload.received, upload.header_ns
+            self._abort_upload()
+        timing = Timing(self.accepted_ns, header_ns)
         self._transport.write(self._worker.failed(code, message, timing, name, received, keep))
 
     def _abort_upload(self) -> None:
@@ -311,10 +314,10 @@ class ShortConnection:
             except OSError:
                 pass  # the client is gone; its file is stored all the same
 
-    def refuse(self, error: StoreError, upload: UploadStarted) -> None:
+    def refuse(self, error: StoreError, upload: UploadStarted, received: int) -> None:
         """Nothing is unread, so the reply is readable in spite of the close."""
         timing = Timing(self.accepted_ns)
-        self.answer(self._worker.failed(error.code, error.message, timing, upload.file_name), keep=False)
+        self.answer(self._worker.failed(error.code, error.message, timing, upload.file_name, received), keep=False)
 
 
 def serve_at_once(worker: WorkerContext, batch: Batch, sock: socket.socket) -> bytes | None:

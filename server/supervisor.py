@@ -72,20 +72,20 @@ def serve(config: ServerConfig) -> int:
     Raises StartError, or PortInUseError and AddressError from `listener`, before anything was forked.
     """
     listeners = listen_per_slot(config.host, config.port, config.workers, config.backlog)
+    folder = None
     try:
         _prepare(config)
         folder = scoreboard.create_runtime_folder()
+        board = Scoreboard.create(folder / scoreboard.SCOREBOARD_FILE, config.workers, FAILURE_CODES)
+        supervisor = Supervisor(config, listeners, board, EventLog(folder / scoreboard.EVENTS_FILE))
+        scoreboard.write_state(folder, supervisor.state())
     except OSError as error:
         close_all(listeners)
-        raise StartError(f"{error.filename}: {error.strerror}") from error
+        if folder is not None:
+            scoreboard.remove_runtime_folder(folder)
+        where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        raise StartError(where) from error
     try:
-        supervisor = Supervisor(
-            config,
-            listeners,
-            Scoreboard.create(folder / scoreboard.SCOREBOARD_FILE, config.workers, FAILURE_CODES),
-            EventLog(folder / scoreboard.EVENTS_FILE),
-        )
-        scoreboard.write_state(folder, supervisor.state())
         return supervisor.run()
     finally:
         close_all(listeners)
@@ -180,10 +180,11 @@ class Supervisor:
         return None if until == float("inf") else max(0.0, until * 1000)
 
     def _on_signals(self, numbers: bytes) -> None:
-        # A whole process group is often signalled at once: know that we stop before we see that workers did.
-        for number in numbers:
-            if number in (signal.SIGTERM, signal.SIGINT):
-                self._stop(signal.Signals(number).name)
+        # A whole process group is often signalled at once: know that we stop before we see that workers did. And
+        # timeout(1) signals the process and then its group: what arrives together is one wish, not two.
+        wishes = [number for number in (signal.SIGTERM, signal.SIGINT) if number in numbers]
+        if wishes:
+            self._stop(wishes[0].name)
         if signal.SIGCHLD in numbers:
             self._reap()
 
@@ -207,7 +208,21 @@ class Supervisor:
         now = time.monotonic()
         for slot in self._slots:
             if not slot.pid and not self._stopping and slot.due_s <= now:
-                self._fork(slot)
+                try:
+                    self._fork(slot)
+                except OSError as error:
+                    self._could_not_fork(slot, error)
+
+    def _could_not_fork(self, slot: _Slot, error: OSError) -> None:
+        if not self._announced:
+            log.error("worker %d could not be forked: %s; stopping the server", slot.number, error.strerror)
+            self._exit_code = 1
+            self._stop("a worker could not be forked")
+            return
+        slot.quick_deaths += 1
+        delay_s = respawn_delay_s(slot.quick_deaths)
+        slot.due_s = time.monotonic() + delay_s
+        log.warning("worker %d could not be forked: %s; again in %g s", slot.number, error.strerror, delay_s)
 
     def _fork(self, slot: _Slot) -> None:
         threads = Path("/proc/self/task").stat().st_nlink - 2  # one folder a thread
@@ -219,11 +234,13 @@ class Supervisor:
         # Signals wait until the child has its own handlers: it must not write into our pipe.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD))
         parent = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            self._become_worker(slot, parent, mask)
-        record[scoreboard.PID] = pid
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._become_worker(slot, parent, mask)
+            record[scoreboard.PID] = pid
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         slot.pid, slot.born_s, slot.ready = pid, time.monotonic(), False
         if slot.replaces:
             text = f"worker {slot.number} (pid {slot.replaces}) was replaced by pid {pid}"

@@ -21,7 +21,7 @@ from functools import partial
 import uvloop
 
 from server import scoreboard
-from server.batch import Batch
+from server.batch import AT_ONCE, Batch
 from server.config import ServerConfig
 from server.connection import Connection, serve_at_once
 from server.context import WorkerContext
@@ -30,6 +30,8 @@ from server.storage import DiscardStore, FileStore, Store
 
 ACCEPT_BURST = 64
 ACCEPT_PAUSE_S = 0.1
+MAX_REFUSALS = 16  # connections beyond the most, while they are told `busy`
+OWN_DESCRIPTORS = 32  # the loop's, the store's, the log's
 HEARTBEAT_S = 1.0
 DRAIN_CHECK_S = 0.02
 SHUT_DOWN_GRACE_S = 2.5  # a little over the connections' linger time
@@ -81,13 +83,16 @@ class Worker:
         if listener is None:
             return
         for _ in range(ACCEPT_BURST):
+            if len(self._connections) + len(self._opening) >= self._context.max_connections + MAX_REFUSALS:
+                self._pause_accepting("more connections than can be told that the worker is busy")
+                return
             try:
                 client, _ = listener.accept()
             except BlockingIOError:
                 return
             except OSError as error:
                 if error.errno in _OUT_OF_DESCRIPTORS:
-                    self._pause_accepting(error)
+                    self._pause_accepting(str(error.strerror))
                     return
                 continue  # that client is gone already (ECONNABORTED and the like)
             received: bytes | None = b""
@@ -107,10 +112,8 @@ class Worker:
         if not task.cancelled() and task.exception() is not None:
             log.info("worker %d: a connection could not be opened: %s", self._context.slot, task.exception())
 
-    def _pause_accepting(self, error: OSError) -> None:
-        log.warning(
-            "worker %d: cannot accept: %s; pausing for %g s", self._context.slot, error.strerror, ACCEPT_PAUSE_S
-        )
+    def _pause_accepting(self, why: str) -> None:
+        log.warning("worker %d: not accepting for %g s: %s", self._context.slot, ACCEPT_PAUSE_S, why)
         listener = self._listener
         assert listener is not None
         self._loop.remove_reader(listener)
@@ -161,7 +164,7 @@ def _max_connections() -> int:
     """How many connections a worker may hold: each may need a second descriptor for its file, and descriptors must
     never run out, because a connection that cannot be served cannot be answered either."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(1, (soft - 64) // 2)
+    return max(1, (soft - AT_ONCE - MAX_REFUSALS - OWN_DESCRIPTORS) // 2)
 
 
 def run_worker(

@@ -150,7 +150,7 @@ def test_a_full_disk_fails_the_upload_that_does_not_fit_and_no_other(small_disk:
     with running(store=small_disk / "store") as server, Client(server.port) as other, Client(server.port) as client:
         other.send_header(200_000, "other")
         other.sock.sendall(bytes(100_000))
-        eventually(lambda: [100_000] == sizes(server.temporary_files()), "the other has begun")
+        eventually(lambda: sizes(server.temporary_files()) == [100_000], "the other has begun")
         before = free_bytes(small_disk)
         expect_no_space(client, 2_500_000)
         eventually(lambda: free_bytes(small_disk) >= before - 8192, "what it took is given back")
@@ -170,7 +170,7 @@ def test_a_disk_that_fills_up_under_several_uploads_keeps_what_was_stored(small_
         for number, client in enumerate(clients):
             client.send_header(900_000, f"{number}")
             client.sock.sendall(bytes(400_000))
-        eventually(lambda: [400_000] * 4 == sizes(server.temporary_files()), "all have begun")
+        eventually(lambda: sizes(server.temporary_files()) == [400_000] * 4, "all have begun")
         codes = []
         for client in clients:
             send_until_answered(client, 500_000)
