@@ -9,7 +9,10 @@ import sys
 from typing import Any
 
 import gevent
-from locust import User, events, task
+import gevent.event
+from locust import User, constant, events, task
+from locust.exception import StopUser
+from locust.user.task import LOCUST_STATE_STOPPING
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.runners import WorkerRunner
@@ -81,11 +84,24 @@ class UploadUser(User):
         self._phase = ""
         self._uploads = 0  # in this phase
         self._on_connection = 0
+        self._stopping = gevent.event.Event()
 
-    def wait_time(self) -> float:
-        """Seconds until the next upload: the mean, give or take half, so that users do not march in step."""
+    wait_time = constant(0)  # the pause is part of the task, so that a stop can end it: see `stop`
+
+    def stop(self, force: bool = False) -> bool:
+        """Locust would kill a user that it sees waiting; by the time the kill arrives the wait may be over, and an
+        upload be cut off and counted nowhere. So a user is only asked, and ends after its upload or pause."""
+        if force:
+            return super().stop(force=True)
+        self._state = LOCUST_STATE_STOPPING
+        self._stopping.set()
+        return False
+
+    def _pause(self) -> None:
+        """Until the next upload: the mean, give or take half, so that users do not march in step."""
         mean = self._load.options.wait_s
-        return mean * self._random.uniform(0.5, 1.5) if mean else 0.0
+        if self._stopping.wait(mean * self._random.uniform(0.5, 1.5) if mean else 0):
+            raise StopUser
 
     def on_stop(self) -> None:
         self._client.close()
@@ -112,6 +128,7 @@ class UploadUser(User):
         self._report(row, payload.size_bytes, done)
         if done.error is not None and done.error.code in ("connect_refused", "connect_failed"):
             gevent.sleep(BACK_OFF_S)
+        self._pause()
 
     def _report(self, row: str, size_bytes: int, done: Upload) -> None:
         """For Locust's own tables; ours come from the telemetry."""

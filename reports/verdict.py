@@ -60,10 +60,20 @@ def _broken(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
     if not any(phase.uploads for phase in measured):
         cut_off = "the run was cut off; " if evidence.run.ended is None else ""
         return [f"{cut_off}nothing was measured: no measure phase of at least 1 s has an acknowledged upload"]
-    found = _missing_ticks(measured)
+    found = [*_server_gone(evidence, measured), *_missing_ticks(measured)]
     if evidence.run.ended is not None:  # a killed load takes its last second of counts with it
         found += _lost_uploads(evidence)
     return found
+
+
+def _server_gone(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
+    """A server that ended while it was measured, whether another took its place or not."""
+    gone_s = [evidence.s(event.mono_ns) for event in evidence.events if event.kind == "server-gone"]
+    return [
+        f"the server was gone in phase {phase.name}: what was measured is its end"
+        for phase in measured
+        if any(phase.start_s <= t_s <= phase.end_s for t_s in gone_s)
+    ]
 
 
 def _missing_ticks(measured: Sequence[PhaseSummary]) -> list[str]:
