@@ -11,11 +11,11 @@ from typing import Any
 import gevent
 import gevent.event
 from locust import User, constant, events, task
-from locust.exception import StopUser
-from locust.user.task import LOCUST_STATE_STOPPING
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
+from locust.exception import StopUser
 from locust.runners import WorkerRunner
+from locust.user.task import LOCUST_STATE_STOPPING
 
 from loadtest.client import Upload, UploadClient
 from loadtest.lifecycle import Lifecycle, LoadProcess, option_fields
@@ -92,7 +92,7 @@ class UploadUser(User):
         """Locust would kill a user that it sees waiting; by the time the kill arrives the wait may be over, and an
         upload be cut off and counted nowhere. So a user is only asked, and ends after its upload or pause."""
         if force:
-            return super().stop(force=True)
+            return bool(super().stop(force=True))
         self._state = LOCUST_STATE_STOPPING
         self._stopping.set()
         return False
