@@ -32,6 +32,11 @@ def cli() -> None:
     help="worker processes of the server that is started",
 )
 @click.option(
+    "--store",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="where that server stores for the time of the run; in memory if there is room",
+)
+@click.option(
     "--plan", default="compare", show_default=True, type=click.Choice(list(phases.PLANS)), help="phases to run"
 )
 @click.option("--phase-seconds", default=DEFAULT_PHASE_SECONDS, show_default=True, help="length of a measured phase")
@@ -47,6 +52,7 @@ def run(
     host: str | None,
     users: int,
     workers: int,
+    store: Path | None,
     plan: str,
     phase_seconds: str,
     mix: str,
@@ -73,7 +79,7 @@ def run(
         "label": label,
     }
     folder = Path("reports/runs") / new_run_id(label)
-    job = main_job.Job(host=host, users=users, workers=workers, fields=fields, folder=folder)
+    job = main_job.Job(host=host, users=users, workers=workers, store=store, fields=fields, folder=folder)
     try:
         sys.exit(main_job.run(job))
     except OptionError as error:

@@ -233,7 +233,9 @@ class _Run:
         self._info = self._describe(fields)
         self._save()
         self._recorder = _Recorder(self.folder, *self._options.address)
-        self._info = msgspec.structs.replace(self._info, server=self._recorder.server)
+        self._info = msgspec.structs.replace(
+            self._info, server=self._recorder.server, environment=self._info.environment | self._recorder.store()
+        )
         first = self._options.plan[0]
         self._begin(PlannedPhase("ramp-up", "warm-up", first.uploads_per_connection, 0))
         self._plan: gevent.Greenlet[..., Any] | None = None
@@ -399,6 +401,14 @@ class _Recorder:
             self.server = msgspec.convert(json.loads(line)["server"], ServerInfo | None)
         else:
             log.error("the recorder did not start; see %s", folder / "recorder.log")
+
+    def store(self) -> dict[str, str]:
+        """What the server stores on, if it is one of ours on this machine: a disk's latency is in every upload's."""
+        options = self.server.options if self.server is not None else None
+        if not options:
+            return {}
+        store = options.get("store")
+        return {"store": "discarded" if store is None else f"{store} ({machine.filesystem_of(str(store))})"}
 
     def follow(self, pid: int, role: str) -> None:
         """Have another process recorded."""
