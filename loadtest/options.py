@@ -14,7 +14,7 @@ from loadtest.client import HostError, parse_host
 from server.units import parse_duration
 
 DEFAULT_PHASE_SECONDS = "10"
-DEFAULT_WAIT = "25ms"
+DEFAULT_WAIT = "40ms"
 DEFAULT_SEED = "1"
 # Field names, as options (--phase-seconds) and as form fields (phase_seconds).
 FIELDS = ("plan", "phase_seconds", "payloads", "payload_dir", "wait", "verify_digest", "seed", "label")

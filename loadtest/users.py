@@ -41,7 +41,7 @@ def _add_options(parser: LocustArgumentParser) -> None:
     parser.add_argument("--payloads", default=DEFAULT_MIX, help="generated sizes and weights, such as 4KiB:70,1MiB:5")
     parser.add_argument("--payload-dir", default="", help="upload the files of this folder instead")
     parser.add_argument(
-        "--wait", default=DEFAULT_WAIT, help="mean pause of a user between uploads, such as 25ms; 0 for none"
+        "--wait", default=DEFAULT_WAIT, help="mean pause of a user between uploads, such as 40ms; 0 for none"
     )
     parser.add_argument("--verify-digest", action="store_true", default=True, help="compare the reply's digest")
     parser.add_argument("--no-verify-digest", dest="verify_digest", action="store_false", include_in_web_ui=False)
