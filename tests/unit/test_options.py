@@ -29,7 +29,7 @@ def test_the_defaults():
         plan=phases.plan("compare", 10.0),
         mix=payloads.parse_mix(payloads.DEFAULT_MIX),
         payload_dir=None,
-        wait_s=0.025,
+        wait_s=0.04,
         verify_digest=True,
         seed=1,
     )
