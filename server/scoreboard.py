@@ -190,17 +190,25 @@ def create_runtime_folder() -> Path:
     Raises PermissionError when somebody else owns the name: /dev/shm is open to every user.
     """
     root = runtime_root(os.geteuid())
+    folder = root / str(os.getpid())
+    while True:
+        _make_root(root)
+        try:
+            _remove_stale(root)
+            shutil.rmtree(folder, ignore_errors=True)  # an earlier process with our pid, dead by definition
+            folder.mkdir(mode=0o700)
+        except FileNotFoundError:
+            continue  # the last other server of this user just ended, and took the empty root with it
+        return folder
+
+
+def _make_root(root: Path) -> None:
     try:
         root.mkdir(mode=0o700)
     except FileExistsError:
         info = root.lstat()
         if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
             raise PermissionError(f"{root} is not this user's folder: remove it") from None
-    _remove_stale(root)
-    folder = root / str(os.getpid())
-    shutil.rmtree(folder, ignore_errors=True)  # an earlier process with our pid, dead by definition
-    folder.mkdir(mode=0o700)
-    return folder
 
 
 def remove_runtime_folder(folder: Path) -> None:
