@@ -37,6 +37,7 @@ CLIENT_FAILURES = {
     "connection_lost": "the server closed the connection before it replied",
     "timeout": "no answer in time",
     "bad_reply": "the reply broke the protocol",
+    "unfinished": "no answer when the run ended",
     "digest_differs": "the server reports another digest than the bytes have",
 }
 
@@ -139,12 +140,13 @@ class UploadClient:
             prefix = self._protocol.send_upload(UploadHeader(body.size_bytes, name, connection=connection))
             marks.first_byte = time.monotonic_ns()
             error = None
-            try:
-                for piece in _with_prefix(prefix, body.pieces()):
+            for piece in _with_prefix(prefix, body.pieces()):
+                try:
                     self._sendall(piece)
-                    bytes_sent += len(piece)
-            except (ConnectionError, TimeoutError) as failed:
-                error = failed  # the reason may be waiting in a reply
+                except OSError as failed:
+                    error = failed  # the reason may be waiting in a reply
+                    break
+                bytes_sent += len(piece)
             marks.sent = time.monotonic_ns()
             reply = self._receive_reply(marks, error)
             _check(reply, body)

@@ -23,6 +23,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, cast
+from urllib.parse import urlsplit
 
 import gevent
 import gevent.event
@@ -49,6 +50,8 @@ RECORDER_TIMEOUT_S = 10.0
 REPORT_TIMEOUT_S = 120.0
 
 _PHASE, _BATCH, _HELLO = "socketswarm-phase", "socketswarm-batch", "socketswarm-hello"
+_FAILED = "socketswarm-failed"
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 log = logging.getLogger("socketswarm")
 
@@ -60,7 +63,8 @@ class Lifecycle:
         runner = environment.runner
         assert runner is not None
         self._environment = environment
-        self.load = None if isinstance(runner, MasterRunner) else LoadProcess(environment)
+        self._prepared = _Prepared()
+        self.load = None if isinstance(runner, MasterRunner) else LoadProcess(environment, self._prepared)
         self._keeper = None if isinstance(runner, WorkerRunner) else RunKeeper(environment)
         # The keeper goes first at the start, so that the recorder runs before the first upload, and last at the end.
         if self._keeper is not None:
@@ -78,8 +82,7 @@ class Lifecycle:
     def check(self, host: str | None, fields: Mapping[str, Any]) -> str | None:
         """What is wrong with these options, in one sentence; None when a test can start with them."""
         try:
-            options = load_options.validate(host or "", fields)
-            options.load_payloads()
+            options, _ = self._prepared.get(host, fields)
         except (OptionError, PayloadError) as error:
             return str(error)
         try:
@@ -91,6 +94,11 @@ class Lifecycle:
     def _check_form(self) -> Response | None:
         """Refuse a web form with wrong options as Locust's page expects a refusal; None lets the request go on."""
         runner = self._environment.runner
+        parsed = self._environment.parsed_options
+        if request.method == "POST" and _is_cross_site(getattr(parsed, "web_host", None)):
+            refused = jsonify({"success": False, "message": "this request comes from a page of another site"})
+            refused.status_code = 403
+            return refused
         if request.endpoint != "locust.swarm" or runner is None or runner.state in ("spawning", "running"):
             return None
         fields = {**option_fields(self._environment), **request.form.to_dict()}
@@ -103,6 +111,35 @@ class Lifecycle:
         return jsonify({"success": False, "message": problem, "host": self._environment.host})
 
 
+def _is_cross_site(web_host: str | None) -> bool:
+    """Whether this request was made by a page of another site, in the browser of somebody who may start tests.
+
+    Locust answers requests from every origin, so any page could have local files uploaded to a host of its choice. A
+    page served on the loopback address must also be asked for by such a name, or another name was pointed at it.
+    """
+    origin = request.headers.get("Origin")
+    if origin is not None and urlsplit(origin).netloc != request.host:
+        return True
+    name = urlsplit(f"//{request.host}").hostname
+    return web_host in _LOOPBACK and name not in _LOOPBACK
+
+
+class _Prepared:
+    """The options and payloads that were checked last: a test that then starts need not read them again."""
+
+    def __init__(self) -> None:
+        self._key: tuple[object, ...] | None = None
+        self._value: tuple[LoadOptions, PayloadSet] | None = None
+
+    def get(self, host: str | None, fields: Mapping[str, Any]) -> tuple[LoadOptions, PayloadSet]:
+        """OptionError or PayloadError when no test can start with these."""
+        key = (host, *(fields[field] for field in load_options.FIELDS))
+        if self._value is None or key != self._key:
+            options = load_options.validate(host or "", fields)
+            self._key, self._value = key, (options, options.load_payloads())
+        return self._value
+
+
 def option_fields(environment: Environment) -> dict[str, Any]:
     """Our options of this environment, as texts."""
     parsed = environment.parsed_options
@@ -113,8 +150,9 @@ def option_fields(environment: Environment) -> dict[str, Any]:
 class LoadProcess:
     """The half that makes load: what users ask for at every upload, and the batches of what they did."""
 
-    def __init__(self, environment: Environment) -> None:
+    def __init__(self, environment: Environment, prepared: _Prepared) -> None:
         self._environment = environment
+        self._prepared = prepared
         self._runner = cast(Runner, environment.runner)
         self.options: LoadOptions
         self.payloads: PayloadSet
@@ -126,8 +164,11 @@ class LoadProcess:
         self._runner.register_message(_PHASE, self._on_phase)
 
     def on_test_start(self, environment: Environment, **_: Any) -> None:
-        self.options = load_options.validate(environment.host or "", option_fields(environment))
-        self.payloads = self.options.load_payloads()
+        try:
+            self.options, self.payloads = self._prepared.get(environment.host, option_fields(environment))
+        except (OptionError, PayloadError) as error:  # of a worker on another machine, say, without that folder
+            self._runner.send_message(_FAILED, {"text": f"a load process on {socket.gethostname()}: {error}"})
+            return
         self.phase = "ramp-up"
         self.uploads_per_connection = self.options.plan[0].uploads_per_connection
         self.telemetry = Telemetry()
@@ -172,14 +213,26 @@ class RunKeeper:
         self._environment = environment
         self._runner = cast(Runner, environment.runner)
         self._run: _Run | None = None
+        self._ending: _Run | None = None
         self._finishing: gevent.Greenlet[..., Any] | None = None
         self._runner.register_message(_BATCH, self._on_batch)
         self._runner.register_message(_HELLO, self._on_hello)
+        self._runner.register_message(_FAILED, self._on_failed)
 
     def on_test_start(self, **_: Any) -> None:
         if self._finishing is not None:
             self._finishing.join()
-        self._run = _Run(self._environment)
+        try:
+            self._run = _Run(self._environment)
+        except OSError as error:
+            self._give_up(f"the run folder cannot be written: {error}")
+
+    def _give_up(self, reason: str) -> None:
+        """No run without its evidence: end the test, and a headless Locust with it."""
+        print(f"Error: {reason}", file=sys.stderr)
+        self._environment.process_exit_code = 2
+        headless = getattr(self._environment.parsed_options, "headless", False)
+        gevent.spawn(self._runner.quit if headless else self._runner.stop)
 
     def on_spawning_complete(self, user_count: int, **_: Any) -> None:
         if self._run is not None:
@@ -190,7 +243,12 @@ class RunKeeper:
         if run is not None:
             run.stopping()
             # Not here: the web page waits for this handler. `on_quitting` waits for the greenlet instead.
-            self._finishing = gevent.spawn(run.finish)
+            self._finishing = gevent.spawn(self._finish, run)
+
+    def _finish(self, run: "_Run") -> None:
+        self._ending = run  # final batches may still be on their way
+        run.finish()
+        self._ending = None
 
     def on_quitting(self, **_: Any) -> None:
         """Locust ends: stop a test that still runs, with its uploads finished, and wait for its report."""
@@ -199,13 +257,18 @@ class RunKeeper:
             self._finishing.join()
 
     def _on_batch(self, environment: Environment, msg: Message, **_: Any) -> None:
-        run = self._run
+        run = self._run or self._ending
         if run is not None:
             run.add_batch(str(msg.node_id), msg.data["batch"], final=msg.data["final"])
 
     def _on_hello(self, environment: Environment, msg: Message, **_: Any) -> None:
         if self._run is not None:
-            self._run.add_load_process(msg.data["pid"], msg.data["host"])
+            self._run.add_load_process(str(msg.node_id), msg.data["pid"], msg.data["host"])
+
+    def _on_failed(self, environment: Environment, msg: Message, **_: Any) -> None:
+        if self._run is not None:
+            self._run.fail(msg.data["text"])
+        self._give_up(msg.data["text"])
 
 
 class _Run:
@@ -227,6 +290,8 @@ class _Run:
         self._final_batches = 0
         self._users = 0
         self._all_final = gevent.event.Event()
+        self._closed = False
+        self._failed = False
         self._reported: set[str] = set()  # load processes heard of since the last line
         self._line_s = time.monotonic()
         self._lines = 0
@@ -253,7 +318,10 @@ class _Run:
     def add_batch(self, sender: str, batch: dict[str, Any], *, final: bool) -> None:
         """One load process's last second. Once all have reported, it is a line of the file, stamped now: the clocks of
         other hosts are not ours. One that stopped reporting does not hold up the others."""
+        if self._closed:
+            return
         self._merger.add(batch)
+        self._failed = self._failed or any(part["failures"] for names in batch.values() for part in names.values())
         self._reported.add(sender)
         overdue = time.monotonic() - self._line_s > 1.9 * BATCH_S
         if len(self._reported) >= self._load_processes or overdue:
@@ -263,8 +331,10 @@ class _Run:
             if self._final_batches >= self._load_processes:
                 self._all_final.set()
 
-    def add_load_process(self, pid: int, host: str) -> None:
+    def add_load_process(self, sender: str, pid: int, host: str) -> None:
         self._load_processes += 1
+        if self._plan is not None and isinstance(self._runner, MasterRunner):
+            self._tell(self._phases[-1].name, self._phases[-1].uploads_per_connection, sender)  # it joined late
         if host == socket.gethostname() and pid != os.getpid():
             self._recorder.follow(pid, "load-worker")
 
@@ -286,10 +356,17 @@ class _Run:
 
     def _announce(self, planned: PlannedPhase) -> None:
         """Tell the users first: what they did until now is then counted before the old phase ends."""
-        self._runner.send_message(
-            _PHASE, {"name": planned.name, "uploads_per_connection": planned.uploads_per_connection}
-        )
+        self._tell(planned.name, planned.uploads_per_connection)
         self._begin(planned)
+
+    def _tell(self, phase: str, uploads_per_connection: int, client_id: str | None = None) -> None:
+        data = {"name": phase, "uploads_per_connection": uploads_per_connection}
+        self._runner.send_message(_PHASE, data, client_id)
+
+    def fail(self, reason: str) -> None:
+        """The run cannot give what was asked for."""
+        self._ending = Ending(how="failed", reason=reason)
+        self._note("run-failed", reason)
 
     def _begin(self, planned: PlannedPhase) -> None:
         self._end_phase()
@@ -324,9 +401,10 @@ class _Run:
 
     def finish(self) -> None:
         """Collect what is under way, end the recorder, write everything down and build the report."""
-        if not self._all_final.wait(FINAL_BATCHES_TIMEOUT_S):
+        if self._load_processes and not self._all_final.wait(FINAL_BATCHES_TIMEOUT_S):
             missing = self._load_processes - self._final_batches
             self._note("batch-missing", f"{missing} load processes never sent their last second", missing=missing)
+        self._closed = True
         self._end_phase()
         self._write_second()
         for phase in self._merger.phases:
@@ -340,6 +418,8 @@ class _Run:
         self._save()
         self._uploads.close()
         self._events.close()
+        if self._failed and self._environment.process_exit_code is None:
+            self._environment.process_exit_code = 1  # Locust does not hear of uploads that never ended
         if self._builds_report:
             _build_report(self.folder)
         parsed = self._environment.parsed_options

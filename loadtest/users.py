@@ -6,6 +6,7 @@ that both are compared with the same users and the same payloads.
 
 import random
 import sys
+import time
 from typing import Any
 
 import gevent
@@ -17,10 +18,10 @@ from locust.exception import StopUser
 from locust.runners import WorkerRunner
 from locust.user.task import LOCUST_STATE_STOPPING
 
-from loadtest.client import Upload, UploadClient
+from loadtest.client import Upload, UploadClient, UploadError
 from loadtest.lifecycle import Lifecycle, LoadProcess, option_fields
 from loadtest.options import DEFAULT_PHASE_SECONDS, DEFAULT_SEED, DEFAULT_WAIT
-from loadtest.payloads import DEFAULT_MIX
+from loadtest.payloads import DEFAULT_MIX, Payload
 from loadtest.phases import PLANS
 from reports.run_folder import upload_name
 
@@ -119,11 +120,16 @@ class UploadUser(User):
         self._uploads += 1
         self._on_connection += 1
         last = self._on_connection == per_connection  # never, with 0
-        done = self._client.upload(name, payload, close=last)
+        start_ns = time.monotonic_ns()
+        try:
+            done = self._client.upload(name, payload, close=last)
+        except gevent.GreenletExit:  # the stop timeout has passed: a server that hangs must not go uncounted
+            unfinished = Upload(None, UploadError("unfinished"), start_ns, 0, False)
+            load.telemetry.record(phase, _row(per_connection, payload), payload.size_bytes, unfinished)
+            raise
         if last or done.error is not None:
             self._on_connection = 0
-        mode = {0: "long", 1: "short"}.get(per_connection, f"{per_connection} per connection")
-        row = upload_name(mode, payload.size_bytes)
+        row = _row(per_connection, payload)
         load.telemetry.record(phase, row, payload.size_bytes, done)
         self._report(row, payload.size_bytes, done)
         if done.error is not None and done.error.code in ("connect_refused", "connect_failed"):
@@ -140,3 +146,8 @@ class UploadUser(User):
             exception=done.error,
             context={},
         )
+
+
+def _row(per_connection: int, payload: Payload) -> str:
+    mode = {0: "long", 1: "short"}.get(per_connection, f"{per_connection} per connection")
+    return upload_name(mode, payload.size_bytes)

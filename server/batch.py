@@ -10,6 +10,7 @@ So reads go into an arena, and a body stays where it was read until its turn is 
 takes the other way, in `connection.py`.
 """
 
+import logging
 import time
 from typing import Protocol
 
@@ -19,6 +20,8 @@ from xxhash import xxh3_128_hexdigest
 from server.context import WorkerContext
 from server.protocol import Timing, UploadStarted, digest_of
 from server.storage import StoreError
+
+log = logging.getLogger("server")
 
 RECEIVE_BYTES = 256 << 10  # the most that is read at once
 ARENA_BYTES = 2 * RECEIVE_BYTES
@@ -52,9 +55,11 @@ class Batch:
         self._scheduled = False
 
     def buffer(self) -> memoryview:
-        """Where the next RECEIVE_BYTES may be read to. Good until the next call, unless `claim` keeps it."""
-        if self._used > ARENA_BYTES - RECEIVE_BYTES:
-            self.flush()
+        """Where the next RECEIVE_BYTES may be read to. Good until the next call, unless `claim` keeps it.
+
+        Called while libuv asks where to read to, so it must not flush: closing or pausing a transport then makes libuv
+        call a null pointer.
+        """
         return self._arena[self._used : self._used + RECEIVE_BYTES]
 
     def received(self, nbytes: int) -> memoryview:
@@ -62,8 +67,11 @@ class Batch:
         return self._arena[self._used : self._used + nbytes]
 
     def claim(self, nbytes: int) -> None:
-        """Keep what has just been read until the batch is flushed: added uploads lie in it."""
+        """Keep what has just been read until the batch is flushed: added uploads lie in it. Flushes when there would be
+        no room for another read."""
         self._used += nbytes
+        if self._used > ARENA_BYTES - RECEIVE_BYTES:
+            self.flush()
 
     def add(self, sender: Sender, upload: UploadStarted, body: memoryview) -> None:
         """Store and answer this upload at the end of the turn."""
@@ -81,18 +89,32 @@ class Batch:
 
     def _settle(self, items: list[_Item]) -> None:
         worker = self._worker
-        digests = [_digest(upload, body) for _, upload, body, _ in items]
-        errors = worker.store.put_all([(upload.file_name, body) for _, upload, body, _ in items])
+        digests, errors = self._store(items)
         stored_ns = time.monotonic_ns()
         sizes = [len(item[2]) for item, error in zip(items, errors, strict=True) if error is None]
         worker.stored(len(sizes), sum(sizes))
-        for (sender, upload, body, arrived_ns), digest, error in zip(items, digests, errors, strict=True):
-            if error is not None:
-                sender.refuse(error, upload, len(body))
-                continue
-            keep = upload.header.connection != "close" and not worker.draining
-            timing = Timing(sender.accepted_ns, arrived_ns, arrived_ns, stored_ns)
-            sender.answer(worker.ok(upload.file_name, len(body), digest, keep, timing), keep=keep)
+        # In a drain a connection closes after the last of its uploads that are here already, not after the first.
+        last = {item[0]: index for index, item in enumerate(items)} if worker.draining else {}
+        for index, (sender, upload, body, arrived_ns) in enumerate(items):
+            error = errors[index]
+            try:
+                if error is not None:
+                    sender.refuse(error, upload, len(body))
+                    continue
+                keep = upload.header.connection != "close" and last.get(sender) != index
+                timing = Timing(sender.accepted_ns, arrived_ns, arrived_ns, stored_ns)
+                sender.answer(worker.ok(upload.file_name, len(body), digests[index], keep, timing), keep=keep)
+            except Exception:  # one connection's trouble must not keep the others waiting
+                log.exception("worker %d: an upload could not be answered", worker.slot)
+
+    def _store(self, items: list[_Item]) -> tuple[list[str | None], list[StoreError | None]]:
+        try:
+            digests = [_digest(upload, body) for _, upload, body, _ in items]
+            return digests, self._worker.store.put_all([(upload.file_name, body) for _, upload, body, _ in items])
+        except Exception:
+            log.exception("worker %d: uploads failed for a reason nobody foresaw", self._worker.slot)
+            error = StoreError("internal", "the server made a mistake; its log says which")
+            return [None] * len(items), [error] * len(items)
 
     def _end_of_turn(self) -> None:
         self._scheduled = False

@@ -169,7 +169,7 @@ def decode_header(raw: bytes) -> UploadHeader:
             "bad_header", f"the header is not UTF-8: {error.reason} at byte {error.start}"
         ) from None
     except msgspec.DecodeError as error:
-        raise RemoteProtocolError("bad_header", f"the header is not as it should be: {error}") from None
+        raise RemoteProtocolError("bad_header", f"the header is not as it should be: {str(error)[:300]}") from None
     if header.file_size < 0:
         raise RemoteProtocolError("bad_header", f"file_size is negative: {header.file_size}")
     # msgspec takes the last of two equal keys without a word. A header has at least one colon for every key, and one

@@ -10,6 +10,7 @@ followed.
 """
 
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from typing import Protocol
 INCOMING = ".incoming"
 
 _OPEN_TEMPORARY = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -72,7 +73,7 @@ class FileStore:
 
     def __init__(self, root: Path, slot: int) -> None:
         self.root_fd = os.open(root, _OPEN_FOLDER)
-        self.incoming_fd = os.open(root / INCOMING / str(slot), _OPEN_FOLDER)
+        self.incoming_fd = os.open(root / INCOMING / str(slot), _OPEN_FOLDER | os.O_NOFOLLOW)
         self._count = 0
 
     def begin(self, file_name: str) -> Incoming:
@@ -186,6 +187,22 @@ def _store_error(error: OSError) -> StoreError:
     if error.errno in _FULL:
         return StoreError("no_space", f"the store cannot hold the file: {error.strerror}")
     return StoreError("internal", f"the store failed: {error.strerror}")
+
+
+def lock_store(root: Path) -> int:
+    """Make the store's folder and take it for this server: two servers would empty each other's temporary folders.
+
+    Returns a descriptor; the lock lasts while a process has it open. BlockingIOError when another server has the
+    store, OSError when the folder cannot be made.
+    """
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(root, _OPEN_FOLDER)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 def prepare_store(root: Path, slots: int) -> None:

@@ -31,7 +31,7 @@ from server.config import ServerConfig
 from server.listener import close_all, format_address, listen_per_slot
 from server.protocol import FAILURE_CODES
 from server.scoreboard import EventLog, Scoreboard, ServerState
-from server.storage import empty_slot, prepare_store
+from server.storage import empty_slot, lock_store, prepare_store
 from server.worker import run_worker
 
 # A worker that lived this long died of an accident; a shorter life counts towards the back-off.
@@ -79,6 +79,9 @@ def serve(config: ServerConfig) -> int:
         board = Scoreboard.create(folder / scoreboard.SCOREBOARD_FILE, config.workers, FAILURE_CODES)
         supervisor = Supervisor(config, listeners, board, EventLog(folder / scoreboard.EVENTS_FILE))
         scoreboard.write_state(folder, supervisor.state())
+    except StartError:
+        close_all(listeners)
+        raise
     except OSError as error:
         close_all(listeners)
         if folder is not None:
@@ -94,6 +97,10 @@ def serve(config: ServerConfig) -> int:
 
 def _prepare(config: ServerConfig) -> None:
     if config.store is not None:
+        try:
+            lock_store(config.store)  # for as long as this process and its workers live
+        except BlockingIOError:
+            raise StartError(f"store {config.store} is used by another server; name another folder") from None
         prepare_store(config.store, config.workers)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -229,7 +236,6 @@ class Supervisor:
         assert threads == 1, f"the supervisor has {threads} threads and must not fork"
         record = self._board.record(slot.number)
         record[scoreboard.STATE] = scoreboard.STARTING
-        record[scoreboard.BIRTHS] += 1
         record[scoreboard.STARTED_NS] = time.monotonic_ns()
         # Signals wait until the child has its own handlers: it must not write into our pipe.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD))
@@ -239,6 +245,7 @@ class Supervisor:
             if pid == 0:
                 self._become_worker(slot, parent, mask)
             record[scoreboard.PID] = pid
+            record[scoreboard.BIRTHS] += 1
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         slot.pid, slot.born_s, slot.ready = pid, time.monotonic(), False
@@ -308,7 +315,7 @@ class Supervisor:
             empty_slot(self._config.store, slot.number)
         if self._stopping:
             return
-        if not slot.ready:
+        if not slot.ready and not (self._announced and os.WIFSIGNALED(status)):
             log.error("worker %d (pid %d) could not start: it %s; stopping the server", slot.number, pid, how)
             self._exit_code = 1
             self._stop("a worker could not start")

@@ -77,29 +77,31 @@ class Worker:
         self._record[scoreboard.HEARTBEAT_NS] = time.monotonic_ns()
         self._loop.call_later(HEARTBEAT_S, self._beat)
 
-    def _accept(self) -> None:
-        """Accept until the queue is empty, at most a burst: the connections that are open want their turn too."""
+    def _accept(self) -> bool:
+        """Accept until the queue is empty, at most a burst: the connections that are open want their turn too. Returns
+        whether there may be more."""
         listener = self._listener
         if listener is None:
-            return
+            return False
         for _ in range(ACCEPT_BURST):
             if len(self._connections) + len(self._opening) >= self._context.max_connections + MAX_REFUSALS:
                 self._pause_accepting("more connections than can be told that the worker is busy")
-                return
+                return False
             try:
                 client, _ = listener.accept()
             except BlockingIOError:
-                return
+                return False
             except OSError as error:
                 if error.errno in _OUT_OF_DESCRIPTORS:
                     self._pause_accepting(str(error.strerror))
-                    return
+                    return False
                 continue  # that client is gone already (ECONNABORTED and the like)
             received: bytes | None = b""
             if len(self._connections) < self._context.max_connections:
                 received = serve_at_once(self._context, self._batch, client)
             if received is not None:
                 self._open(client, received)
+        return True
 
     def _open(self, client: socket.socket, received: bytes) -> None:
         factory = partial(Connection, self._context, self._batch, self._connections, received)
@@ -142,10 +144,8 @@ class Worker:
         listener = self._listener
         assert listener is not None
         self._loop.remove_reader(listener)
-        before = -1
-        while before != len(self._opening):
-            before = len(self._opening)
-            self._accept()
+        while self._accept():
+            self._batch.flush()
         self._listener = None
         listener.close()
 
