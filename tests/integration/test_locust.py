@@ -1,5 +1,6 @@
 """Locust with our users, headless, against the real server: one run folder for a run, however it ends."""
 
+import os
 import signal
 from contextlib import contextmanager
 
@@ -201,3 +202,28 @@ def test_an_unknown_plan(tmp_path):
     code, everything = run(tmp_path, *HEADLESS, "--host", "tcp://127.0.0.1:1", "--plan", "middle")
     assert code == 2
     assert "invalid choice: 'middle' (choose from 'compare', 'long', 'short')" in everything
+
+
+def test_a_server_that_hangs_at_the_end_is_not_passed_over(tmp_path):
+    """Locust kills what has not ended by its stop timeout; such an upload was counted nowhere."""
+    with running() as server:
+        command = against(server, "--plan", "long", "--phase-seconds", "1", "--stop-timeout", "1")
+        with started(tmp_path, *command) as job:
+            job.in_phase("long-1")
+            [worker] = server.workers()
+            os.kill(worker, signal.SIGSTOP)
+            try:
+                assert job.wait() == 1, job.said()
+            finally:
+                os.kill(worker, signal.SIGCONT)
+        [folder] = job.runs()
+        assert failures(folder) == {"unfinished": 3}
+
+
+def test_a_run_folder_that_cannot_be_made_ends_locust(tmp_path):
+    (tmp_path / "file").touch()
+    with running() as server:
+        code, everything = run(tmp_path, *against(server, "--run-folder", str(tmp_path / "file" / "run")))
+    assert code == 2
+    [line] = [line for line in everything.splitlines() if line.startswith("Error: ")]
+    assert "the run folder cannot be written" in line

@@ -761,14 +761,15 @@ def test_term_finishes_every_upload_that_has_begun_or_begins_on_an_open_connecti
         assert server.files() == {"busy": 2000, "before": 6, "idle": 300_000, "short": 1000}
 
 
-def test_who_was_connected_but_not_accepted_yet_is_served_before_the_end() -> None:
+@pytest.mark.parametrize("kinds", [("close", "keep-alive"), ("close",)], ids=["mixed", "short only"])
+def test_who_was_connected_but_not_accepted_yet_is_served_before_the_end(kinds: tuple[str, ...]) -> None:
     """200 wait, more than a worker accepts in one burst, so that TERM finds some of them still waiting."""
     with running() as server, ExitStack() as stack:
         [worker] = server.workers()
         os.kill(worker, signal.SIGSTOP)
         clients = [stack.enter_context(Client(server.port)) for _ in range(200)]
         for number, client in enumerate(clients):
-            client.send(b"abc", connection=("close", "keep-alive")[number % 2])
+            client.send(b"abc", connection=kinds[number % len(kinds)])
         server.process.terminate()
         eventually(lambda: any(event["kind"] == "draining" for event in server.events()), "it was told")
         os.kill(worker, signal.SIGCONT)
@@ -844,3 +845,46 @@ def test_term_to_the_whole_process_group_is_no_accident_of_the_workers(tmp_path:
         assert client.reply().code == "ok"
         assert server.wait() == 0
         assert "replacing" not in server.messages()
+
+
+def test_a_store_serves_one_server_at_a_time(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    with running(store=store) as first:
+        command = [sys.executable, "-m", "server", "--port", "0", "--store", str(store)]
+        second = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        assert second.returncode == 1
+        assert second.stderr.splitlines()[-1] == (
+            f"Error: store {store} is used by another server; name another folder"
+        )
+        assert upload(first.port, b"still here", "a").code == "ok"
+    with running(store=store):
+        pass  # free again
+
+
+def test_a_store_may_be_a_link_to_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "store").symlink_to(tmp_path / "disk")
+    with running(store=tmp_path / "store") as server:
+        assert upload(server.port, b"abc", "a").code == "ok"
+    assert (tmp_path / "disk" / "a").read_bytes() == b"abc"
+
+
+def test_closing_with_more_on_the_way_beside_a_batch_crashes_nothing(tmp_path: Path) -> None:
+    """A flush while libuv asks where to read to would close the transport under it: it did, with SIGSEGV."""
+    with running(store=tmp_path / "store") as server:
+        [worker] = server.workers()
+        for _ in range(5):
+            with Client(server.port) as large, Client(server.port) as small:
+                for _ in range(3):
+                    large.upload(bytes(16 * MIB), "large")  # its receive window grows
+                os.kill(worker, signal.SIGSTOP)
+                small.send(b"abc", "small")
+                large.send(b"x" * 1000, "last", connection="close")
+                large.sock.setblocking(False)
+                try:
+                    large.sock.send(bytes(2 * MIB))
+                except BlockingIOError:
+                    pass
+                os.kill(worker, signal.SIGCONT)
+                assert small.reply().code == "ok"
+        assert server.workers() == [worker]

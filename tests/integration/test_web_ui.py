@@ -198,3 +198,18 @@ def test_ending_locust_in_a_run_leaves_its_report(server, tmp_path):
         page.job.process.send_signal(signal.SIGTERM)
         page.job.wait()
         assert assert_complete(page.job.runs()[0]).ended.how == "stopped"
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Origin": "https://elsewhere.example"}, {"Host": "elsewhere.example"}], ids=["origin", "rebound name"]
+)
+def test_a_page_of_another_site_starts_nothing(page, headers):
+    """Else any page that a person visits could have local folders uploaded to a host of its choice."""
+    before = page.job.runs()
+    form = urllib.parse.urlencode({"user_count": 1, "spawn_rate": 1, "host": page.host}).encode()
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(urllib.request.Request(f"{page.url}/swarm", form, headers), timeout=DEADLINE_S)
+    with refused.value as answer:
+        assert answer.code == 403
+        assert "another site" in answer.read().decode()
+    assert page.job.runs() == before

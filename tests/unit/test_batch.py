@@ -226,3 +226,37 @@ def test_a_digest_to_check_takes_the_long_way(worker: Worker) -> None:
     receive(connection, frame("bad", b"x", digest=digest_of("sha256", b"y")))
     assert [reply.code for reply in transport.replies()] == ["ok", "digest_mismatch"]
     assert worker.names() == {"good"}
+
+
+def test_asking_for_a_buffer_answers_nobody(worker: Worker) -> None:
+    """libuv asks in the middle of its own work: a transport that is closed or paused then makes it crash."""
+    connection, transport = worker.connect()
+    for number in range(20):
+        receive(connection, frame(f"f{number}", bytes(ARENA_BYTES // 8)))
+        written = transport.written
+        connection.get_buffer(-1)
+        assert transport.written == written
+    worker.loop.turn()
+    assert len(transport.replies()) == 20
+
+
+def test_a_drain_answers_all_that_is_here_and_closes_after_the_last(worker: Worker) -> None:
+    connection, transport = worker.connect()
+    receive(connection, frame("a", b"x") + frame("b", b"y"))
+    worker.context.draining = True
+    worker.loop.turn()
+    assert [reply.connection for reply in transport.replies()] == ["keep-alive", "close"]
+
+
+def test_a_store_that_fails_for_no_known_reason_leaves_nobody_waiting(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(files: object) -> list[None]:
+        raise RuntimeError("a bug")
+
+    clients = [worker.connect() for _ in range(2)]
+    monkeypatch.setattr(worker.store, "put_all", broken)
+    for connection, _ in clients:
+        receive(connection, frame("a", b"x"))
+    worker.loop.turn()
+    assert [transport.replies()[0].code for _, transport in clients] == ["internal", "internal"]
