@@ -60,7 +60,7 @@ def _broken(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
     if not any(phase.uploads for phase in measured):
         cut_off = "the run was cut off; " if evidence.run.ended is None else ""
         return [f"{cut_off}nothing was measured: no measure phase of at least 1 s has an acknowledged upload"]
-    found = [*_server_gone(evidence, measured), *_missing_ticks(measured)]
+    found = [*_server_gone(evidence, measured), *_unanswered(measured), *_missing_ticks(measured)]
     if evidence.run.ended is not None:  # a killed load takes its last second of counts with it
         found += _lost_uploads(evidence)
     return found
@@ -74,6 +74,15 @@ def _server_gone(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[s
         for phase in measured
         if any(phase.start_s <= t_s <= phase.end_s for t_s in gone_s)
     ]
+
+
+def _unanswered(measured: Sequence[PhaseSummary]) -> list[str]:
+    """Uploads that waited for nothing. In a closed model a server that hangs also stops its load, so the few that are
+    seen stand for all that were not sent, and their latency is in no percentile."""
+    number = sum(phase.failures.get(code, 0) for phase in measured for code in ("timeout", "unfinished"))
+    return [f"{number:,} uploads were never answered, and their latency is in no percentile: did the server hang?"] * (
+        number > 0
+    )
 
 
 def _missing_ticks(measured: Sequence[PhaseSummary]) -> list[str]:

@@ -207,7 +207,7 @@ def test_an_unknown_plan(tmp_path):
 def test_a_server_that_hangs_at_the_end_is_not_passed_over(tmp_path):
     """Locust kills what has not ended by its stop timeout; such an upload was counted nowhere."""
     with running() as server:
-        command = against(server, "--plan", "long", "--phase-seconds", "1", "--stop-timeout", "1")
+        command = against(server, "--plan", "long", "--phase-seconds", "3", "--stop-timeout", "1")
         with started(tmp_path, *command) as job:
             job.in_phase("long-1")
             [worker] = server.workers()
@@ -218,6 +218,7 @@ def test_a_server_that_hangs_at_the_end_is_not_passed_over(tmp_path):
                 os.kill(worker, signal.SIGCONT)
         [folder] = job.runs()
         assert failures(folder) == {"unfinished": 3}
+        assert "3 uploads were never answered" in (folder / run_folder.REPORT_MD).read_text()
 
 
 def test_a_run_folder_that_cannot_be_made_ends_locust(tmp_path):
