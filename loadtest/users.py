@@ -23,7 +23,7 @@ from loadtest.lifecycle import Lifecycle, LoadProcess, option_fields
 from loadtest.options import DEFAULT_PHASE_SECONDS, DEFAULT_SEED, DEFAULT_WAIT
 from loadtest.payloads import DEFAULT_MIX, Payload
 from loadtest.phases import PLANS
-from reports.run_folder import upload_name
+from reports.run_folder import mode_of, upload_name
 
 BACK_OFF_S = 0.5  # after a failed connection: without it users without a server would spin
 
@@ -149,5 +149,4 @@ class UploadUser(User):
 
 
 def _row(per_connection: int, payload: Payload) -> str:
-    mode = {0: "long", 1: "short"}.get(per_connection, f"{per_connection} per connection")
-    return upload_name(mode, payload.size_bytes)
+    return upload_name(mode_of(per_connection), payload.size_bytes)

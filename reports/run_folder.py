@@ -63,7 +63,7 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def mode(self) -> str:
-        return {0: "long", 1: "short"}.get(self.uploads_per_connection, f"{self.uploads_per_connection} per connection")
+        return mode_of(self.uploads_per_connection)
 
 
 class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -230,6 +230,11 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     text: str
     details: dict[str, Any] = {}
+
+
+def mode_of(uploads_per_connection: int) -> str:
+    """What connections of so many uploads are called: 0 (no end) is `long`, 1 is `short`."""
+    return {0: "long", 1: "short"}.get(uploads_per_connection, f"{uploads_per_connection} per connection")
 
 
 def size_class(size_bytes: int) -> str:
