@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -78,6 +79,7 @@ class Lifecycle:
             environment.events.quitting.add_listener(self._keeper.on_quitting)
         if environment.web_ui is not None and environment.web_ui.app is not None:
             environment.web_ui.app.before_request(self._check_form)
+        _interrupt_only(gevent.getcurrent())
 
     def check(self, host: str | None, fields: Mapping[str, Any]) -> str | None:
         """What is wrong with these options, in one sentence; None when a test can start with them."""
@@ -109,6 +111,16 @@ class Lifecycle:
         if problem is None:
             return None
         return jsonify({"success": False, "message": problem, "host": self._environment.host})
+
+
+def _interrupt_only(main: Any) -> None:
+    """Have Ctrl-C raised in Locust's main greenlet, which waits for it. Python raises it wherever it happens to be, and
+    that may be a user whose upload is stored but not counted yet."""
+
+    def interrupt() -> None:
+        gevent.get_hub().loop.run_callback(main.throw, KeyboardInterrupt)
+
+    gevent.signal_handler(signal.SIGINT, interrupt)
 
 
 def _is_cross_site(web_host: str | None) -> bool:
