@@ -6,6 +6,7 @@ a session of its own, so that a fixture can end all of it whatever state a test 
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -372,7 +373,8 @@ def test_time_wait_alone_is_free_and_explained() -> None:
             assert client.recv(1) == b""
     done = run("release", port)
     assert done.returncode == 0, done.stdout
-    assert "1 connection in TIME_WAIT" in done.stdout
+    # At least ours: the kernel may give out a port that other connections have not finished waiting on.
+    assert re.search(r"\b[1-9]\d* connections? in TIME_WAIT", done.stdout)
     assert run("release", port, "--strict").returncode == 4
 
 
