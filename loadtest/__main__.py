@@ -1,8 +1,14 @@
 """The load room's command line: `python -m loadtest run|upload`. Options and messages, nothing else."""
 
 import os
+import signal
 import sys
 from pathlib import Path
+
+# Ctrl-C while Python still imports: end at once. A KeyboardInterrupt can be lost there, in a destructor for one. `run`
+# sets handlers of its own before it starts anything.
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import click
 
@@ -101,6 +107,7 @@ def upload(files: tuple[Path, ...], host: str, close: bool) -> None:
     """
     from loadtest import upload_files
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on it ends in one line
     sys.exit(upload_files.upload(files, host, close=close))
 
 

@@ -23,12 +23,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+import pytest
+
 from server import scoreboard
 from server.protocol import ClientConnection, Reply, UploadHeader
 from server.scoreboard import Scoreboard, ServerState, SlotView
 
 ROOT = Path(__file__).parents[1]
 DEADLINE_S = 30.0
+NOBODY = 65534
+AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--bounding-set=-all")
 
 T = TypeVar("T")
 
@@ -40,6 +44,20 @@ def eventually(condition: Callable[[], T], what: str) -> T:
         assert time.monotonic() < deadline, f"not in time: {what}"
         time.sleep(0.005)
     return value
+
+
+def _why_not_nobody() -> str:
+    """Why no process of this checkout can run as the user nobody; empty when one can."""
+    if os.geteuid() != 0:
+        return "being somebody else needs root"
+    imports = [*AS_NOBODY, sys.executable, "-c", "import server"]
+    if subprocess.run(imports, cwd=ROOT, stderr=subprocess.DEVNULL, check=False).returncode != 0:
+        return "the user nobody cannot read this checkout"
+    return ""
+
+
+_WHY_NOT_NOBODY = _why_not_nobody()
+needs_nobody = pytest.mark.skipif(bool(_WHY_NOT_NOBODY), reason=_WHY_NOT_NOBODY)
 
 
 def all_pids() -> set[int]:

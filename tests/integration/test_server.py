@@ -25,9 +25,6 @@ from server.protocol import RemoteProtocolError, Reply, UploadHeader, frame
 
 MIB = 1 << 20
 LOST = (ConnectionError, RemoteProtocolError)
-NOBODY = 65534
-AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--bounding-set=-all")
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="being somebody else needs root")
 
 
 @pytest.fixture(scope="module")
@@ -623,14 +620,14 @@ def listening_sockets(port: int) -> set[str]:
     return {f"socket:[{row[9]}]" for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "0A"}
 
 
-@needs_root
+@servers.needs_nobody
 def test_a_runtime_folder_of_somebody_else_is_one_clear_line() -> None:
-    root = servers.scoreboard.runtime_root(NOBODY)
+    root = servers.scoreboard.runtime_root(servers.NOBODY)
     if root.exists():
         pytest.skip(f"{root} exists already")
     root.mkdir()  # ours, where the user nobody expects its own
     try:
-        done = other_server("--port", "0", "--discard", prefix=AS_NOBODY)
+        done = other_server("--port", "0", "--discard", prefix=servers.AS_NOBODY)
     finally:
         root.rmdir()
     assert done.returncode == 1

@@ -1,7 +1,6 @@
 """What a person types: sizes, durations, options, and one clear line for each mistake."""
 
 import dataclasses
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from servers import AS_NOBODY, needs_nobody
 
 from server import config as config_module
 from server.__main__ import main
@@ -130,8 +130,6 @@ def test_a_worker_that_keeps_dying_is_replaced_ever_later() -> None:
 
 # ── The command line ──
 
-NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all")
-
 
 def server(*arguments: object, **keywords: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -209,12 +207,12 @@ def test_a_store_whose_incoming_folder_is_a_link_is_refused(tmp_path: Path) -> N
     assert done.stderr == f"Error: {tmp_path}/store/.incoming: is a symbolic link, not a folder\n"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="being somebody else needs root")
+@needs_nobody
 def test_a_store_that_cannot_be_written_is_said_so(tmp_path: Path) -> None:
     store = tmp_path / "store"
     store.mkdir()
     done = subprocess.run(
-        [*NOBODY, sys.executable, "-m", "server", "--port", "0", "--store", str(store)],
+        [*AS_NOBODY, sys.executable, "-m", "server", "--port", "0", "--store", str(store)],
         cwd=ROOT,
         capture_output=True,
         text=True,
