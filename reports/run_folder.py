@@ -8,6 +8,7 @@ therefore be rebuilt, compared or moved to another machine long after the run.
     processes.jsonl    one line a tick: every process with its cumulative costs
     host.jsonl         one line a tick: CPU per core, memory, sockets, the server's scoreboard
     uploads.jsonl      one line a second and now and then the histograms so far
+    load.jsonl         one line a second of each load process: its own CPU, delays and what waits in it
     events.jsonl       what happened, as it happens
     summary.json       the report's numbers; report.html, report.md: the report
 
@@ -33,6 +34,7 @@ RUN = "run.json"
 PROCESSES = "processes.jsonl"
 HOST = "host.jsonl"
 UPLOADS = "uploads.jsonl"
+LOAD = "load.jsonl"
 EVENTS = "events.jsonl"
 SUMMARY = "summary.json"
 REPORT_HTML = "report.html"
@@ -42,10 +44,35 @@ Role = Literal["server-master", "server-worker", "server-status", "load-master",
 PhaseKind = Literal["warm-up", "measure", "drain"]
 
 # The durations of one upload, each with a histogram of its own, all in microseconds:
+#   schedule_lag   open model: intended until the load process woke to it
+#   pool_wait      open model: from there until a connection was free to start it
 #   connect, send, wait, read_lag, close   the parts, in order
-#   service      connected (or first byte sent, on a reused connection) until the reply was in the kernel
-#   transaction  start until acknowledged, connect and close included where they happened
-DURATIONS = ("connect", "send", "wait", "read_lag", "close", "service", "transaction")
+#   handshake      the kernel's own SYN to SYN-ACK time, within `connect` (tcp_info.tcpi_rtt right after it)
+#   service        connected (or first byte sent, on a reused connection) until the reply was in the kernel
+#   transaction    start until acknowledged, connect and close included where they happened
+#   response       open model: intended until acknowledged
+#   unanswered     open model: intended until given up, of uploads that timed out or had no answer when the drain was
+#                  over. Their response took at least that long
+#   think          closed model: the pause after an upload
+DURATIONS = (
+    "schedule_lag",
+    "pool_wait",
+    "connect",
+    "handshake",
+    "send",
+    "wait",
+    "read_lag",
+    "close",
+    "service",
+    "transaction",
+    "response",
+    "unanswered",
+    "think",
+)
+
+# Codes of failures that mean: no answer came. In the open model their elapsed time is kept, see `unanswered`.
+UNANSWERED = ("timeout", "unfinished")
+DROPPED = "dropped"  # the code of an arrival that was due while the most uploads were in flight, with --at-cap drop
 
 
 class RunFolderError(Exception):
@@ -60,6 +87,8 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
     uploads_per_connection: int
     start_ns: int
     end_ns: int | None = None
+    offered: int | None = None
+    """Open model: the arrivals that were due between start and end. None in the closed model, and until it ends."""
 
     @property
     def mode(self) -> str:
@@ -91,6 +120,10 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     command: list[str]
     host: str
     users: int
+    """Closed model: the most users at a time. 0 in the open model."""
+    model: Literal["closed", "open"] = "closed"
+    thresholds: list[str] = []
+    """Conditions under which the run has failed, such as `p99(response) > 20ms`; see reports/thresholds.py."""
     load_options: dict[str, str | int | float | bool | None]
     seed: int
     git_commit: str | None
@@ -195,8 +228,12 @@ class SecondOfUploads(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
     failures: dict[str, int]
     connections: int
+    """Opened, whatever became of the upload."""
+    late: int = 0
+    """Of `count`, those that were acknowledged only after the end of their phase."""
     service_us: Percentiles | None = None
     transaction_us: Percentiles | None = None
+    response_us: Percentiles | None = None
 
 
 class UploadsLine(msgspec.Struct, frozen=True, kw_only=True, tag="second"):
@@ -207,6 +244,8 @@ class UploadsLine(msgspec.Struct, frozen=True, kw_only=True, tag="second"):
     phase: str
     users: int
     names: dict[str, SecondOfUploads]
+    hiccup_us: Percentiles | None = None
+    """How late a sleeper of 1 ms woke on the load processes' cores, all of them together."""
 
 
 class HistogramsLine(msgspec.Struct, frozen=True, kw_only=True, tag="histograms"):
@@ -219,6 +258,25 @@ class HistogramsLine(msgspec.Struct, frozen=True, kw_only=True, tag="histograms"
     wall_ns: int
     phase: str
     names: dict[str, dict[str, str]]
+    hiccups: str | None = None
+    """As the others: how late a sleeper of 1 ms woke. It measures the machine, not the server."""
+
+
+class LoadTick(msgspec.Struct, frozen=True, kw_only=True):
+    """A line of load.jsonl: what one load process says of itself, stamped when it came in. Counters are cumulative since
+    its birth; unlike processes.jsonl it tells of processes on other hosts too."""
+
+    mono_ns: int
+    wall_ns: int
+    host: str
+    pid: int
+    cpu_s: float
+    run_delay_ns: int | None
+    """Time its threads were runnable but waited for a CPU; None where the kernel does not say."""
+    in_flight: int
+    """Uploads under way."""
+    queued: int
+    """Open model: arrivals that are due and wait for a connection."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -365,6 +423,10 @@ def read_host(folder: Path) -> Iterator[HostTick]:
 
 def read_uploads(folder: Path) -> Iterator[UploadsLine | HistogramsLine]:
     return _lines(folder / UPLOADS, msgspec.json.Decoder(UploadsLine | HistogramsLine))
+
+
+def read_load(folder: Path) -> Iterator[LoadTick]:
+    return _lines(folder / LOAD, msgspec.json.Decoder(LoadTick))
 
 
 def read_events(folder: Path) -> Iterator[Event]:
