@@ -263,8 +263,8 @@ class HistogramsLine(msgspec.Struct, frozen=True, kw_only=True, tag="histograms"
 
 
 class LoadTick(msgspec.Struct, frozen=True, kw_only=True):
-    """A line of load.jsonl: what one load process says of itself, stamped when it came in. Counters are cumulative since
-    its birth; unlike processes.jsonl it tells of processes on other hosts too."""
+    """A line of load.jsonl: what one load process says of itself, stamped when it came in. Counters are cumulative
+    since its birth; unlike processes.jsonl it tells of processes on other hosts too."""
 
     mono_ns: int
     wall_ns: int
