@@ -1,0 +1,141 @@
+"""Thresholds: conditions under which a run has failed, as people write them: `p99(response) > 20ms; failures > 1%`.
+
+    METRIC                      VALUE
+    p99(response)               20ms             p50 p90 p95 p99 p99.9 max, of any of DURATIONS; us ms s min h
+    failures                    0  or  1%        uploads that failed, or their share of all
+    uploads/s                   1000             acknowledged uploads a second
+    cpu(server)                 1.5  or  150%    of the whole server, in cores
+    memory(server)              500MiB           the largest sum over its processes
+
+between them one of > >= < <=. This file only reads them, before a run begins: the load refuses a condition that nobody
+could evaluate afterwards. What they are compared with is the business of conditions.py. A leaf: the load imports it.
+"""
+
+import math
+import operator
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from server.units import parse_duration, parse_size
+
+PERCENTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p99.9": 99.9, "max": 100.0}
+
+# Those of run_folder.DURATIONS that say something of the server or of how it was loaded.
+DURATIONS = (
+    "schedule_lag",
+    "pool_wait",
+    "connect",
+    "handshake",
+    "send",
+    "wait",
+    "read_lag",
+    "close",
+    "service",
+    "transaction",
+    "response",
+)
+
+Metric = Literal["latency", "failures", "failed share", "uploads/s", "cpu", "memory"]
+Operator = Literal[">", ">=", "<", "<="]
+
+_OPERATORS: dict[Operator, Callable[[float, float], bool]] = {
+    ">": operator.gt,
+    ">=": operator.ge,
+    "<": operator.lt,
+    "<=": operator.le,
+}
+_CONDITION = re.compile(r"([^<>=]+)(>=|<=|>|<)([^<>=]+)")
+_LATENCY = re.compile(r"([a-z0-9.]+)\(([a-z_]+)\)")
+_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
+_METRICS = "pNN(DURATION), failures, uploads/s, cpu(server) or memory(server)"
+
+
+class ThresholdError(ValueError):
+    """A condition that cannot be read; the text is one sentence that says which, and what would be right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """One condition. `limit` is in microseconds, uploads, a share (0.01 is 1 %), uploads/s, cores or bytes."""
+
+    text: str
+    """In its normal form, which `parse` reads again."""
+    metric: Metric
+    operator: Operator
+    limit: float
+    duration: str = ""
+    """Of a latency: one of DURATIONS."""
+    percentile: float = 0.0
+    """Of a latency; 100 is the maximum."""
+
+    def broken_by(self, value: float) -> bool:
+        return _OPERATORS[self.operator](value, self.limit)
+
+    @property
+    def wants_less(self) -> bool:
+        """A larger value is worse."""
+        return self.operator in (">", ">=")
+
+
+def parse_all(text: str) -> list[Threshold]:
+    """Several, separated by `;`. Of a text with nothing in it, none. ThresholdError at the first that is wrong."""
+    return [parse(part) for part in text.split(";") if part.strip()]
+
+
+def parse(text: str) -> Threshold:
+    """One condition. ThresholdError when it is none."""
+    match = _CONDITION.fullmatch(text)
+    if match is None:
+        raise ThresholdError(f"{text.strip()!r} is no condition: write METRIC > VALUE, such as 'p99(response) > 20ms'")
+    metric, sign, value = ("".join(part.split()) for part in match.groups())
+    condition = f"{metric} {sign} {value}"
+    try:
+        return _threshold(condition, metric, _operator(sign), value)
+    except ValueError as error:
+        raise ThresholdError(f"{condition!r} cannot be a condition: {error}") from None
+
+
+def _operator(sign: str) -> Operator:
+    return next(known for known in _OPERATORS if known == sign)
+
+
+def _threshold(text: str, metric: str, sign: Operator, value: str) -> Threshold:
+    """ValueError that says what is wrong with which half of it."""
+    if metric == "failures":
+        if value.endswith("%"):
+            return Threshold(text, "failed share", sign, _share(value))
+        return Threshold(text, "failures", sign, _number(value, "uploads, or a share such as 1%"))
+    if metric == "uploads/s":
+        return Threshold(text, "uploads/s", sign, _number(value, "uploads a second"))
+    if metric == "cpu(server)":
+        cores = _share(value) if value.endswith("%") else _number(value, "cores, or a share of one such as 80%")
+        return Threshold(text, "cpu", sign, cores)
+    if metric == "memory(server)":
+        return Threshold(text, "memory", sign, parse_size(value))
+    return _latency(text, metric, sign, value)
+
+
+def _latency(text: str, metric: str, sign: Operator, value: str) -> Threshold:
+    match = _LATENCY.fullmatch(metric)
+    if match is None:
+        raise ValueError(f"there is no metric {metric!r}, write {_METRICS}")
+    percentile, duration = match.groups()
+    if percentile not in PERCENTILES:
+        raise ValueError(f"there is no {percentile!r} of a duration, write one of {', '.join(PERCENTILES)}")
+    if duration not in DURATIONS:
+        raise ValueError(f"there is no duration {duration!r}, write one of {', '.join(DURATIONS)}")
+    if _NUMBER.fullmatch(value):
+        raise ValueError(f"{value!r} has no unit, write us, ms or s, such as {value}ms")
+    return Threshold(text, "latency", sign, parse_duration(value) * 1e6, duration, PERCENTILES[percentile])
+
+
+def _share(value: str) -> float:
+    return _number(value.removesuffix("%"), "percent") / 100
+
+
+def _number(value: str, of_what: str) -> float:
+    if _NUMBER.fullmatch(value) is None or not math.isfinite(float(value)):
+        raise ValueError(f"{value!r} is no number of {of_what}")
+    return float(value)
