@@ -3,16 +3,18 @@
 Everything is derived from cumulative counters and merged histograms; nothing is drawn and nothing is printed. This file
 only joins the steps, each of which has a file of its own:
 
-    evidence ─► accounts ─► server_cpu ─► phases ─► modes ─► verdict ─► summary     data, summary.json
-                    └──────────────► processes ──────────► timeline                 arrays, for the charts
+    evidence ─► accounts ─► server_cpu ─► phases ─► modes ─► verdict ─► conditions ─► outcome    summary.json
+                    └──────────────► processes ──────────► timeline                              arrays, for the charts
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from reports import conditions
 from reports.accounts import tracks
-from reports.evidence import count, read
+from reports.evidence import Evidence, count, read
 from reports.modes import mode_summaries
+from reports.outcome import exit_code
 from reports.phases import phase_summaries
 from reports.processes import process_summary, server_summary
 from reports.run_folder import Event, RunInfo
@@ -49,16 +51,26 @@ def analyse(folder: Path) -> Analysis:
     modes = mode_summaries(evidence, phases)
     processes = [process_summary(track, phases) for track in seen]
     verdict, reason = judge(evidence, phases)
-    load = count(evidence.seconds)
+    load = _load(evidence)
+    whole_server = server_summary(evidence, seen, server)
+    thresholds = conditions.results(conditions.Measured(evidence, modes, phases, whole_server, load))
     summary = Summary(
         run=evidence.run.id,
+        model=evidence.run.model,
         verdict=verdict,
         reason=reason,
+        exit_code=exit_code(verdict, thresholds, load),
         warnings=warnings(evidence, phases, modes),
+        thresholds=thresholds,
         modes=modes,
         phases=phases,
         processes=processes,
-        server=server_summary(evidence, seen, server),
-        load=LoadSummary(uploads=load.uploads, failures=load.failures),
+        server=whole_server,
+        load=load,
     )
     return Analysis(evidence.run, summary, timeline(evidence, seen, processes), evidence.events)
+
+
+def _load(evidence: Evidence) -> LoadSummary:
+    counted = count(evidence.seconds)
+    return LoadSummary(uploads=counted.uploads, failures=counted.failures)

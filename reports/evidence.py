@@ -9,7 +9,7 @@ a few milliseconds.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reports import run_folder
-from reports.run_folder import Event, HistogramsLine, HostTick, ProcessTick, RunFolderError, RunInfo, UploadsLine
+from reports.run_folder import (
+    Event,
+    HistogramsLine,
+    HostTick,
+    LoadTick,
+    ProcessTick,
+    RunFolderError,
+    RunInfo,
+    SlotCounters,
+    UploadsLine,
+)
 
 Floats = NDArray[np.float64]
 
@@ -32,13 +42,14 @@ class Evidence:
     """The last line of each phase."""
     ticks: list[ProcessTick]
     host: list[HostTick]
+    load: list[LoadTick]
     events: list[Event]
     """In order of time, whoever wrote them."""
 
     def s(self, mono_ns: int) -> float:
         return (mono_ns - self.run.started_mono_ns) / 1e9
 
-    def times(self, ticks: Iterable[ProcessTick | HostTick]) -> Floats:
+    def times(self, ticks: Iterable[ProcessTick | HostTick | LoadTick]) -> Floats:
         return np.array([self.s(tick.mono_ns) for tick in ticks], dtype=np.float64)
 
 
@@ -62,6 +73,7 @@ def read(folder: Path) -> Evidence:
         histograms=histograms,
         ticks=list(run_folder.read_processes(folder)),
         host=list(run_folder.read_host(folder)),
+        load=list(run_folder.read_load(folder)),
         events=sorted(run_folder.read_events(folder), key=lambda event: event.mono_ns),
     )
 
@@ -73,11 +85,13 @@ class Count:
     connections: int
     failures: dict[str, int]
     """By code, the most frequent first."""
+    late: int
+    """Of the uploads, those acknowledged only after the end of their phase."""
 
 
 def count(lines: Iterable[UploadsLine], size_class: str | None = None) -> Count:
     """Sums of all lines, of one size class if named."""
-    uploads = size_bytes = connections = 0
+    uploads = size_bytes = connections = late = 0
     failures: Counter[str] = Counter()
     for line in lines:
         for name, second in line.names.items():
@@ -86,8 +100,9 @@ def count(lines: Iterable[UploadsLine], size_class: str | None = None) -> Count:
             uploads += second.count
             size_bytes += second.bytes
             connections += second.connections
+            late += second.late
             failures.update(second.failures)
-    return Count(uploads, size_bytes, connections, dict(failures.most_common()))
+    return Count(uploads, size_bytes, connections, dict(failures.most_common()), late)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +133,11 @@ def spans(evidence: Evidence) -> Iterator[Span]:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What the server says it stored between the first and the last tick that show its scoreboard."""
+    """What the server says it took between the first and the last tick that show its scoreboard."""
 
     uploads: int
+    bytes: int
+    connections: int
     first_s: float
     last_s: float
 
@@ -131,5 +148,14 @@ def stored(evidence: Evidence) -> Stored | None:
     if not boards:
         return None
     (first_ns, before), (last_ns, after) = boards[0], boards[-1]
-    uploads = sum(slot.uploads_stored for slot in after) - sum(slot.uploads_stored for slot in before)
-    return Stored(uploads, evidence.s(first_ns), evidence.s(last_ns))
+
+    def risen(counter: Callable[[SlotCounters], int]) -> int:
+        return sum(map(counter, after)) - sum(map(counter, before))
+
+    return Stored(
+        uploads=risen(lambda slot: slot.uploads_stored),
+        bytes=risen(lambda slot: slot.bytes_stored),
+        connections=risen(lambda slot: slot.connections_accepted),
+        first_s=evidence.s(first_ns),
+        last_s=evidence.s(last_ns),
+    )

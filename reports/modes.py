@@ -3,27 +3,21 @@
 A mode is how many uploads a connection carries. Its phases are pooled: their uploads over their time, their CPU over
 their uploads. Other phases (warm-up, drain, those too short) never enter.
 
-Percentiles are read from added HDR histograms, never averaged: the p95 of two size classes together is not to be had
-from the p95 of each. One is given only where at least 30 samples lie beyond it; with fewer, the next run would show
-another number.
+A rate is of uploads that were acknowledged while their phase went on, and so are costs. What came later belongs to the
+phase nevertheless: its latency is in the percentiles, which would otherwise lack the slowest.
 """
 
-import binascii
-import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from hdrh.codec import HdrCookieException, HdrLengthException
 from hdrh.histogram import HdrHistogram
 
-from reports import run_folder
-from reports.evidence import Evidence, count
-from reports.run_folder import HistogramsLine, RunFolderError, UploadsLine
+from reports import histograms, run_folder
+from reports.evidence import Count, Evidence, count
+from reports.histograms import Samples
+from reports.run_folder import HistogramsLine, UploadsLine
 from reports.summary import Latency, ModeSummary, PhaseSummary, SizeSummary
-
-SAMPLES_BEYOND = 30  # that a percentile needs
-
-_UNREADABLE = (KeyError, ValueError, TypeError, binascii.Error, zlib.error, HdrCookieException, HdrLengthException)
 
 
 def mode_summaries(evidence: Evidence, phases: Sequence[PhaseSummary]) -> list[ModeSummary]:
@@ -35,37 +29,68 @@ def mode_summaries(evidence: Evidence, phases: Sequence[PhaseSummary]) -> list[M
     return [_mode(evidence, mode, pool) for mode, pool in pools.items()]
 
 
+@dataclass(frozen=True, slots=True)
+class _Durations:
+    """The histograms of one mode, each by size class. `response` is None in the closed model."""
+
+    service: dict[str, HdrHistogram]
+    transaction: dict[str, HdrHistogram]
+    response: dict[str, HdrHistogram] | None
+    unanswered: dict[str, HdrHistogram]
+
+
 def _mode(evidence: Evidence, mode: str, pool: Sequence[PhaseSummary]) -> ModeSummary:
     names = {phase.name for phase in pool}
     lines = [line for line in evidence.seconds if line.phase in names]
     duration_s = sum(phase.duration_s for phase in pool)
     total = count(lines)
-    histograms = _histograms(line for name, line in evidence.histograms.items() if name in names)
+    durations = _durations(evidence, [line for name, line in evidence.histograms.items() if name in names])
     return ModeSummary(
         mode=mode,
         phases=[phase.name for phase in pool],
         duration_s=duration_s,
         uploads=total.uploads,
         bytes=total.bytes,
-        uploads_per_s=total.uploads / duration_s,
-        bytes_per_s=total.bytes / duration_s,
+        uploads_per_s=(total.uploads - total.late) / duration_s,
+        bytes_per_s=_bytes_per_s(total, duration_s),
+        offered_per_s=_offered_per_s(pool, duration_s),
+        achieved_share=_achieved_share(pool),
         lower_bound=any(phase.generator_limited for phase in pool),
         at_capacity=all(phase.at_capacity for phase in pool),
-        transaction_us=_latency(histograms.values()),
-        busy_core_us_per_upload=_per_upload_us([phase.busy_core_s for phase in pool], total.uploads),
-        server_core_us_per_upload=_per_upload_us([phase.server_cpu_s for phase in pool], total.uploads),
+        response_us=_response(durations),
+        service_us=_latency(durations.service),
+        transaction_us=_latency(durations.transaction),
+        busy_core_us_per_upload=_per_upload_us([phase.busy_core_s for phase in pool], total),
+        server_core_us_per_upload=_per_upload_us([phase.server_cpu_s for phase in pool], total),
         failures=total.failures,
-        sizes=_sizes(lines, duration_s, histograms),
+        sizes=_sizes(lines, duration_s, durations),
     )
 
 
-def _per_upload_us(costs_s: Sequence[float | None], uploads: int) -> float | None:
+def _bytes_per_s(total: Count, duration_s: float) -> float:
+    """Of late uploads only the number is known: they are taken to be as large as the others."""
+    return total.bytes * (1 - total.late / total.uploads) / duration_s if total.uploads else 0.0
+
+
+def _offered_per_s(pool: Sequence[PhaseSummary], duration_s: float) -> float | None:
+    """Unknown when it is of one phase."""
+    offered = [phase.offered for phase in pool if phase.offered is not None]
+    return sum(offered) / duration_s if len(offered) == len(pool) else None
+
+
+def _achieved_share(pool: Sequence[PhaseSummary]) -> float | None:
+    offered = [phase.offered for phase in pool if phase.offered]
+    return sum(phase.acknowledged for phase in pool) / sum(offered) if len(offered) == len(pool) else None
+
+
+def _per_upload_us(costs_s: Sequence[float | None], total: Count) -> float | None:
     """Core-microseconds an upload; None where nothing was uploaded or a phase was not recorded."""
     known = [cost_s for cost_s in costs_s if cost_s is not None]
+    uploads = total.uploads - total.late
     return sum(known) / uploads * 1e6 if uploads and len(known) == len(costs_s) else None
 
 
-def _sizes(lines: Sequence[UploadsLine], duration_s: float, histograms: dict[str, HdrHistogram]) -> list[SizeSummary]:
+def _sizes(lines: Sequence[UploadsLine], duration_s: float, durations: _Durations) -> list[SizeSummary]:
     """The size classes that were tried, smallest first."""
     tried = {run_folder.split_name(name)[1] for line in lines for name in line.names}
     found = []
@@ -75,48 +100,44 @@ def _sizes(lines: Sequence[UploadsLine], duration_s: float, histograms: dict[str
             SizeSummary(
                 size_class=size_class,
                 uploads=total.uploads,
-                uploads_per_s=total.uploads / duration_s,
-                bytes_per_s=total.bytes / duration_s,
-                transaction_us=_latency([histograms[size_class]] if size_class in histograms else []),
+                uploads_per_s=(total.uploads - total.late) / duration_s,
+                bytes_per_s=_bytes_per_s(total, duration_s),
+                response_us=_response(durations, size_class),
+                service_us=_latency(durations.service, size_class),
+                transaction_us=_latency(durations.transaction, size_class),
                 failures=total.failures,
             )
         )
     return found
 
 
-def _new_histogram() -> HdrHistogram:
-    return HdrHistogram(1, 3_600_000_000, 3)  # as the load writes them: microseconds up to an hour, 3 digits
+# --- latencies --------------------------------------------------------------------------------------------------------
 
 
-def _histograms(lines: Iterable[HistogramsLine]) -> dict[str, HdrHistogram]:
-    """The transactions of these phases by size class, added up."""
-    found: dict[str, HdrHistogram] = defaultdict(_new_histogram)
-    for line in lines:
-        for name, durations in line.names.items():
-            try:
-                found[run_folder.split_name(name)[1]].decode_and_add(durations["transaction"])
-            except _UNREADABLE:
-                raise RunFolderError(
-                    f"{run_folder.UPLOADS} has a histogram of {name!r} in phase {line.phase!r} that cannot be decoded"
-                ) from None
-    return found
-
-
-def _latency(histograms: Iterable[HdrHistogram]) -> Latency:
-    merged = _new_histogram()
-    for histogram in histograms:
-        merged.add(histogram)
-    samples = merged.get_total_count()
-
-    def value(percentile: int) -> float | None:
-        if samples * (100 - percentile) < 100 * SAMPLES_BEYOND:
-            return None
-        return float(merged.get_value_at_percentile(percentile))
-
-    return Latency(
-        samples=samples,
-        p50=value(50),
-        p95=value(95),
-        p99=value(99),
-        max=float(merged.get_max_value()) if samples else None,
+def _durations(evidence: Evidence, lines: Sequence[HistogramsLine]) -> _Durations:
+    """RunFolderError when a histogram is damaged."""
+    return _Durations(
+        service=histograms.by_size(lines, "service"),
+        transaction=histograms.by_size(lines, "transaction"),
+        response=histograms.by_size(lines, "response") if evidence.run.model == "open" else None,
+        unanswered=histograms.by_size(lines, "unanswered"),
     )
+
+
+def _latency(duration: dict[str, HdrHistogram], size_class: str | None = None) -> Latency:
+    return histograms.latency(Samples(_picked(duration, size_class)))
+
+
+def _response(durations: _Durations, size_class: str | None = None) -> Latency | None:
+    """With those that were never answered: without them a server that hangs would look faster."""
+    if durations.response is None:
+        return None
+    answered, unanswered = _picked(durations.response, size_class), _picked(durations.unanswered, size_class)
+    return histograms.latency(histograms.with_unanswered(answered, unanswered))
+
+
+def _picked(duration: dict[str, HdrHistogram], size_class: str | None) -> HdrHistogram:
+    """One size class, or all together."""
+    if size_class is None:
+        return histograms.added(duration.values())
+    return duration.get(size_class, histograms.empty())

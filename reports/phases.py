@@ -6,15 +6,18 @@ its cost is extended from that part; below, it is unknown.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from reports import histograms
 from reports.accounts import Account, Track, busy_cpu
-from reports.evidence import Evidence, Floats, count
-from reports.run_folder import Phase, UploadsLine
-from reports.summary import MISSED_TICKS_LIMIT, PhaseSummary
+from reports.evidence import Count, Evidence, Floats, count
+from reports.histograms import Samples
+from reports.load_processes import LoadAccounts, load_accounts
+from reports.run_folder import HistogramsLine, Phase, UploadsLine
+from reports.summary import MISSED_TICKS_LIMIT, Latency, PhaseSummary
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,8 @@ class _Costs:
     server: Account | None
     workers: list[Account]
     load: list[Account]
+    """As the recorder saw it."""
+    load_itself: list[LoadAccounts]
     ticks: Floats
     """Of processes.jsonl."""
 
@@ -48,6 +53,7 @@ def phase_summaries(evidence: Evidence, tracks: Sequence[Track], server: Account
         server=server,
         workers=_workers(tracks),
         load=[track.account for track in tracks if track.is_load],
+        load_itself=load_accounts(evidence),
         ticks=evidence.times(evidence.ticks),
     )
     lines: dict[str, list[UploadsLine]] = defaultdict(list)
@@ -72,6 +78,8 @@ def _phase(
     whole = _Stretch(evidence.s(phase.start_ns), _end_s(evidence, phase, lines))
     recorded = _recorded(whole, costs.ticks)
     counted = count(lines)
+    written = [line for name, line in evidence.histograms.items() if name == phase.name]
+    is_open = evidence.run.model == "open"
     return PhaseSummary(
         name=phase.name,
         kind=phase.kind,
@@ -79,13 +87,21 @@ def _phase(
         start_s=whole.start_s,
         duration_s=whole.duration_s,
         uploads=counted.uploads,
+        late=counted.late,
         bytes=counted.bytes,
         connections=counted.connections,
         failures=counted.failures,
+        offered=phase.offered,
+        offered_per_s=_offered_per_s(phase, whole),
+        achieved_share=_achieved_share(phase, counted),
+        schedule_lag_us=_latency(written, "schedule_lag") if is_open else None,
+        pool_wait_us=_latency(written, "pool_wait") if is_open else None,
+        hiccup_us=histograms.latency(Samples(histograms.hiccups(written))),
         busy_core_s=None if costs.machine is None else _used(costs.machine, whole, _recorded(whole, costs.machine.t_s)),
         server_cpu_s=None if costs.server is None else _used(costs.server, whole, recorded),
         busiest_worker_share=_largest_share(costs.workers, recorded),
-        generator_share=_largest_share(costs.load, recorded),
+        generator_share=_generator_share(costs, whole, recorded),
+        generator_run_delay_share=_run_delay_share(costs.load_itself, whole),
         recorder_missed_share=_missed_share(whole, ticks),
     )
 
@@ -95,6 +111,18 @@ def _end_s(evidence: Evidence, phase: Phase, lines: Sequence[UploadsLine]) -> fl
     if phase.end_ns is not None:
         return evidence.s(max(phase.end_ns, phase.start_ns))
     return evidence.s(max([phase.start_ns, *(line.mono_ns for line in lines)]))
+
+
+def _offered_per_s(phase: Phase, whole: _Stretch) -> float | None:
+    return None if phase.offered is None or not whole.duration_s else phase.offered / whole.duration_s
+
+
+def _achieved_share(phase: Phase, counted: Count) -> float | None:
+    return (counted.uploads - counted.late) / phase.offered if phase.offered else None
+
+
+def _latency(written: Iterable[HistogramsLine], duration: str) -> Latency:
+    return histograms.latency(Samples(histograms.of_all(written, duration)))
 
 
 def _recorded(whole: _Stretch, ticks: Floats) -> _Stretch | None:
@@ -116,6 +144,27 @@ def _largest_share(accounts: Sequence[Account], recorded: _Stretch | None) -> fl
     if not accounts or recorded is None:
         return None
     return max(account.between(recorded.start_s, recorded.end_s) for account in accounts) / recorded.duration_s
+
+
+def _generator_share(costs: _Costs, whole: _Stretch, recorded: _Stretch | None) -> float | None:
+    """The largest, as the recorder saw it or as a process says itself: either may know of one that the other does
+    not."""
+    own = [accounts.cpu for accounts in costs.load_itself]
+    return max(_known(_largest_share(costs.load, recorded), *_shares(own, whole)), default=None)
+
+
+def _run_delay_share(load_itself: Sequence[LoadAccounts], whole: _Stretch) -> float | None:
+    delays = [accounts.run_delay for accounts in load_itself if accounts.run_delay is not None]
+    return max(_known(*_shares(delays, whole)), default=None)
+
+
+def _shares(accounts: Sequence[Account], whole: _Stretch) -> list[float | None]:
+    """Of the time, each over the part of the phase that its own ticks surround."""
+    return [_largest_share([account], _recorded(whole, account.t_s)) for account in accounts]
+
+
+def _known(*values: float | None) -> list[float]:
+    return [value for value in values if value is not None]
 
 
 def _missed_share(whole: _Stretch, ticks: Floats) -> float:

@@ -1,7 +1,7 @@
 """The table of processes, and the server as a whole."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 from reports.accounts import Account, Track
 from reports.evidence import Evidence, stored
@@ -49,11 +49,30 @@ def server_summary(evidence: Evidence, tracks: Sequence[Track], account: Account
     slots = {track.slot for track in tracks if track.is_server} - {None}
     alive = [sum(sample.role == "server-worker" for sample in tick.processes) for tick in evidence.ticks]
     board = stored(evidence)
+    memory_kind, memory_bytes = _memory_peak(evidence)
     return ServerSummary(
         workers=len(slots) or max(alive, default=0),
         cpu_total_s=None if account is None else _server_total_s(evidence, account),
         uploads_stored=None if board is None else board.uploads,
+        memory_peak_bytes=memory_bytes,
+        memory_kind=memory_kind,
     )
+
+
+def _memory_peak(evidence: Evidence) -> tuple[Literal["USS", "RSS"], int | None]:
+    """The largest sum at one tick that knows it of every server process. USS is read on a slower tick than RSS, which
+    counts once for each process what they share."""
+    ticks = [[sample for sample in tick.processes if sample.role.startswith("server-")] for tick in evidence.ticks]
+    uss = _largest_sum([[sample.uss_bytes for sample in samples] for samples in ticks])
+    if uss is not None:
+        return "USS", uss
+    return "RSS", _largest_sum([[sample.rss_bytes for sample in samples] for samples in ticks])
+
+
+def _largest_sum(ticks: Iterable[Sequence[int | None]]) -> int | None:
+    """None when no tick knows all of its values."""
+    known = [[value for value in values if value is not None] for values in ticks if None not in values]
+    return max((sum(values) for values in known if values), default=None)
 
 
 def _server_total_s(evidence: Evidence, account: Account) -> float:

@@ -433,6 +433,25 @@ def read_events(folder: Path) -> Iterator[Event]:
     return _lines(folder / EVENTS, msgspec.json.Decoder(Event))
 
 
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What summary.json says of the whole run, for who ran it: the rest of that file is the reports' own."""
+
+    verdict: str
+    reason: str
+    exit_code: int
+
+
+def read_outcome(folder: Path) -> Outcome | None:
+    """None when no report was built. RunFolderError when its summary cannot be read."""
+    path = folder / SUMMARY
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Outcome)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        raise RunFolderError(f"{path} cannot be read: {error}") from error
+
+
 class UploadsTail:
     """Follows uploads.jsonl while it is written: each call gives the whole lines that came since the last."""
 

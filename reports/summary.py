@@ -12,17 +12,21 @@ from typing import Literal
 
 import msgspec
 
-from reports.run_folder import PhaseKind, Role
+from reports.run_folder import DROPPED, UNANSWERED, PhaseKind, Role
 
-SUMMARY_VERSION = 1
+SUMMARY_VERSION = 2
 
 GENERATOR_LIMIT = 0.80  # a load process above this share of a core was itself the limit
 GENERATOR_WARNING = 0.60
 CAPACITY = 0.95  # a worker at or above it has no time left
 MISSED_TICKS_LIMIT = 0.20
+ACHIEVED_LIMIT = 0.99  # of the offered uploads: with less, an open model measured another load than it was asked for
+HICCUP_LIMIT_US = 5_000.0  # a sleeper of 1 ms that wakes so late was kept from its core by something else
+RUN_DELAY_LIMIT = 0.20  # of the time that a load process was ready to run and did not
 SHORTEST_PHASE_S = 1.0
 
-Verdict = Literal["VALID", "LOWER BOUND", "INVALID"]
+Model = Literal["closed", "open"]
+Verdict = Literal["VALID", "LOWER BOUND", "NOISY", "INVALID"]
 
 ROLE_NAMES: dict[Role, str] = {
     "server-master": "supervisor",
@@ -35,13 +39,19 @@ ROLE_NAMES: dict[Role, str] = {
 
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
-    """Of the transactions of all samples together, in microseconds; None where there are too few samples."""
+    """A duration of all samples together, in microseconds; None where there are too few samples."""
 
     samples: int
     p50: float | None
     p95: float | None
     p99: float | None
     max: float | None
+    bound_from: float | None = None
+    """The shortest time after which a sample was given up without an answer: from there on every value is a lower
+    bound. None where all were answered."""
+
+    def is_bound(self, value: float) -> bool:
+        return self.bound_from is not None and value >= self.bound_from
 
 
 class SizeSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +61,8 @@ class SizeSummary(msgspec.Struct, frozen=True, kw_only=True):
     uploads: int
     uploads_per_s: float
     bytes_per_s: float
+    response_us: Latency | None
+    service_us: Latency
     transaction_us: Latency
     failures: dict[str, int]
 
@@ -65,8 +77,16 @@ class ModeSummary(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
     uploads_per_s: float
     bytes_per_s: float
+    offered_per_s: float | None
+    """Open model: the arrivals that were due. None in the closed model, and where a phase was cut off."""
+    achieved_share: float | None
+    """Of those, acknowledged before their phase was over."""
     lower_bound: bool
     at_capacity: bool
+    response_us: Latency | None
+    """None in the closed model, which has none: what a stalled server delays is never sent. In the open model, uploads
+    without an answer are among the samples, with the time that they had waited."""
+    service_us: Latency
     transaction_us: Latency
     busy_core_us_per_upload: float | None
     """CPU of the whole machine that was neither idle nor waiting for a disk: load, server, kernel and all else."""
@@ -78,7 +98,7 @@ class ModeSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PhaseSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """One phase as it went. CPU is None where it was not recorded."""
+    """One phase as it went. CPU is None where it was not recorded, and what only the open model has in the other."""
 
     name: str
     kind: PhaseKind
@@ -86,14 +106,27 @@ class PhaseSummary(msgspec.Struct, frozen=True, kw_only=True):
     start_s: float
     duration_s: float
     uploads: int
+    late: int
+    """Of `uploads`, those acknowledged only after the phase's end; they are in no rate."""
     bytes: int
     connections: int
     failures: dict[str, int]
+    offered: int | None
+    """Arrivals that were due, also those that were dropped. None where the phase was cut off, too."""
+    offered_per_s: float | None
+    achieved_share: float | None
+    """Of the offered uploads, acknowledged before the phase was over."""
+    schedule_lag_us: Latency | None
+    pool_wait_us: Latency | None
+    hiccup_us: Latency
+    """How late a sleeper of 1 ms woke beside the load: it measures the machine."""
     busy_core_s: float | None
     server_cpu_s: float | None
     busiest_worker_share: float | None
     generator_share: float | None
-    """Of the load process that used most."""
+    """Of the load process that used most, on whatever host."""
+    generator_run_delay_share: float | None
+    """Of the time, of the load process that was most kept waiting for a CPU while it was ready to run."""
     recorder_missed_share: float
 
     @property
@@ -108,6 +141,23 @@ class PhaseSummary(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def measured(self) -> bool:
         return self.kind == "measure" and self.long_enough
+
+    @property
+    def acknowledged(self) -> int:
+        """Before its end: what rates and costs are about."""
+        return self.uploads - self.late
+
+    @property
+    def dropped(self) -> int:
+        return self.failures.get(DROPPED, 0)
+
+    @property
+    def unanswered(self) -> int:
+        return sum(self.failures.get(code, 0) for code in UNANSWERED)
+
+    @property
+    def short_of_offered(self) -> bool:
+        return self.achieved_share is not None and self.achieved_share < ACHIEVED_LIMIT
 
     @property
     def generator_limited(self) -> bool:
@@ -153,6 +203,9 @@ class ServerSummary(msgspec.Struct, frozen=True, kw_only=True):
     cpu_total_s: float | None
     uploads_stored: int | None
     """Between the first and the last tick, from its scoreboard."""
+    memory_peak_bytes: int | None
+    """The largest sum over its processes at one tick, of USS; of RSS where USS was never read of all of them."""
+    memory_kind: Literal["USS", "RSS"]
 
 
 class LoadSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -162,14 +215,29 @@ class LoadSummary(msgspec.Struct, frozen=True, kw_only=True):
     failures: dict[str, int]
 
 
+class ThresholdResult(msgspec.Struct, frozen=True, kw_only=True):
+    """A condition under which the run has failed, and what was measured. What could not be measured is broken too."""
+
+    condition: str
+    measured: str
+    """For people: the value of each mode."""
+    broken: bool
+    why: str
+    """Empty where it held."""
+
+
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """summary.json."""
 
     schema_version: int = SUMMARY_VERSION
     run: str
+    model: Model
     verdict: Verdict
     reason: str
+    exit_code: int
+    """Of a command that judges the run by it: 4 INVALID or NOISY, 3 a threshold is broken, 1 uploads failed, 0 none."""
     warnings: list[str]
+    thresholds: list[ThresholdResult]
     modes: list[ModeSummary]
     phases: list[PhaseSummary]
     processes: list[ProcessSummary]

@@ -1,32 +1,44 @@
 """Whether to believe a run: the verdict, which comes before the numbers, and the warnings that come with it.
 
-    INVALID       an invariant is broken: the numbers must not be used
+    INVALID       an invariant is broken (invariants.py): the numbers must not be used
+    NOISY         the machine, not the server, made the latencies: measure again on a quieter one
     LOWER BOUND   the load generator, not the server, was the limit: the server may hold more
-    VALID         neither; "at capacity" only where the server had no time left and the generator had
+    VALID         none of these; "at capacity" only where the server had no time left and the generator had
 
 What lowers trust but breaks nothing is a warning; each says what to make of it. Only measure phases are judged.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-from reports import run_folder
-from reports.evidence import Evidence, count, spans, stored
-from reports.run_folder import ProcessTick
-from reports.summary import GENERATOR_LIMIT, GENERATOR_WARNING, MISSED_TICKS_LIMIT, ModeSummary, PhaseSummary, Verdict
-from reports.texts import percent
+from reports import histograms, run_folder
+from reports.evidence import Evidence, count, stored
+from reports.histograms import Samples
+from reports.invariants import SAMPLES_MISSING_LIMIT, broken
+from reports.run_folder import DROPPED, UNANSWERED, ProcessTick
+from reports.summary import (
+    GENERATOR_LIMIT,
+    GENERATOR_WARNING,
+    HICCUP_LIMIT_US,
+    RUN_DELAY_LIMIT,
+    ModeSummary,
+    PhaseSummary,
+    Verdict,
+)
+from reports.texts import duration, percent, significant
 
 MISSED_TICKS_WARNING = 0.005
-SAMPLES_MISSING_WARNING = 0.01
+SCHEDULE_LAG_WARNING_US = 5_000.0
 
 
 def judge(evidence: Evidence, phases: Sequence[PhaseSummary]) -> tuple[Verdict, str]:
     """The verdict and its reason, a sentence without a full stop."""
     measured = [phase for phase in phases if phase.measured]
-    broken = _broken(evidence, measured)
-    if broken:
-        return "INVALID", "; ".join(broken)
+    if found := broken(evidence, measured):
+        return "INVALID", "; ".join(found)
+    if found := _noise(evidence, measured):
+        return "NOISY", "; ".join(found)
     limited = [phase for phase in measured if phase.generator_limited]
     if limited:
         worst = max(limited, key=lambda phase: phase.generator_share or 0)
@@ -34,11 +46,42 @@ def judge(evidence: Evidence, phases: Sequence[PhaseSummary]) -> tuple[Verdict, 
             f"the load generator was the limit, not the server: its busiest process used "
             f"{percent(worst.generator_share or 0)} of one core in phase {worst.name} (over {percent(GENERATOR_LIMIT)})"
         )
-    full = [phase.name for phase in measured if phase.at_capacity]
-    if full:
-        where = "" if len(full) == len(measured) else f" in {', '.join(full)}"
-        return "VALID", f"the server was at capacity{where}: {_busiest(measured)}"
-    return "VALID", f"the server held the offered load: {_busiest(measured)}"
+    return "VALID", f"{_held(measured)}: {_busiest(measured)}"
+
+
+def _noise(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
+    """What kept the load from its cores."""
+    found = []
+    lines = [line for phase in measured if (line := evidence.histograms.get(phase.name)) is not None]
+    hiccup_us = histograms.latency(Samples(histograms.hiccups(lines))).p99
+    if hiccup_us is not None and hiccup_us > HICCUP_LIMIT_US:
+        found.append(
+            f"something else kept the load from its cores: of the sleeps of 1 ms beside it, 1 % ended more than "
+            f"{duration(hiccup_us)} late (at most {duration(HICCUP_LIMIT_US)})"
+        )
+    worst = max(measured, key=lambda phase: phase.generator_run_delay_share or 0)
+    delay = worst.generator_run_delay_share
+    if delay is not None and delay > RUN_DELAY_LIMIT:
+        found.append(
+            f"a load process was ready to run but waited for a CPU during {percent(delay)} of phase {worst.name} (at "
+            f"most {percent(RUN_DELAY_LIMIT)}): that waiting is in the latencies"
+        )
+    return found
+
+
+def _held(measured: Sequence[PhaseSummary]) -> str:
+    """Whether the server held what it was offered. That it did not is a result too, where it had no time left."""
+    full = [phase for phase in measured if phase.at_capacity]
+    if not full:
+        return "the server held the offered load"
+    where = "" if len(full) == len(measured) else f" in {', '.join(phase.name for phase in full)}"
+    text = f"the server was at capacity{where}"
+    short = [phase for phase in full if phase.short_of_offered]
+    if not short:
+        return text
+    worst = min(short, key=lambda phase: phase.achieved_share or 0)
+    took = significant(worst.acknowledged / worst.duration_s)
+    return f"{text} and took {took} of {significant(worst.offered_per_s or 0)} offered uploads/s in phase {worst.name}"
 
 
 def _busiest(measured: Sequence[PhaseSummary]) -> str:
@@ -52,70 +95,6 @@ def _busiest(measured: Sequence[PhaseSummary]) -> str:
     return ", ".join(found) or "CPU was not recorded"
 
 
-# --- invariants -------------------------------------------------------------------------------------------------------
-
-
-def _broken(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
-    """The invariants that do not hold."""
-    if not any(phase.uploads for phase in measured):
-        cut_off = "the run was cut off; " if evidence.run.ended is None else ""
-        return [f"{cut_off}nothing was measured: no measure phase of at least 1 s has an acknowledged upload"]
-    found = [*_server_gone(evidence, measured), *_unanswered(measured), *_missing_ticks(measured)]
-    if evidence.run.ended is not None:  # a killed load takes its last second of counts with it
-        found += _lost_uploads(evidence)
-    return found
-
-
-def _server_gone(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
-    """A server that ended while it was measured, whether another took its place or not."""
-    gone_s = [evidence.s(event.mono_ns) for event in evidence.events if event.kind == "server-gone"]
-    return [
-        f"the server was gone in phase {phase.name}: what was measured is its end"
-        for phase in measured
-        if any(phase.start_s <= t_s <= phase.end_s for t_s in gone_s)
-    ]
-
-
-def _unanswered(measured: Sequence[PhaseSummary]) -> list[str]:
-    """Uploads that waited for nothing. In a closed model a server that hangs also stops its load, so the few that are
-    seen stand for all that were not sent, and their latency is in no percentile."""
-    number = sum(phase.failures.get(code, 0) for phase in measured for code in ("timeout", "unfinished"))
-    return [f"{number:,} uploads were never answered, and their latency is in no percentile: did the server hang?"] * (
-        number > 0
-    )
-
-
-def _missing_ticks(measured: Sequence[PhaseSummary]) -> list[str]:
-    missed_s = sum(phase.recorder_missed_share * phase.duration_s for phase in measured)
-    missed = missed_s / sum(phase.duration_s for phase in measured)
-    if missed <= MISSED_TICKS_LIMIT:
-        return []
-    return [
-        f"the recorder missed {percent(missed)} of its ticks in the measured phases (at most "
-        f"{percent(MISSED_TICKS_LIMIT)} may be missing): neither costs nor what limited the run can be trusted"
-    ]
-
-
-def _lost_uploads(evidence: Evidence) -> list[str]:
-    """Uploads the load counted against uploads the server counted, over the whole run.
-
-    They may differ by the failures, since an upload may be stored and its reply lost, and by what was uploaded in
-    stretches that the scoreboard's ticks do not surround.
-    """
-    board = stored(evidence)
-    if board is None:
-        return []
-    outside = [span.line for span in spans(evidence) if span.start_s < board.first_s or span.end_s > board.last_s]
-    total = count(evidence.seconds)
-    failed = sum(total.failures.values())
-    if abs(board.uploads - total.uploads) <= failed + count(outside).uploads:
-        return []
-    return [
-        f"the server stored {board.uploads:,} uploads, but {total.uploads:,} were acknowledged to the load and "
-        f"{failed:,} failed there: the two may differ by the failures only (did something else upload to this server?)"
-    ]
-
-
 # --- warnings ---------------------------------------------------------------------------------------------------------
 
 
@@ -125,7 +104,8 @@ def warnings(evidence: Evidence, phases: Sequence[PhaseSummary], modes: Sequence
     return [
         *_ending(evidence),
         *_left_out(evidence, phases),
-        *_failures(measured),
+        *_failures(evidence, measured),
+        *_schedule_lag(measured),
         *_recorder(evidence, measured),
         *_deaths(evidence, measured),
         *_generator(measured),
@@ -154,17 +134,48 @@ def _left_out(evidence: Evidence, phases: Sequence[PhaseSummary]) -> list[str]:
     return found
 
 
-def _failures(measured: Sequence[PhaseSummary]) -> list[str]:
+def _failures(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
+    """By what became of them: in the open model, what had no answer has a time nevertheless, and what was dropped was
+    never sent."""
     failures: Counter[str] = Counter()
     for phase in measured:
         failures.update(phase.failures)
-    if not failures:
-        return []
-    codes = ", ".join(f"{code} {number:,}" for code, number in failures.most_common())
-    total = failures.total()
-    attempts = total + sum(phase.uploads for phase in measured)
+    attempts = failures.total() + sum(phase.uploads for phase in measured)
+    if evidence.run.model == "closed":
+        return _failed(failures, failures, attempts, "they are in no latency or rate")
     return [
-        f"{total:,} of {attempts:,} uploads in the measured phases failed ({codes}); they are in no latency or rate"
+        *_failed(failures, set(failures) - {*UNANSWERED, DROPPED}, attempts, "they are in no latency or rate"),
+        *_failed(
+            failures,
+            UNANSWERED,
+            attempts,
+            "they had no answer; the time they waited is in the response percentiles, as a lower bound (≥)",
+        ),
+        *_failed(
+            failures,
+            [DROPPED],
+            attempts,
+            "they were due while the most uploads were in flight, so they were never sent and are in no percentile",
+        ),
+    ]
+
+
+def _failed(failures: Counter[str], codes: Iterable[str], attempts: int, consequence: str) -> list[str]:
+    own = Counter({code: failures[code] for code in codes if failures[code]})
+    if not own:
+        return []
+    named = ", ".join(f"{code} {number:,}" for code, number in own.most_common())
+    return [f"{own.total():,} of {attempts:,} uploads in the measured phases failed ({named}); {consequence}"]
+
+
+def _schedule_lag(measured: Sequence[PhaseSummary]) -> list[str]:
+    lags = [phase.schedule_lag_us.p99 for phase in measured if phase.schedule_lag_us is not None]
+    lag_us = max((lag for lag in lags if lag is not None), default=0.0)
+    if lag_us <= SCHEDULE_LAG_WARNING_US:
+        return []
+    return [
+        f"uploads were started late: 1 % of them more than {duration(lag_us)} after they were due, which is a delay of "
+        "the load generator and part of the response"
     ]
 
 
@@ -222,5 +233,5 @@ def _samples(modes: Sequence[ModeSummary]) -> list[str]:
     return [
         f"latencies of {mode.mode} are of {mode.transaction_us.samples:,} of its {mode.uploads:,} uploads"
         for mode in modes
-        if abs(mode.transaction_us.samples - mode.uploads) > SAMPLES_MISSING_WARNING * mode.uploads
+        if abs(mode.transaction_us.samples - mode.uploads) > SAMPLES_MISSING_LIMIT * mode.uploads
     ]

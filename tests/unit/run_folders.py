@@ -6,10 +6,12 @@ supervisor's `children_*`, the part after its last tick included, as the kernel 
 """
 
 import math
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -17,12 +19,14 @@ from hdrh.histogram import HdrHistogram
 
 from reports import run_folder
 from reports.analysis import analyse
+from reports.evidence import Count, count
 from reports.run_folder import (
     CoreTimes,
     Ending,
     Event,
     HistogramsLine,
     HostTick,
+    LoadTick,
     Percentiles,
     Phase,
     PhaseKind,
@@ -87,6 +91,23 @@ class Scenario:
     with_server: bool = True
     noise: float = 0.0
     label: str = "synthetic"
+    thresholds: tuple[str, ...] = ()
+    hiccup_us: float = 80.0
+    """Typical; of 100, one is three times as long."""
+    run_delay_share: float = 0.02
+    other_load_share: float | None = None
+    """Of a load process on another host, which the recorder does not see."""
+    idle: float = 0.0
+    """Closed model: the share of its users' time that no duration tells of."""
+    model: Literal["closed", "open"] = "closed"
+    response_factor: float = 1.5
+    """Open model: what a response takes, of the latency of its rate."""
+    schedule_lag_us: float = 100.0
+    dropped_per_s: int = 0
+    unanswered_per_s: int = 0
+    unanswered_us: float = 9_000_000.0
+    late: int = 0
+    """Uploads of each phase that are acknowledged half a second after it."""
 
     @property
     def phases(self) -> list[Phase]:
@@ -103,6 +124,7 @@ class Scenario:
                         uploads_per_connection=per_connection,
                         start_ns=mono(start_s),
                         end_ns=mono(end_s) if whole else None,
+                        offered=self.offered(per_connection, end_s - start_s) if whole else None,
                     )
                 )
             start_s = end_s
@@ -118,6 +140,25 @@ class Scenario:
 
     def rate(self, phase: Phase) -> Rate:
         return self.long if phase.uploads_per_connection == 0 else self.short
+
+    @property
+    def users(self) -> int:
+        return 20 if self.model == "closed" else 0
+
+    @property
+    def failures_by_code(self) -> dict[str, int]:
+        """Of each second."""
+        found = {"connection_lost": self.failures_per_s}
+        if self.model == "open":
+            found |= {"unfinished": self.unanswered_per_s, "dropped": self.dropped_per_s}
+        return {code: number for code, number in found.items() if number}
+
+    def offered(self, per_connection: int, duration_s: float) -> int | None:
+        """Every upload was due, whatever became of it."""
+        if self.model == "closed":
+            return None
+        uploads = (self.long if per_connection == 0 else self.short).uploads
+        return (uploads + sum(self.failures_by_code.values())) * int(duration_s) + self.late
 
     def integral(self, name: str, start_s: float, end_s: float) -> float:
         """One field of Rate, summed over this stretch of time."""
@@ -147,6 +188,7 @@ def write(folder: Path, scenario: Scenario | None = None, **changes: object) -> 
     folder.mkdir(parents=True, exist_ok=True)
     run_folder.write_whole(folder / run_folder.RUN, run_info(scenario))
     append(folder / run_folder.UPLOADS, *uploads(scenario))
+    append(folder / run_folder.LOAD, *load_ticks(scenario))
     append(folder / run_folder.EVENTS, *events(scenario))
     times = [t for t in np.arange(0.0, scenario.until_s + 1e-9, scenario.interval_s) if not _in_gap(scenario, t)]
     append(folder / run_folder.PROCESSES, *(process_tick(scenario, float(t)) for t in times))
@@ -181,7 +223,9 @@ def run_info(scenario: Scenario) -> RunInfo:
         label=scenario.label,
         command=["python", "-m", "loadtest", "run", "--label", scenario.label],
         host="tcp://127.0.0.1:12345",
-        users=20,
+        users=scenario.users,
+        model=scenario.model,
+        thresholds=list(scenario.thresholds),
         load_options={"plan": "compare", "payloads": "mix", "wait": 0.01, "digest": True},
         seed=7,
         git_commit="0123456789abcdef0123456789abcdef01234567",
@@ -213,39 +257,106 @@ def run_info(scenario: Scenario) -> RunInfo:
 
 @cache
 def uploads(scenario: Scenario) -> list[UploadsLine | HistogramsLine]:
+    """In the order they are written."""
     random = np.random.default_rng(1)
-    lines: list[UploadsLine | HistogramsLine] = []
-    for phase in scenario.phases:
-        rate, start_s = scenario.rate(phase), seconds(phase.start_ns)
-        end_s = scenario.until_s if phase.end_ns is None else seconds(phase.end_ns)
-        small, large = histogram(), histogram()
-        for second in range(1, int(end_s - start_s) + 1):
-            count = round(rate.uploads * (1 + scenario.noise * random.standard_normal()))
-            few = round(count * (1 - SMALL_SHARE))
-            factor = float(np.exp(scenario.noise * random.standard_normal()))
-            fill(small, count - few, rate.latency_us * factor)
-            fill(large, few, rate.latency_us * factor * 5)
-            lines.append(
-                UploadsLine(
-                    **stamp(start_s + second),
-                    phase=phase.name,
-                    users=20,
-                    names={
-                        run_folder.upload_name(phase.mode, SMALL): second_of(
-                            count - few, SMALL, rate.latency_us * factor, scenario.failures_per_s
-                        ),
-                        run_folder.upload_name(phase.mode, LARGE): second_of(
-                            few, LARGE, rate.latency_us * factor * 5, 0
-                        ),
-                    },
-                )
-            )
-        names = {
-            run_folder.upload_name(phase.mode, size): {"transaction": found.encode().decode()}
-            for size, found in ((SMALL, small), (LARGE, large))
-        }
-        lines.append(HistogramsLine(**stamp(end_s), phase=phase.name, names=names))
-    return lines
+    lines = [line for phase in scenario.phases for line in phase_uploads(scenario, phase, random)]
+    return sorted(lines, key=lambda line: line.mono_ns)
+
+
+def phase_uploads(
+    scenario: Scenario, phase: Phase, random: np.random.Generator
+) -> Iterator[UploadsLine | HistogramsLine]:
+    rate, start_s = scenario.rate(phase), seconds(phase.start_ns)
+    end_s = scenario.until_s if phase.end_ns is None else seconds(phase.end_ns)
+    small, large = run_folder.upload_name(phase.mode, SMALL), run_folder.upload_name(phase.mode, LARGE)
+    found = {small: Durations(scenario), large: Durations(scenario)}
+    for second in range(1, int(end_s - start_s) + 1):
+        uploads = round(rate.uploads * (1 + scenario.noise * random.standard_normal()))
+        few = round(uploads * (1 - SMALL_SHARE))
+        many = uploads - few
+        typical_us = rate.latency_us * float(np.exp(scenario.noise * random.standard_normal()))
+        response_us = typical_us * scenario.response_factor if scenario.model == "open" else None
+        found[small].add(many, typical_us)
+        found[small].give_up(scenario.unanswered_per_s)
+        found[large].add(few, typical_us * 5)
+        yield uploads_line(
+            scenario,
+            start_s + second,
+            phase.name,
+            {
+                small: second_of(
+                    many,
+                    SMALL,
+                    typical_us,
+                    scenario.failures_by_code,
+                    connections=opened(phase, second, many + few),
+                    response_us=response_us,
+                ),
+                large: second_of(few, LARGE, typical_us * 5, response_us=response_us and response_us * 5),
+            },
+        )
+    if scenario.late:
+        found[small].add(scenario.late, rate.latency_us)
+        late = second_of(scenario.late, SMALL, rate.latency_us, late=scenario.late)
+        yield uploads_line(scenario, end_s + 0.5, phase.name, {small: late})
+    if scenario.model == "closed":
+        add_pauses(scenario, found[small], found[large], end_s - start_s)
+    hiccups = histogram()
+    fill(hiccups, int(1000 * (end_s - start_s)), scenario.hiccup_us)
+    yield HistogramsLine(
+        **stamp(end_s + (0.5 if scenario.late else 0)),
+        phase=phase.name,
+        names={name: durations.encoded() for name, durations in found.items()},
+        hiccups=encoded(hiccups),
+    )
+
+
+def uploads_line(scenario: Scenario, at_s: float, phase: str, names: dict[str, SecondOfUploads]) -> UploadsLine:
+    return UploadsLine(
+        **stamp(at_s), phase=phase, users=scenario.users, names=names, hiccup_us=percentiles(scenario.hiccup_us)
+    )
+
+
+def opened(phase: Phase, second: int, uploads: int) -> int:
+    """Short connections have one upload each, long ones are opened once a phase."""
+    if phase.uploads_per_connection:
+        return uploads
+    return 20 if second == 1 else 0
+
+
+class Durations:
+    """The histograms of one name in one phase."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario = scenario
+        self.histograms: dict[str, HdrHistogram] = defaultdict(histogram)
+
+    def add(self, number: int, typical_us: float) -> None:
+        parts = {"transaction": typical_us, "service": typical_us * 0.8}
+        if self.scenario.model == "open":
+            parts |= {"response": typical_us * self.scenario.response_factor, "pool_wait": 50}
+            parts |= {"schedule_lag": self.scenario.schedule_lag_us}
+        for duration, us in parts.items():
+            fill(self.histograms[duration], number, us)
+
+    def give_up(self, number: int) -> None:
+        if number:
+            fill(self.histograms["unanswered"], number, self.scenario.unanswered_us)
+
+    def encoded(self) -> dict[str, str]:
+        return {duration: encoded(found) for duration, found in self.histograms.items()}
+
+
+def add_pauses(scenario: Scenario, small: Durations, large: Durations, duration_s: float) -> None:
+    """So long that uploads and pauses fill the users' time, but for what is idle."""
+    transactions = [durations.histograms["transaction"] for durations in (small, large)]
+    number = sum(found.get_total_count() for found in transactions)
+    if not number:
+        return
+    busy_us = sum(found.get_mean_value() * found.get_total_count() for found in transactions)
+    pause_us = (scenario.users * duration_s * 1e6 * (1 - scenario.idle) - busy_us) / number
+    for durations, found in zip((small, large), transactions, strict=True):
+        durations.histograms["think"].record_value(max(1, round(pause_us)), found.get_total_count())
 
 
 def histogram() -> HdrHistogram:
@@ -260,14 +371,57 @@ def fill(into: HdrHistogram, count: int, typical_us: float) -> None:
             into.record_value(round(typical_us * factor), number)
 
 
-def second_of(count: int, size: int, typical_us: float, failures: int) -> SecondOfUploads:
+def encoded(found: HdrHistogram) -> str:
+    return str(found.encode().decode())
+
+
+def percentiles(typical_us: float) -> Percentiles:
+    return Percentiles(p50=typical_us, p95=typical_us * 2, p99=typical_us * 3, max=typical_us * 10)
+
+
+def second_of(
+    count: int,
+    size: int,
+    typical_us: float,
+    failures: dict[str, int] | None = None,
+    *,
+    connections: int = 0,
+    late: int = 0,
+    response_us: float | None = None,
+) -> SecondOfUploads:
     return SecondOfUploads(
         count=count,
         bytes=count * size,
-        failures={"connection_lost": failures} if failures else {},
-        connections=count,
-        transaction_us=Percentiles(p50=typical_us, p95=typical_us * 2, p99=typical_us * 3, max=typical_us * 10),
+        failures=failures or {},
+        connections=connections,
+        late=late,
+        service_us=percentiles(typical_us * 0.8),
+        transaction_us=percentiles(typical_us),
+        response_us=None if response_us is None else percentiles(response_us),
     )
+
+
+def load_ticks(scenario: Scenario) -> list[LoadTick]:
+    return [
+        LoadTick(
+            **stamp(t),
+            host=host,
+            pid=20,
+            cpu_s=1.0 + cpu_s,
+            run_delay_ns=round(scenario.run_delay_share * t * NS),
+            in_flight=3,
+            queued=0,
+        )
+        for t in np.arange(0.0, scenario.until_s + 1e-9, 1.0).tolist()
+        for host, cpu_s in load_cpu(scenario, t).items()
+    ]
+
+
+def load_cpu(scenario: Scenario, t: float) -> dict[str, float]:
+    found = {"here": scenario.integral("load_share", 0, t)}
+    if scenario.other_load_share is not None:
+        found["there"] = scenario.other_load_share * t
+    return found
 
 
 # --- the processes ----------------------------------------------------------------------------------------------------
@@ -361,7 +515,7 @@ def sample(
 def host_tick(scenario: Scenario, t: float) -> HostTick:
     busy = 50.0 + scenario.integral("busy", 0, t)
     core = {"nice": 0.0, "iowait": 7.0 + t, "irq": 0.0, "steal": 1.0}
-    stored = uploaded_until(scenario, t)
+    uploaded = uploaded_until(scenario, t)
     board = [
         SlotCounters(
             slot=slot,
@@ -369,9 +523,9 @@ def host_tick(scenario: Scenario, t: float) -> HostTick:
             state="ready",
             births=1,
             connections_now=10,
-            connections_accepted=100,
-            uploads_stored=500 + (stored if slot == 0 else 0),
-            bytes_stored=0,
+            connections_accepted=100 + (uploaded.connections if slot == 0 else 0),
+            uploads_stored=500 + (uploaded.uploads if slot == 0 else 0),
+            bytes_stored=700 + (uploaded.bytes if slot == 0 else 0),
             failures={},
         )
         for slot in range(scenario.workers)
@@ -391,13 +545,8 @@ def host_tick(scenario: Scenario, t: float) -> HostTick:
     )
 
 
-def uploaded_until(scenario: Scenario, t: float) -> int:
-    return sum(
-        second.count
-        for line in uploads(scenario)
-        if isinstance(line, UploadsLine) and seconds(line.mono_ns) <= t
-        for second in line.names.values()
-    )
+def uploaded_until(scenario: Scenario, t: float) -> Count:
+    return count(line for line in uploads(scenario) if isinstance(line, UploadsLine) and seconds(line.mono_ns) <= t)
 
 
 def events(scenario: Scenario) -> list[Event]:

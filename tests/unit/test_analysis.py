@@ -8,7 +8,9 @@ from reports.run_folder import HistogramsLine, RunFolderError
 from tests.unit import run_folders
 
 
-@pytest.mark.parametrize("name", [run_folder.UPLOADS, run_folder.PROCESSES, run_folder.HOST, run_folder.EVENTS])
+@pytest.mark.parametrize(
+    "name", [run_folder.UPLOADS, run_folder.PROCESSES, run_folder.HOST, run_folder.LOAD, run_folder.EVENTS]
+)
 def test_a_torn_last_line_is_left_out(tmp_path, name):
     folder = run_folders.write(tmp_path / "run")
     path = folder / name
@@ -19,9 +21,10 @@ def test_a_torn_last_line_is_left_out(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "warning"),
     [
-        (run_folder.PROCESSES, "load's CPU was not recorded"),
+        (run_folder.PROCESSES, "server was not recorded"),
         (run_folder.HOST, "machine's CPU was not recorded"),
         (run_folder.EVENTS, None),
+        (run_folder.LOAD, None),
     ],
 )
 def test_a_missing_file_is_a_warning_at_most(tmp_path, name, warning):
@@ -32,6 +35,15 @@ def test_a_missing_file_is_a_warning_at_most(tmp_path, name, warning):
     assert summary.modes[0].uploads_per_s == 1000
     assert (warning is None) == (summary.warnings == [])
     assert warning is None or any(warning in text for text in summary.warnings)
+
+
+def test_load_that_neither_it_nor_the_recorder_tells_of_is_a_warning(tmp_path):
+    folder = run_folders.write(tmp_path / "run")
+    for name in (run_folder.PROCESSES, run_folder.LOAD):
+        (folder / name).unlink()
+    summary = analyse(folder).summary
+    assert [phase.generator_share for phase in summary.phases] == [None] * 5
+    assert any("load's CPU was not recorded" in text for text in summary.warnings)
 
 
 def test_without_a_recorder_nothing_can_be_believed(tmp_path):

@@ -1,0 +1,115 @@
+"""Percentiles, from HDR histograms that are added and never averaged: the p95 of two size classes together is not to be
+had from the p95 of each.
+
+A percentile is given only where at least 30 samples lie beyond it; with fewer, the next run would show another number.
+Uploads that were never answered have a time too, which is as long as anyone waited. They are added to those that were,
+and what is as large as the shortest such time is a lower bound.
+"""
+
+import binascii
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from hdrh.codec import HdrCookieException, HdrLengthException
+from hdrh.histogram import HdrHistogram
+
+from reports import run_folder
+from reports.run_folder import HistogramsLine, RunFolderError
+from reports.summary import Latency
+
+SAMPLES_BEYOND = 30  # that a percentile needs
+
+_UNREADABLE = (ValueError, TypeError, binascii.Error, zlib.error, HdrCookieException, HdrLengthException)
+
+
+def empty() -> HdrHistogram:
+    return HdrHistogram(1, 3_600_000_000, 3)  # as the load writes them: microseconds up to an hour, 3 digits
+
+
+def added(histograms: Iterable[HdrHistogram]) -> HdrHistogram:
+    total = empty()
+    for histogram in histograms:
+        total.add(histogram)
+    return total
+
+
+def by_size(lines: Iterable[HistogramsLine], duration: str) -> dict[str, HdrHistogram]:
+    """One duration by size class, over the phases of these lines. RunFolderError when a histogram is damaged."""
+    found: dict[str, HdrHistogram] = defaultdict(empty)
+    for line, name, encoded in _encoded(lines, duration):
+        _decode(found[run_folder.split_name(name)[1]], encoded, f"{duration} of {name!r}", line)
+    return found
+
+
+def of_all(lines: Iterable[HistogramsLine], duration: str) -> HdrHistogram:
+    """One duration over all size classes. RunFolderError as above."""
+    return added(by_size(lines, duration).values())
+
+
+def hiccups(lines: Iterable[HistogramsLine]) -> HdrHistogram:
+    """Of the load processes' cores in these phases. RunFolderError as above."""
+    found = empty()
+    for line in lines:
+        if line.hiccups is not None:
+            _decode(found, line.hiccups, "hiccups", line)
+    return found
+
+
+def _encoded(lines: Iterable[HistogramsLine], duration: str) -> Iterator[tuple[HistogramsLine, str, str]]:
+    for line in lines:
+        for name, durations in line.names.items():
+            if duration in durations:
+                yield line, name, durations[duration]
+
+
+def _decode(into: HdrHistogram, encoded: str, what: str, line: HistogramsLine) -> None:
+    try:
+        into.decode_and_add(encoded)
+    except _UNREADABLE:
+        raise RunFolderError(
+            f"{run_folder.UPLOADS} has a histogram of {what} in phase {line.phase!r} that cannot be decoded"
+        ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """What is known of a duration; from `bound_from` on, values are lower bounds."""
+
+    histogram: HdrHistogram
+    bound_from: float | None = None
+
+    @property
+    def number(self) -> int:
+        return int(self.histogram.get_total_count())
+
+    def at(self, percentile: float) -> float | None:
+        """In microseconds, of 100 the maximum; None without samples."""
+        return float(self.histogram.get_value_at_percentile(percentile)) if self.number else None
+
+    def is_bound(self, value_us: float) -> bool:
+        return self.bound_from is not None and value_us >= self.bound_from
+
+
+def with_unanswered(answered: HdrHistogram, unanswered: HdrHistogram) -> Samples:
+    """`unanswered` has the times after which uploads were given up."""
+    if not unanswered.get_total_count():
+        return Samples(answered)
+    return Samples(added([answered, unanswered]), float(unanswered.get_min_value()))
+
+
+def latency(samples: Samples) -> Latency:
+    """What is said of a duration, without percentiles that would not repeat."""
+
+    def value(percentile: int) -> float | None:
+        return samples.at(percentile) if samples.number * (100 - percentile) >= 100 * SAMPLES_BEYOND else None
+
+    return Latency(
+        samples=samples.number,
+        p50=value(50),
+        p95=value(95),
+        p99=value(99),
+        max=samples.at(100),
+        bound_from=samples.bound_from,
+    )

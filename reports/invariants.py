@@ -1,0 +1,182 @@
+"""What must hold, or the numbers must not be used. Each invariant that does not is one sentence.
+
+    counts        what the load had acknowledged is what the server stored, in uploads, connections and bytes
+    users         closed model: uploading and pausing fill the users' time (Little's law)
+    arrivals      open model: what was offered was achieved, or it is known who was the limit
+    processes     the server stayed, no load process was lost, the recorder was there
+
+Two countings that agree cost a run nothing and are the only proof that neither side lost something. Little's law needs
+no second side: N users who each go round upload and pause, R + Z long, make X = N / (R + Z) uploads a second. If fewer
+came, users were held up somewhere that no duration shows, which is nowhere but in the load itself.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from reports import histograms
+from reports.evidence import Evidence, count, spans, stored
+from reports.summary import ACHIEVED_LIMIT, MISSED_TICKS_LIMIT, PhaseSummary
+from reports.texts import percent, significant
+
+IDLE_LIMIT = 0.05  # of the users' time may go neither into uploads nor pauses
+SHORTEST_IN_CYCLES = 5  # phases of fewer uploads a user say nothing of Little's law
+SAMPLES_MISSING_LIMIT = 0.01  # of a phase's uploads, in its histograms
+
+
+def broken(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
+    """The invariants that do not hold, as sentences without a full stop; only measure phases are judged."""
+    if not any(phase.uploads for phase in measured):
+        cut_off = "the run was cut off; " if evidence.run.ended is None else ""
+        return [f"{cut_off}nothing was measured: no measure phase of at least 1 s has an acknowledged upload"]
+    found = [
+        *_lost_load(evidence),
+        *_server_gone(evidence, measured),
+        *_missing_ticks(measured),
+        *(_arrivals(measured) if evidence.run.model == "open" else _users(evidence, measured)),
+    ]
+    if evidence.run.ended is not None:  # a killed load takes its last second of counts with it
+        found += _differences(evidence)
+    return found
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+def _lost_load(evidence: Evidence) -> list[str]:
+    """Its users and its last second of counts are gone, whenever it was."""
+    return [event.text for event in evidence.events if event.kind == "load-process-lost"]
+
+
+def _server_gone(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
+    """A server that ended while it was measured, whether another took its place or not."""
+    gone_s = [evidence.s(event.mono_ns) for event in evidence.events if event.kind == "server-gone"]
+    return [
+        f"the server was gone in phase {phase.name}: what was measured is its end"
+        for phase in measured
+        if any(phase.start_s <= t_s <= phase.end_s for t_s in gone_s)
+    ]
+
+
+def _missing_ticks(measured: Sequence[PhaseSummary]) -> list[str]:
+    missed_s = sum(phase.recorder_missed_share * phase.duration_s for phase in measured)
+    missed = missed_s / sum(phase.duration_s for phase in measured)
+    if missed <= MISSED_TICKS_LIMIT:
+        return []
+    return [
+        f"the recorder missed {percent(missed)} of its ticks in the measured phases (at most "
+        f"{percent(MISSED_TICKS_LIMIT)} may be missing): neither costs nor what limited the run can be trusted"
+    ]
+
+
+# --- arrivals: the open model -----------------------------------------------------------------------------------------
+
+
+def _arrivals(measured: Sequence[PhaseSummary]) -> list[str]:
+    """An arrival that is not acknowledged in time is explained by a limit: of the generator, which makes the rates a
+    lower bound, or of the server, which is a result. Without either, another load was measured than was asked for."""
+    return [
+        f"only {percent(phase.achieved_share or 0)} of the {phase.offered or 0:,} uploads offered in phase "
+        f"{phase.name} were acknowledged in it (at least {percent(ACHIEVED_LIMIT)} must be; {_rest(phase)}), and "
+        "neither the server nor the load generator is known to have been at its limit"
+        for phase in measured
+        if phase.short_of_offered and not phase.generator_limited and not phase.at_capacity
+    ]
+
+
+def _rest(phase: PhaseSummary) -> str:
+    parts = {"late": phase.late, **phase.failures}
+    return ", ".join(f"{code} {number:,}" for code, number in parts.items() if number) or "the rest is unaccounted for"
+
+
+# --- users: the closed model ------------------------------------------------------------------------------------------
+
+
+def _users(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
+    return [*_unanswered(measured), *_held_up(evidence, measured)]
+
+
+def _unanswered(measured: Sequence[PhaseSummary]) -> list[str]:
+    """Uploads that waited for nothing. In a closed model a server that hangs also stops its load, so the few that are
+    seen stand for all that were not sent, and their latency is in no percentile."""
+    number = sum(phase.unanswered for phase in measured)
+    return [f"{number:,} uploads were never answered, and their latency is in no percentile: did the server hang?"] * (
+        number > 0
+    )
+
+
+def _held_up(evidence: Evidence, measured: Sequence[PhaseSummary]) -> Iterator[str]:
+    """By Little's law. A generator that was the limit is held up by itself and said to be so already."""
+    for phase in measured:
+        idle = None if phase.generator_limited else _idle_share(evidence, phase)
+        if idle is not None and idle > IDLE_LIMIT:
+            yield (
+                f"users spent {percent(idle)} of phase {phase.name} neither uploading nor pausing (at most "
+                f"{percent(IDLE_LIMIT)} may be lost): the load process held them up"
+            )
+
+
+def _idle_share(evidence: Evidence, phase: PhaseSummary) -> float | None:
+    """1 - X (R + Z) / N, less the cycle of each user that the phase's end cut: its pause is in no histogram of this
+    phase. None where a user's time cannot be accounted for."""
+    users = _constant_users(evidence, phase)
+    transaction, think = _mean_s(evidence, phase, "transaction"), _mean_s(evidence, phase, "think", missing=users or 0)
+    if not users or phase.failures or transaction is None or think is None:
+        return None
+    cycle_s = transaction + think
+    if phase.duration_s < SHORTEST_IN_CYCLES * cycle_s:
+        return None
+    busy = phase.uploads * cycle_s / (users * phase.duration_s)
+    return 1 - busy - cycle_s / phase.duration_s
+
+
+def _constant_users(evidence: Evidence, phase: PhaseSummary) -> int | None:
+    """None where their number changed."""
+    lines = [line for line in evidence.seconds if line.phase == phase.name and evidence.s(line.mono_ns) <= phase.end_s]
+    numbers = {line.users for line in lines}
+    return numbers.pop() if len(numbers) == 1 else None
+
+
+def _mean_s(evidence: Evidence, phase: PhaseSummary, duration: str, missing: int = 0) -> float | None:
+    """Of a duration in a phase. None unless its histogram has all uploads of it but 1 % and so many `missing`."""
+    line = evidence.histograms.get(phase.name)
+    if line is None:
+        return None
+    histogram = histograms.of_all([line], duration)
+    if histogram.get_total_count() < phase.uploads * (1 - SAMPLES_MISSING_LIMIT) - missing:
+        return None
+    return float(histogram.get_mean_value()) / 1e6
+
+
+# --- counts -----------------------------------------------------------------------------------------------------------
+
+
+def _differences(evidence: Evidence) -> Iterator[str]:
+    """What the load counted against what the server counted, over the whole run.
+
+    The two may differ by the failures, since an upload may be stored and its reply lost, and by what happened in
+    stretches that the scoreboard's ticks do not surround. How large a failed upload was is not known, so bytes are
+    compared only when none failed.
+    """
+    board = stored(evidence)
+    if board is None:
+        return
+    total = count(evidence.seconds)
+    outside = count(span.line for span in spans(evidence) if span.start_s < board.first_s or span.end_s > board.last_s)
+    failed = sum(total.failures.values())
+    if abs(board.uploads - total.uploads) > failed + outside.uploads:
+        yield (
+            f"the server stored {board.uploads:,} uploads, but {total.uploads:,} were acknowledged to the load and "
+            f"{failed:,} failed there: the two may differ by the failures only (did something else upload to this "
+            "server?)"
+        )
+    if abs(board.connections - total.connections) > failed + outside.connections:
+        yield (
+            f"the server accepted {board.connections:,} connections, but the load opened {total.connections:,} and "
+            f"{failed:,} uploads failed there: the two may differ by the failures only (did something else connect to "
+            "this server?)"
+        )
+    if not failed and abs(board.bytes - total.bytes) > outside.bytes:
+        yield (
+            f"the server stored {significant(board.bytes / 1e6)} MB, but {significant(total.bytes / 1e6)} MB were "
+            f"acknowledged to the load ({abs(board.bytes - total.bytes):,} bytes differ): without failures they must "
+            "agree"
+        )
