@@ -1,15 +1,20 @@
 """What is uploaded: generated sizes or a folder of real files, held once per process.
 
-Which payload a user sends next is a function of (seed, user, upload number) only, so every phase of a run, and every
-run with the same seed, sends the same sequence. Names come from a bounded set: however long a run is, the store never
-holds more than `NAMES_PER_PAYLOAD` copies of each payload.
+Which payload is sent next is a function of (seed, user, upload number) only, in the open model of (seed, arrival), so
+every phase of a run, and every run with the same seed, sends the same sequence. Names come from a bounded set: however
+long a run is, the store never holds more than `NAMES_PER_PAYLOAD` copies of each payload.
+
+Generated payloads are windows into one buffer as large as the largest: many sizes take no more memory than one.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
+from numpy.typing import NDArray
 
 from server.protocol import RemoteProtocolError, digest_of, safe_file_name
 from server.units import format_size, parse_size
@@ -17,10 +22,21 @@ from server.units import format_size, parse_size
 DEFAULT_MIX = "1KiB:10,4KiB:35,16KiB:25,64KiB:20,256KiB:8,1MiB:2"
 NAMES_PER_PAYLOAD = 8
 VARIANTS_PER_SIZE = 4
-MAX_TOTAL_BYTES = 1 << 30  # of memory, and so of what one copy of everything takes in the store
+MAX_TOTAL_BYTES = 1 << 30  # of memory: the largest of generated sizes, all files of a folder
 MAX_WEIGHT = 1_000_000  # so that no sum of weights overflows
+LOGNORMAL_SIZES = 64
+MAX_SIGMA = 4.0  # the largest of 64 sizes is then 16,000 times the median
 
 _SEQUENCE_LENGTH = 1 << 14
+_SHIFT_BYTES = 4096  # from one variant's window to the next
+_LOGNORMAL = "lognormal:"
+_WORDS = (
+    "accept address answer arrival backlog balance batch buffer bytes cache client close cluster connect core count "
+    "cycle daemon delay digest disk drain event file folder frame header index kernel latency limit listen load master "
+    "memory message name network number packet page parent path payload phase port process protocol queue rate reader "
+    "record reply report request schedule sender server signal size slot socket status store"
+)
+_WORDS_AT_ONCE = 1 << 20
 
 
 class PayloadError(ValueError):
@@ -52,11 +68,13 @@ class PayloadSet:
 
     def __init__(self, payloads: Sequence[Payload], weights: Sequence[float], seed: int) -> None:
         self.payloads = tuple(payloads)
+        self.largest_bytes = max(payload.size_bytes for payload in payloads)
         shares = np.asarray(weights, dtype=float)
         shares /= shares.sum()
         self.mean_bytes = float(np.dot(shares, [payload.size_bytes for payload in payloads]))
         generator = np.random.default_rng(seed)
         self._sequence: list[int] = generator.choice(len(payloads), size=_SEQUENCE_LENGTH, p=shares).tolist()
+        self._earlier, self._in_sequence = _count_earlier(self._sequence, len(payloads))
 
     def pick(self, user: int, upload: int) -> tuple[Payload, str]:
         """The payload of a user's n-th upload in a phase, and the name to store it under."""
@@ -65,42 +83,133 @@ class PayloadSet:
         payload = self.payloads[self._sequence[place]]
         return payload, payload.names[(user + upload) % len(payload.names)]
 
+    def pick_arrival(self, index: int) -> tuple[Payload, str]:
+        """The payload of a phase's arrival in the open model, and the name to store it under.
+
+        A payload takes its names in turn: in the open model many uploads are under way at once, and two of one name
+        would meet at the same file.
+        """
+        rounds, place = divmod(index, _SEQUENCE_LENGTH)
+        chosen = self._sequence[place]
+        payload = self.payloads[chosen]
+        turn = rounds * self._in_sequence[chosen] + self._earlier[place]
+        return payload, payload.names[turn % len(payload.names)]
+
+    def store_bytes(self, at_once: int) -> int:
+        """The most that the store can need: each name once, and temporary files of `at_once` uploads under way."""
+        sizes: dict[str, int] = {}
+        for payload in self.payloads:
+            for name in payload.names:  # of a folder's files, several may have the same
+                sizes[name] = max(payload.size_bytes, sizes.get(name, 0))
+        return sum(sizes.values()) + at_once * self.largest_bytes
+
+
+def _count_earlier(sequence: Sequence[int], kinds: int) -> tuple[list[int], list[int]]:
+    """For each place of a sequence, how often its number came before; for each number, how often it comes at all."""
+    counts = [0] * kinds
+    earlier = []
+    for number in sequence:
+        earlier.append(counts[number])
+        counts[number] += 1
+    return earlier, counts
+
 
 def parse_mix(text: str) -> list[tuple[int, float]]:
-    """Sizes and weights of `4KiB:70,64KiB:25,1MiB:5`; a weight that is not given is 1. PayloadError otherwise."""
-    mix: list[tuple[int, float]] = []
-    for part in text.split(","):
-        size_text, colon, weight_text = part.partition(":")
-        try:
-            size = parse_size(size_text)
-        except ValueError as error:
-            raise PayloadError(f"payloads: {error}") from None
-        try:
-            weight = float(weight_text) if colon else 1.0
-        except ValueError:
-            weight = -1.0
-        if not 0 < weight <= MAX_WEIGHT:
-            limits = f"above 0 and at most {MAX_WEIGHT:,}"
-            raise PayloadError(f"payloads: {weight_text!r} is not a weight: write a number {limits}, such as 4KiB:70")
-        mix.append((size, weight))
-    total = sum(size for size, _ in mix)
-    if total > MAX_TOTAL_BYTES:
-        raise PayloadError(f"payloads: {format_size(total)} in all, over {format_size(MAX_TOTAL_BYTES)} of memory")
+    """Sizes and weights of `4KiB:70,64KiB:25,1MiB:5`; a weight that is not given is 1. PayloadError otherwise.
+
+    `lognormal:MEDIAN,SIGMA` gives LOGNORMAL_SIZES equally likely sizes; SIGMA is the standard deviation of ln(size).
+    """
+    given = text.strip()
+    if given.startswith(_LOGNORMAL):
+        mix = _lognormal(given.removeprefix(_LOGNORMAL))
+    else:
+        mix = [_weighted(part) for part in text.split(",")]
+    largest = max(size for size, _ in mix)
+    if largest > MAX_TOTAL_BYTES:
+        raise PayloadError(
+            f"payloads: sizes up to {format_size(largest)}, over {format_size(MAX_TOTAL_BYTES)} of memory"
+        )
     return mix
 
 
-def generated(mix: Sequence[tuple[int, float]], seed: int, *, with_digests: bool) -> PayloadSet:
-    """Random, so incompressible, payloads of these sizes: windows into one shared buffer."""
-    largest = max(size for size, _ in mix)
-    shift = 4096
-    buffer = memoryview(np.random.default_rng(seed).bytes(largest + shift * VARIANTS_PER_SIZE))
-    payloads, weights = [], []
+def _weighted(part: str) -> tuple[int, float]:
+    size_text, colon, weight_text = part.partition(":")
+    size = _size(size_text)
+    weight = _number(weight_text) if colon else 1.0
+    if not 0 < weight <= MAX_WEIGHT:
+        limits = f"above 0 and at most {MAX_WEIGHT:,}"
+        raise PayloadError(f"payloads: {weight_text!r} is not a weight: write a number {limits}, such as 4KiB:70")
+    return size, weight
+
+
+def _lognormal(text: str) -> list[tuple[int, float]]:
+    """The distribution's quantiles in the middle of equal parts: no draw, so the sizes need no seed."""
+    median_text, _, sigma_text = text.partition(",")
+    median, sigma = _size(median_text), _number(sigma_text)
+    if not 1 <= median <= MAX_TOTAL_BYTES:
+        limits = f"from 1 byte to {format_size(MAX_TOTAL_BYTES)}"
+        raise PayloadError(f"payloads: {median_text!r} is not a median: write a size {limits}, such as 16KiB")
+    if not 0 < sigma <= MAX_SIGMA:
+        limits = f"above 0 and at most {MAX_SIGMA:g}"
+        raise PayloadError(
+            f"payloads: {sigma_text!r} is not a sigma: write a number {limits}, such as {_LOGNORMAL}16KiB,1.5"
+        )
+    normal = NormalDist()
+    quantiles = [normal.inv_cdf((i + 0.5) / LOGNORMAL_SIZES) for i in range(LOGNORMAL_SIZES)]
+    return [(max(1, round(median * math.exp(sigma * quantile))), 1.0) for quantile in quantiles]
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise PayloadError(f"payloads: {error}") from None
+
+
+def _number(text: str) -> float:
+    """NaN for what is none: no comparison holds for it."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def generated(
+    mix: Sequence[tuple[int, float]], seed: int, *, with_digests: bool, compressible: bool = False
+) -> PayloadSet:
+    """Payloads of these sizes, random and so incompressible, or text: windows into one shared buffer."""
+    weight_of: dict[int, float] = {}
     for size, weight in mix:
+        weight_of[size] = weight_of.get(size, 0.0) + weight  # once each: two would share their names
+    fill = _text if compressible else _noise
+    buffer = fill(max(weight_of) + _SHIFT_BYTES * (VARIANTS_PER_SIZE - 1), seed)
+    payloads, weights = [], []
+    for size, weight in weight_of.items():
         for variant in range(VARIANTS_PER_SIZE):
-            view = buffer[variant * shift : variant * shift + size]
+            view = buffer[variant * _SHIFT_BYTES : variant * _SHIFT_BYTES + size]
             payloads.append(_payload(f"load-{size}-{variant}", view, NAMES_PER_PAYLOAD, with_digests=with_digests))
             weights.append(weight)
     return PayloadSet(payloads, weights, seed)
+
+
+def _noise(size_bytes: int, seed: int) -> memoryview:
+    """Random bytes, made in place: a generator's own `bytes` needs twice the memory for a moment."""
+    return _bytes_of(np.random.PCG64(seed).random_raw(-(-size_bytes // 8)))
+
+
+def _text(size_bytes: int, seed: int) -> memoryview:
+    """Words in random order, eight bytes each: zlib's fastest level makes a quarter of it."""
+    vocabulary = np.frombuffer(b"".join(word.ljust(8).encode() for word in _WORDS.split()), dtype=np.uint64)
+    generator = np.random.default_rng(seed)
+    words = np.empty(-(-size_bytes // 8), dtype=np.uint64)
+    for start in range(0, len(words), _WORDS_AT_ONCE):  # the numbers of the words would take as much memory as they
+        part = words[start : start + _WORDS_AT_ONCE]
+        part[:] = vocabulary[generator.integers(len(vocabulary), size=len(part))]
+    return _bytes_of(words)
+
+
+def _bytes_of(words: NDArray[np.uint64]) -> memoryview:
+    return words.data.cast("B").toreadonly()
 
 
 def from_folder(folder: Path, seed: int, *, with_digests: bool) -> PayloadSet:

@@ -1,9 +1,13 @@
 """What is uploaded: one sequence for one seed, names from a bounded set, and one clear sentence for a mistake."""
 
 import errno
+import math
 import os
+import statistics
 import subprocess
 import sys
+import tracemalloc
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -12,7 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadtest import payloads
-from loadtest.payloads import MAX_TOTAL_BYTES, NAMES_PER_PAYLOAD, VARIANTS_PER_SIZE, PayloadError, parse_mix
+from loadtest.payloads import (
+    LOGNORMAL_SIZES,
+    MAX_TOTAL_BYTES,
+    NAMES_PER_PAYLOAD,
+    VARIANTS_PER_SIZE,
+    Payload,
+    PayloadError,
+    PayloadSet,
+    parse_mix,
+)
 from server.protocol import digest_of
 
 MIX = [(1000, 3.0), (4000, 1.0)]
@@ -25,6 +38,12 @@ def small_set(seed=1, with_digests=True):
 def sequence(chosen, users=3, uploads=200):
     """What these users send, as plain values."""
     picks = (chosen.pick(user, upload) for user in range(users) for upload in range(uploads))
+    return [(name, payload.size_bytes, payload.digest()) for payload, name in picks]
+
+
+def arrivals(chosen, count=2000):
+    """What the open model sends, as plain values."""
+    picks = (chosen.pick_arrival(index) for index in range(count))
     return [(name, payload.size_bytes, payload.digest()) for payload, name in picks]
 
 
@@ -52,21 +71,78 @@ def test_bad_weights(weight):
         parse_mix(f"4KiB:{weight}")
 
 
-@pytest.mark.parametrize("text", ["1025MiB", "1GiB,1", "600MiB:1,600MiB:1"])
+@pytest.mark.parametrize("text", ["1025MiB", "1,1GiB,1025MiB", "lognormal:1GiB,0.1", "lognormal:16MiB,4"])
 def test_too_much(text):
-    with pytest.raises(PayloadError, match=r"^payloads: .*in all, over 1 GiB of memory$"):
+    with pytest.raises(PayloadError, match=r"^payloads: sizes up to .*iB, over 1 GiB of memory$"):
         parse_mix(text)
 
 
-@given(st.text(st.sampled_from("0123456789.:,kKMGiB e-+_xinfa"), max_size=20) | st.text())
+@pytest.mark.parametrize("text", ["1GiB", "1GiB,1", "600MiB:1,600MiB:1"])
+def test_sizes_share_one_buffer(text):
+    assert max(size for size, _ in parse_mix(text)) <= MAX_TOTAL_BYTES
+
+
+def test_lognormal_sizes():
+    mix = parse_mix("lognormal:16KiB,1.5")
+    sizes = [size for size, _ in mix]
+    assert parse_mix(" lognormal: 16KiB , 1.5 ") == mix
+    assert len(mix) == LOGNORMAL_SIZES
+    assert {weight for _, weight in mix} == {1.0}
+    assert sizes == sorted(sizes)
+    assert statistics.median(sizes) == pytest.approx(16384, rel=0.01)
+    assert statistics.pstdev(map(math.log, sizes)) == pytest.approx(1.5, rel=0.02)
+    assert {size for size, _ in parse_mix("lognormal:1,0.01")} == {1}
+    assert min(parse_mix("lognormal:10,4"))[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "'' is not a size"),
+        ("16KX,1", "'16KX' is not a size"),
+        (",1.5", "'' is not a size"),
+        ("0,1.5", "'0' is not a median: write a size from 1 byte to 1 GiB, such as 16KiB"),
+        ("2GiB,1.5", "'2GiB' is not a median"),
+        ("9" * 300 + ",1", "' is not a median"),
+        ("16KiB", "'' is not a sigma: write a number above 0 and at most 4, such as lognormal:16KiB,1.5"),
+        ("16KiB,", "'' is not a sigma"),
+        ("16KiB,0", "'0' is not a sigma"),
+        ("16KiB,-1", "'-1' is not a sigma"),
+        ("16KiB,4.01", "'4.01' is not a sigma"),
+        ("16KiB,nan", "'nan' is not a sigma"),
+        ("16KiB,inf", "'inf' is not a sigma"),
+        ("16KiB,1,2", "'1,2' is not a sigma"),
+    ],
+)
+def test_bad_lognormals(text, said):
+    with pytest.raises(PayloadError) as caught:
+        parse_mix(f"lognormal:{text}")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+TEXTS = st.text(st.sampled_from("0123456789.:,kKMGiB e-+_xinfa"), max_size=20)
+
+
+@given(TEXTS | st.text())
 def test_any_text_is_a_mix_or_a_payload_error(text):
     try:
         mix = parse_mix(text)
     except PayloadError:
         return
     assert len(mix) == text.count(",") + 1
-    assert sum(size for size, _ in mix) <= MAX_TOTAL_BYTES
+    assert all(0 <= size <= MAX_TOTAL_BYTES for size, _ in mix)
     assert all(weight > 0 for _, weight in mix)
+
+
+@given(TEXTS)
+def test_any_text_is_a_lognormal_or_a_payload_error(text):
+    try:
+        mix = parse_mix(f"lognormal:{text}")
+    except PayloadError:
+        return
+    assert len(mix) == LOGNORMAL_SIZES
+    assert all(1 <= size <= MAX_TOTAL_BYTES for size, _ in mix)
 
 
 # ── generated payloads ────────────────────────────────────────────────────────────────────────────────────────────
@@ -74,7 +150,16 @@ def test_any_text_is_a_mix_or_a_payload_error(text):
 
 def test_the_same_seed_gives_the_same_sequence():
     assert sequence(small_set()) == sequence(small_set())
-    assert sequence(small_set()) != sequence(small_set(seed=2))
+    assert arrivals(small_set()) == arrivals(small_set())
+
+
+def test_another_seed_gives_another_sequence():
+    for send in (sequence, arrivals):
+        one, other = send(small_set(with_digests=False)), send(small_set(seed=2, with_digests=False))
+        assert [size for _, size, _ in one] != [size for _, size, _ in other]
+        assert [name for name, _, _ in one] != [name for name, _, _ in other]
+    one, other = small_set(), small_set(seed=2)
+    assert {payload.digest() for payload in one.payloads}.isdisjoint(payload.digest() for payload in other.payloads)
 
 
 def test_another_process_sends_the_same():
@@ -94,11 +179,12 @@ def test_payloads_are_what_they_say():
         assert len(payload.names) == NAMES_PER_PAYLOAD
     assert len({payload.digest() for payload in chosen.payloads}) == len(chosen.payloads)
     assert all(payload.digest() is None for payload in small_set(with_digests=False).payloads)
+    assert chosen.largest_bytes == 4000
 
 
 def test_names_are_bounded_and_each_belongs_to_one_payload():
     """However long a run is, the store does not grow; and whoever reads a stored file can tell what it should be."""
-    picks = sequence(small_set(), users=50, uploads=500)
+    picks = sequence(small_set(), users=50, uploads=500) + arrivals(small_set())
     content = {}
     for name, size, digest in picks:
         assert content.setdefault(name, (size, digest)) == (size, digest)
@@ -129,6 +215,24 @@ def test_shares_are_near_the_weights(weights, seed):
     assert chosen.mean_bytes == pytest.approx(sum(size * weight for size, weight in mix) / sum(weights))
 
 
+@given(st.integers(0, 10**15) | st.integers(16384 - 200, 16384))
+def test_arrivals_of_one_payload_take_its_names_in_turn(first):
+    """Also where the sequence of payloads, which is 16384 long, begins again."""
+    last = {}
+    for index in range(first, first + 200):
+        payload, name = CHOSEN.pick_arrival(index)
+        place = payload.names.index(name)
+        assert place == (last.get(payload.name, place - 1) + 1) % NAMES_PER_PAYLOAD
+        last[payload.name] = place
+
+
+def test_a_size_that_is_given_twice_is_one():
+    """Else two payloads would have the same names, and an upload of one meet one of the other at the same file."""
+    chosen = payloads.generated([(10, 1.0), (20, 1.0), (10, 2.0)], 1, with_digests=False)
+    assert [payload.size_bytes for payload in chosen.payloads] == [10] * VARIANTS_PER_SIZE + [20] * VARIANTS_PER_SIZE
+    assert chosen.mean_bytes == pytest.approx(12.5)
+
+
 def test_users_do_not_march_in_step():
     chosen = CHOSEN
     starts = {tuple(chosen.pick(user, upload)[0].name for upload in range(20)) for user in range(50)}
@@ -140,6 +244,53 @@ def test_payloads_of_no_bytes():
     payload, name = chosen.pick(0, 0)
     assert (payload.size_bytes, name) == (0, payload.names[0])
     assert b"".join(payload.pieces()) == b""
+
+
+@pytest.mark.parametrize("size", [4096, 65536, 1 << 20])
+def test_text_is_compressible_and_noise_is_not(size):
+    def shrunk_to(compressible):
+        chosen = payloads.generated([(size, 1.0)], 1, with_digests=False, compressible=compressible)
+        return max(len(zlib.compress(payload.view, 1)) for payload in chosen.payloads) / size
+
+    assert shrunk_to(compressible=True) < 1 / 3
+    assert shrunk_to(compressible=False) > 1
+
+
+def test_text_is_a_function_of_the_seed():
+    def text(seed):
+        return payloads.generated(MIX, seed, with_digests=True, compressible=True)
+
+    assert sequence(text(1)) == sequence(text(1))
+    assert {p.digest() for p in text(1).payloads}.isdisjoint(p.digest() for p in text(2).payloads)
+    assert len({p.digest() for p in text(1).payloads}) == len(MIX) * VARIANTS_PER_SIZE
+    assert bytes(text(1).payloads[0].view).decode().split()[0].isalpha()
+
+
+@pytest.mark.parametrize("compressible", [False, True])
+def test_making_and_hashing_takes_one_buffer(compressible):
+    """26 MB payloads are to fit into a load process of 300 MiB."""
+    size = 64 << 20
+    tracemalloc.start()
+    try:
+        chosen = payloads.generated([(size, 1.0), (size - 1, 1.0)], 1, with_digests=True, compressible=compressible)
+        assert chosen.largest_bytes == size
+        assert tracemalloc.get_traced_memory()[1] < 1.3 * size
+    finally:
+        tracemalloc.stop()
+
+
+# ── what the store needs ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_store_needs_each_name_once_and_what_is_under_way():
+    named = (1000 + 4000) * VARIANTS_PER_SIZE * NAMES_PER_PAYLOAD
+    assert small_set().store_bytes(0) == named
+    assert small_set().store_bytes(10) == named + 10 * 4000
+
+
+def test_files_of_one_name_are_stored_once():
+    files = [Payload("a", memoryview(bytes(size)), None, ("a",)) for size in (5, 9, 7)]
+    assert PayloadSet(files, [1.0] * 3, 1).store_bytes(0) == 9
 
 
 # ── a folder of files ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -165,6 +316,8 @@ def test_files_of_a_folder(tmp_path):
     assert all(payload.names == (payload.name,) for payload in chosen.payloads)
     assert {payload.name for payload, _ in (chosen.pick(0, n) for n in range(1000))} == {"a", "größe.bin", "empty"}
     assert sequence(chosen) == sequence(from_folder(tmp_path))
+    assert arrivals(chosen) == arrivals(from_folder(tmp_path))
+    assert (chosen.largest_bytes, chosen.store_bytes(2)) == (1000, 1001 + 2 * 1000)
 
 
 def folder_error(folder):
