@@ -3,7 +3,9 @@
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 # Ctrl-C while Python still imports: end at once. A KeyboardInterrupt can be lost there, in a destructor for one. `run`
 # sets handlers of its own before it starts anything.
@@ -12,14 +14,32 @@ if __name__ == "__main__":
 
 import click
 
-from loadtest import payloads, phases
-from loadtest.options import (
-    DEFAULT_PHASE_SECONDS,
-    DEFAULT_SEED,
-    DEFAULT_WAIT,
-    OptionError,
-)
+from loadtest.options import DEFAULTS, OPTIONS, Option, OptionError
 from reports.run_folder import new_run_id
+
+DEFAULT_USERS = 20
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def _load_options(command: _Command) -> _Command:
+    """All of `options.OPTIONS`, as Locust has them."""
+    for option in reversed(OPTIONS):
+        command = _click_option(option)(command)
+    return command
+
+
+def _click_option(option: Option) -> Callable[[_Command], _Command]:
+    if isinstance(option.default, bool):
+        both = f"{option.flag}/{option.flag.replace('--', '--no-', 1)}" if option.default else option.flag
+        return click.option(both, option.field, default=option.default, show_default=option.default, help=option.help)
+    if option.field == "fail_if":
+        return click.option(option.flag, option.field, multiple=True, metavar="CONDITION", help=option.help)
+    kind = click.Choice(option.choices) if option.choices else None
+    shown = bool(option.default)
+    return click.option(
+        option.flag, option.field, default=option.default, show_default=shown, type=kind, help=option.help
+    )
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -28,8 +48,13 @@ def cli() -> None:
 
 
 @cli.command()
-@click.option("--host", help="server under test, tcp://HOST:PORT; without it one is started on a free port")
-@click.option("--users", default=20, show_default=True, type=click.IntRange(1, 100_000), help="users at a time")
+@click.option("--host", help="server under test, tcp:// or http://HOST:PORT; without it one is started on a free port")
+@click.option(
+    "--users",
+    type=click.IntRange(0, 100_000),
+    show_default=f"{DEFAULT_USERS}; with an arrival rate 0",
+    help="closed model: users at a time",
+)
 @click.option(
     "--workers",
     default=min(4, os.cpu_count() or 1),
@@ -42,49 +67,26 @@ def cli() -> None:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="where that server stores for the time of the run; in memory if there is room",
 )
-@click.option(
-    "--plan", default="compare", show_default=True, type=click.Choice(list(phases.PLANS)), help="phases to run"
-)
-@click.option("--phase-seconds", default=DEFAULT_PHASE_SECONDS, show_default=True, help="length of a measured phase")
-@click.option("--payloads", "mix", default=payloads.DEFAULT_MIX, show_default=True, help="generated sizes and weights")
-@click.option("--payload-dir", default="", help="upload the files of this folder instead")
-@click.option(
-    "--wait", default=DEFAULT_WAIT, show_default=True, help="mean pause of a user between uploads; 0 for none"
-)
-@click.option("--verify-digest/--no-verify-digest", default=True, show_default=True, help="compare the reply's digest")
-@click.option("--seed", default=DEFAULT_SEED, show_default=True, help="the same seed gives the same run")
-@click.option("--label", default="loadtest", show_default=True, help="part of the run folder's name")
+@_load_options
 def run(
     host: str | None,
-    users: int,
+    users: int | None,
     workers: int,
     store: Path | None,
-    plan: str,
-    phase_seconds: str,
-    mix: str,
-    payload_dir: str,
-    wait: str,
-    verify_digest: bool,
-    seed: str,
-    label: str,
+    fail_if: tuple[str, ...],
+    **options: str | bool,
 ) -> None:
     """Load a server and report what it held and what it cost.
 
-    Exit codes: 0 all uploads acknowledged, 1 some failed or the run broke, 2 wrong options, 130 interrupted.
+    Exit codes: 0 all uploads acknowledged, 1 some failed or the run broke, 2 wrong options, 3 a --fail-if condition
+    came true, 4 the numbers cannot be trusted (INVALID or NOISY), 130 interrupted.
     """
     from loadtest import run as main_job
 
-    fields: dict[str, str | bool] = {
-        "plan": plan,
-        "phase_seconds": phase_seconds,
-        "payloads": mix,
-        "payload_dir": payload_dir,
-        "wait": wait,
-        "verify_digest": verify_digest,
-        "seed": seed,
-        "label": label,
-    }
-    folder = Path("reports/runs") / new_run_id(label)
+    fields = DEFAULTS | options | {"fail_if": "; ".join(fail_if)}
+    if users is None:
+        users = DEFAULT_USERS if fields["arrival_rate"] in ("", "0") else 0
+    folder = Path("reports/runs") / new_run_id(str(fields["label"]))
     job = main_job.Job(host=host, users=users, workers=workers, store=store, fields=fields, folder=folder)
     try:
         sys.exit(main_job.run(job))

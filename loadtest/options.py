@@ -1,78 +1,217 @@
 """What a run was told to do: one frozen value, made from the texts of a command line or of Locust's web form.
 
 Both give texts, and Locust answers a field it cannot convert with a bare error 500; so everything arrives here as
-text and is validated in one place, with one clear sentence for each mistake.
+text and is validated in one place, with one clear sentence for each mistake. `OPTIONS` is that place's table: both
+command lines and the form are made from it, so that no option can be known to one and not to another.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
-from loadtest import payloads, phases
-from loadtest.client import HostError, parse_host
-from server.units import parse_duration
+from loadtest import arrivals, payloads, phases, wires
+from loadtest.arrivals import ArrivalError, Profile
+from loadtest.client import Close, Closer
+from loadtest.payloads import PayloadError
+from loadtest.phases import PlanError
+from loadtest.wires import HostError, Target, WireFactory, WireNameError
+from reports import thresholds
+from reports.thresholds import Threshold, ThresholdError
+from server.units import format_size, parse_duration, parse_size
 
-DEFAULT_PHASE_SECONDS = "10"
-DEFAULT_WAIT = "40ms"
-DEFAULT_SEED = "1"
-# Field names, as options (--phase-seconds) and as form fields (phase_seconds).
-FIELDS = ("plan", "phase_seconds", "payloads", "payload_dir", "wait", "verify_digest", "seed", "label")
+SHORTEST_PHASE_S = 1.0
 
 
 class OptionError(ValueError):
     """An option is wrong; the text names it and says what would be right."""
 
 
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option: a field of the form, and with dashes an option of the command lines."""
+
+    field: str
+    default: str | bool
+    help: str
+    choices: tuple[str, ...] = ()
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.field.replace("_", "-")
+
+
+OPTIONS = (
+    Option(
+        "plan", "compare", "phases: compare (long, short, short, long connections), long, short, or sweep:1,2,5,20,0"
+    ),
+    Option("uploads_per_connection", "", "in place of the plan's: one phase for each, such as 1,5,0; 0 for no end"),
+    Option("phase_seconds", "10", "length of each measured phase, such as 10s"),
+    Option("warm_up", "2s", "load before the first measured phase that does not count"),
+    Option("drain", "10s", "how long uploads under way may still take when the plan is over"),
+    Option("arrival_rate", "0", "open model: uploads due a second, whatever the server does; 0 for the closed model"),
+    Option(
+        "arrival_profile",
+        "constant",
+        "constant, poisson, ramp (rate FROM-TO) or step (rates R1,R2,...)",
+        ("constant", "poisson", "ramp", "step"),
+    ),
+    Option("max_in_flight", "1000", "open model: the most uploads under way at once, in all load processes"),
+    Option(
+        "at_cap", "queue", "what becomes of an arrival then: it waits, or is dropped and counted", ("queue", "drop")
+    ),
+    Option("shape", "none", "closed model: how users come and go during the plan", ("none", "ramp", "step", "soak")),
+    Option("payloads", payloads.DEFAULT_MIX, "sizes and weights such as 4KiB:70,1MiB:5, or lognormal:16KiB,1.5"),
+    Option("payload_dir", "", "upload the files of this folder instead"),
+    Option("compressible", False, "generate text instead of random bytes"),
+    Option("max_store", "1GiB", "refuse a run that could need more of the store than this"),
+    Option("wait", "40ms", "closed model: mean pause of a user between uploads; 0 for none"),
+    Option("timeout", "30s", "how long a server may be silent before an upload fails"),
+    Option("closer", "server", "who closes a connection after its last upload", ("server", "client")),
+    Option("close", "fin", "how a client closes: fin, or rst, which leaves no TIME_WAIT", ("fin", "rst")),
+    Option("wire", "", "protocol, if not the one of the host's scheme: MODULE:CLASS, see loadtest/wires.py"),
+    Option("verify_digest", True, "compare the digest in the reply"),
+    Option("fail_if", "", "exit code 3 when this came true, such as 'p99(response) > 20ms'; several with ;"),
+    Option("seed", "1", "of sizes, names, order, pauses and arrivals: the same seed, the same run"),
+    Option("label", "load", "goes into the run folder's name and the report"),
+)
+FIELDS = tuple(option.field for option in OPTIONS)
+DEFAULTS: dict[str, str | bool] = {option.field: option.default for option in OPTIONS}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
-    """Times in seconds. `payload_dir` None means generated payloads of `mix`."""
+    """Times in seconds. `profile` None is the closed model; `payload_dir` None means generated payloads of `mix`."""
 
-    address: tuple[str, int]
+    target: Target
+    wire: WireFactory
     plan: tuple[phases.PlannedPhase, ...]
+    drain_s: float
+    profile: Profile | None
+    max_in_flight: int
+    at_cap: Literal["queue", "drop"]
+    shape: str
     mix: list[tuple[int, float]]
     payload_dir: Path | None
+    compressible: bool
+    max_store_bytes: int
     wait_s: float
+    timeout_s: float
+    closer: Closer
+    close: Close
     verify_digest: bool
+    thresholds: list[Threshold]
     seed: int
+
+    @property
+    def planned_s(self) -> float:
+        return sum(phase.duration_s for phase in self.plan)
+
+    def profile_of(self, phase: phases.PlannedPhase) -> Profile | None:
+        """The arrivals of this phase: a warm-up has an even rate, that of the profile's beginning."""
+        if self.profile is None or phase.kind == "measure":
+            return self.profile
+        return arrivals.warm_up(self.profile)
 
     def load_payloads(self) -> payloads.PayloadSet:
         """Read or generate the payloads. PayloadError when they cannot be had."""
         if self.payload_dir is not None:
             return payloads.from_folder(self.payload_dir, self.seed, with_digests=self.verify_digest)
-        return payloads.generated(self.mix, self.seed, with_digests=self.verify_digest)
+        return payloads.generated(self.mix, self.seed, with_digests=self.verify_digest, compressible=self.compressible)
 
 
 def validate(host: str, fields: Mapping[str, Any]) -> LoadOptions:
     """Options from texts, keyed as in FIELDS. OptionError for the first one that is wrong."""
-    try:
-        phase_s = parse_duration(str(fields["phase_seconds"]))
-        wait_s = parse_duration(str(fields["wait"]))
-        address = parse_host(host)
-        mix = payloads.parse_mix(str(fields["payloads"]))
-    except (HostError, payloads.PayloadError) as error:
-        raise OptionError(str(error)) from None
-    except ValueError as error:
-        raise OptionError(f"phase seconds or wait: {error}") from None
-    if phase_s < 1:
-        raise OptionError(f"phase seconds is {phase_s:g}: a phase needs at least 1 s to be measured")
-    if str(fields["plan"]) not in phases.PLANS:
-        raise OptionError(f"plan is {fields['plan']!r}, not one of {', '.join(phases.PLANS)}")
-    payload_dir = str(fields["payload_dir"] or "").strip()
+    text = {field: str(fields[field] or "").strip() for field in FIELDS}
+    for option in OPTIONS:
+        if option.choices and text[option.field] not in option.choices:
+            raise OptionError(f"{option.field} is {text[option.field]!r}, not one of {', '.join(option.choices)}")
+    phase_s = _seconds(text, "phase_seconds", at_least=SHORTEST_PHASE_S)
+    payload_dir = text["payload_dir"]
     if payload_dir and not Path(payload_dir).is_dir():
         raise OptionError(f"payload folder: {payload_dir!r} is not a folder")
-    return LoadOptions(
-        address=address,
-        plan=phases.plan(str(fields["plan"]), phase_s),
-        mix=mix,
-        payload_dir=Path(payload_dir) if payload_dir else None,
-        wait_s=wait_s,
-        verify_digest=bool(fields["verify_digest"]),
-        seed=_seed(str(fields["seed"])),
-    )
+    if text["close"] == "rst" and text["closer"] == "server":
+        raise OptionError("close is 'rst', but the server closes: set closer to client")
+    try:
+        target = wires.parse_target(host)
+        profile = arrivals.parse_profile(text["arrival_profile"], text["arrival_rate"])
+        if profile is not None and text["shape"] != "none":
+            raise OptionError("shape belongs to the closed model: set it to none, or the arrival rate to 0")
+        return LoadOptions(
+            target=target,
+            wire=wires.wire_of(target, text["wire"]),
+            plan=phases.plan(
+                text["plan"],
+                phase_s,
+                warm_up_s=_seconds(text, "warm_up"),
+                uploads_per_connection=text["uploads_per_connection"],
+            ),
+            drain_s=_seconds(text, "drain"),
+            profile=profile,
+            max_in_flight=_whole(text, "max_in_flight", at_least=1, at_most=60_000),
+            at_cap=cast(Literal["queue", "drop"], text["at_cap"]),
+            shape=text["shape"],
+            mix=payloads.parse_mix(text["payloads"]),
+            payload_dir=Path(payload_dir) if payload_dir else None,
+            compressible=bool(fields["compressible"]),
+            max_store_bytes=_size(text, "max_store"),
+            wait_s=_seconds(text, "wait"),
+            timeout_s=_seconds(text, "timeout", at_least=0.1),
+            closer=cast(Closer, text["closer"]),
+            close=cast(Close, text["close"]),
+            verify_digest=bool(fields["verify_digest"]),
+            thresholds=thresholds.parse_all(text["fail_if"]),
+            seed=_whole(text, "seed", at_least=0, at_most=10**18),
+        )
+    except (ArrivalError, HostError, PayloadError, PlanError, ThresholdError, WireNameError) as error:
+        raise OptionError(str(error)) from None
 
 
-def _seed(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) < 19):
-        raise OptionError(f"seed is {text!r}, not a whole number from 0")
-    return int(text)
+def check_users(options: LoadOptions, users: int) -> None:
+    """OptionError when so many users do not go with the model."""
+    if options.profile is not None and users > 0:
+        raise OptionError(
+            f"an arrival rate and {users} users: the open model has no users; set users to 0, or the arrival rate to 0"
+        )
+    if options.profile is None and users < 1:
+        raise OptionError("number of users is 0: a run of the closed model needs at least 1, or give an arrival rate")
+
+
+def check_store(options: LoadOptions, payload_set: payloads.PayloadSet, users: int) -> None:
+    """OptionError when the run could fill more of the store than it may."""
+    at_once = users if options.profile is None else options.max_in_flight
+    needed = payload_set.store_bytes(at_once)
+    if needed > options.max_store_bytes:
+        limit, largest = format_size(options.max_store_bytes), format_size(payload_set.largest_bytes)
+        raise OptionError(
+            f"this run could need {format_size(needed)} of the server's store (each name once, and {at_once} uploads "
+            f"under way of up to {largest}), over {limit}: allow it with --max-store, or take fewer or smaller ones"
+        )
+
+
+def _seconds(text: Mapping[str, str], field: str, *, at_least: float = 0) -> float:
+    try:
+        value = parse_duration(text[field])
+    except ValueError as error:
+        raise OptionError(f"{_words(field)}: {error}") from None
+    if value < at_least:
+        raise OptionError(f"{_words(field)} is {value:g}: it must be at least {at_least:g} s")
+    return value
+
+
+def _size(text: Mapping[str, str], field: str) -> int:
+    try:
+        return parse_size(text[field])
+    except ValueError as error:
+        raise OptionError(f"{_words(field)}: {error}") from None
+
+
+def _whole(text: Mapping[str, str], field: str, *, at_least: int, at_most: int) -> int:
+    value = text[field]
+    if not (value.isascii() and value.isdecimal() and at_least <= int(value[:20]) <= at_most):
+        raise OptionError(f"{_words(field)} is {value!r}, not a whole number from {at_least} to {at_most:,}")
+    return int(value)
+
+
+def _words(field: str) -> str:
+    return field.replace("_", " ")

@@ -33,11 +33,11 @@ from reports.run_folder import RunFolderError, UploadsTail
 
 SERVER_START_S = 20.0
 SERVER_STOP_S = 10.0
-LOAD_STOP_S = 30.0
+LOAD_STOP_S = 30.0  # beside the drain: last batches, the recorder's last sample
 POLL_S = 0.2
 STORE_ROOM_BYTES = 2 << 30  # payloads are at most 1 GiB, and replaced while they are still being read
 
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, USAGE, BROKEN, UNTRUSTED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 
 class RunError(Exception):
@@ -82,25 +82,27 @@ def run(job: Job) -> int:
         raise RunError(f"the run folder cannot be made: {error}") from None
     try:
         with _server(job, interrupts) as host:
-            code = _load(job, host, interrupts)
+            _load(job, host, interrupts)
     finally:
-        reported = _report(job.folder)
+        _report(job.folder)
     if interrupts.count:
         return INTERRUPTED
-    return code if reported else FAILED
+    outcome = run_folder.read_outcome(job.folder)
+    return FAILED if outcome is None else outcome.exit_code
 
 
 def _check(job: Job) -> None:
     """Everything that can be wrong, before anything is started."""
     options = load_options.validate(job.host or "tcp://127.0.0.1:1", job.fields)
+    load_options.check_users(options, job.users)
     try:
-        options.load_payloads()
+        load_options.check_store(options, options.load_payloads(), job.users)
     except PayloadError as error:
         raise OptionError(str(error)) from None
     if job.host is None:
         return
     try:
-        socket.create_connection(options.address, timeout=5).close()
+        socket.create_connection(options.target.address, timeout=5).close()
     except OSError as error:
         raise OptionError(f"no server at {job.host}: {error.strerror or error}; start one with: make serve") from None
 
@@ -158,43 +160,41 @@ def _wait_until_listening(process: "subprocess.Popen[str]", folder: Path, interr
 # ── the load ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _load(job: Job, host: str, interrupts: _Interrupts) -> int:
+def _load(job: Job, host: str, interrupts: _Interrupts) -> None:
     if interrupts.count:
-        return INTERRUPTED
+        return
+    options = load_options.validate(host, job.fields)
     with (job.folder / "locust.log").open("wb") as log:
         process = subprocess.Popen(
             _locust_command(job, host), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        code = _watch(process, job, host, interrupts)
+        code = _watch(process, job.folder, options.planned_s, interrupts)
     finally:
-        _end(process, LOAD_STOP_S)
+        _end(process, LOAD_STOP_S + options.drain_s)
     started = (job.folder / run_folder.RUN).exists()
     if not interrupts.count and (code not in (OK, FAILED) or not started):
         raise RunError(f"Locust ended with exit code {code}: {_last_line(job.folder / 'locust.log')}")
-    return code
 
 
 def _locust_command(job: Job, host: str) -> list[str]:
     command = [sys.executable, "-m", "locust", "-f", str(Path(__file__).with_name("users.py")), "--headless"]
-    command += ["--host", host, "--users", str(job.users), "--spawn-rate", str(min(100, job.users))]
-    command += ["--stop-timeout", "10", "--only-summary", "--run-folder", str(job.folder), "--no-report"]
+    command += ["--host", host, "--users", str(job.users), "--spawn-rate", str(max(1, min(100, job.users)))]
+    command += ["--only-summary", "--run-folder", str(job.folder), "--no-report"]
     command.append(f"--run-command={shlex.join(['python', '-m', 'loadtest', *sys.argv[1:]])}")
-    for field in load_options.FIELDS:
-        value = job.fields[field]
-        option = "--" + field.replace("_", "-")
-        if isinstance(value, bool):
-            command += [] if value else [f"--no-{field.replace('_', '-')}"]
-        else:
-            command.append(f"{option}={value}")
+    for option in load_options.OPTIONS:
+        value = job.fields[option.field]
+        if not isinstance(option.default, bool):
+            command.append(f"{option.flag}={value}")
+        elif value != option.default:
+            command.append(option.flag if value else option.flag.replace("--", "--no-", 1))
     return command
 
 
-def _watch(process: "subprocess.Popen[bytes]", job: Job, host: str, interrupts: _Interrupts) -> int:
+def _watch(process: "subprocess.Popen[bytes]", folder: Path, planned_s: float, interrupts: _Interrupts) -> int:
     """Show the run's progress until Locust has ended; pass interrupts on."""
-    plan = load_options.validate(host, job.fields).plan
     handled = 0
-    with _Progress(job.folder, sum(phase.duration_s for phase in plan)) as progress:
+    with _Progress(folder, planned_s) as progress:
         while True:
             try:
                 return process.wait(POLL_S)
@@ -269,14 +269,12 @@ def _end(process: "subprocess.Popen[str] | subprocess.Popen[bytes]", grace_s: fl
         process.stdout.close()
 
 
-def _report(folder: Path) -> bool:
-    """Build and show the report; False when there is none."""
-    if not (folder / run_folder.RUN).exists():
-        return False  # nothing was measured; the error that stopped us says more
-    command = [sys.executable, "-m", "reports", "build", str(folder)]
-    built = subprocess.run(command, stdout=subprocess.PIPE, text=True, start_new_session=True, check=False)
-    print(built.stdout, end="", flush=True)
-    return built.returncode == 0
+def _report(folder: Path) -> None:
+    """Build and show the report, if anything was measured; otherwise the error that stopped us says more."""
+    if (folder / run_folder.RUN).exists():
+        command = [sys.executable, "-m", "reports", "build", str(folder)]
+        built = subprocess.run(command, stdout=subprocess.PIPE, text=True, start_new_session=True, check=False)
+        print(built.stdout, end="", flush=True)
 
 
 def _last_line(path: Path) -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from loadtest.client import HostError, UploadClient, parse_host
+from loadtest.client import UploadClient
+from loadtest.wires import HostError, parse_target
 from server.protocol import new_hasher
 
 PIECE_BYTES = 1 << 20
@@ -55,7 +56,7 @@ def upload(files: Sequence[Path], host: str, *, close: bool) -> int:
     """Upload the files in order and return the exit code: 0, or 1 at the first that was refused or could not be read,
     2 when `host` is none."""
     try:
-        client = UploadClient(*parse_host(host))
+        client = UploadClient(parse_target(host))
     except HostError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
@@ -64,7 +65,7 @@ def upload(files: Sequence[Path], host: str, *, close: bool) -> int:
         with tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, disable=None) as bar:
             for path in files:
                 bar.set_postfix_str(path.name)
-                done = client.upload(path.name, FileBody(path, bar.update), close=close)
+                done = client.upload(path.name, FileBody(path, bar.update), last=close)
                 if done.error is not None:
                     bar.close()
                     print(f"Error: {path}: {done.error.code}: {done.error.message} ({host})", file=sys.stderr)

@@ -1,12 +1,14 @@
 """Locust's entry point: `locust -f loadtest/users.py`. One user class, its options, and the hooks of a run's life.
 
 There is one `UploadUser`: whether connections are long or short belongs to the phase of the run, not to the user, so
-that both are compared with the same users and the same payloads.
+that both are compared with the same users and the same payloads. It is the closed model; in the open model there are no
+users, see open_model.py.
 """
 
 import random
 import sys
 import time
+from argparse import Action, ArgumentParser, Namespace
 from typing import Any
 
 import gevent
@@ -18,36 +20,38 @@ from locust.exception import StopUser
 from locust.runners import WorkerRunner
 from locust.user.task import LOCUST_STATE_STOPPING
 
-from loadtest.client import Upload, UploadClient, UploadError
-from loadtest.lifecycle import Lifecycle, LoadProcess, option_fields
-from loadtest.options import DEFAULT_PHASE_SECONDS, DEFAULT_SEED, DEFAULT_WAIT
-from loadtest.payloads import DEFAULT_MIX, Payload
-from loadtest.phases import PLANS
-from reports.run_folder import mode_of, upload_name
+from loadtest.lifecycle import Lifecycle
+from loadtest.load_process import LoadProcess
+from loadtest.options import OPTIONS
+from loadtest.uploader import RunningPhase, Uploader, row_of
 
 BACK_OFF_S = 0.5  # after a failed connection: without it users without a server would spin
 
 _lifecycles: dict[Environment, Lifecycle] = {}
 
 
+class _Join(Action):
+    """`--fail-if A --fail-if B` is `--fail-if 'A; B'`."""
+
+    def __call__(self, parser: ArgumentParser, namespace: Namespace, values: Any, option: str | None = None) -> None:
+        known = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, f"{known}; {values}" if known else values)
+
+
 @events.init_command_line_parser.add_listener
 def _add_options(parser: LocustArgumentParser) -> None:
     """Texts only: Locust's form converts by the type of the default, and answers what it cannot convert with a 500."""
-    parser.add_argument(
-        "--plan", choices=list(PLANS), default="compare", help="compare: long, short, short, long connections"
-    )
-    parser.add_argument(
-        "--phase-seconds", default=DEFAULT_PHASE_SECONDS, help="length of each measured phase, such as 10s"
-    )
-    parser.add_argument("--payloads", default=DEFAULT_MIX, help="generated sizes and weights, such as 4KiB:70,1MiB:5")
-    parser.add_argument("--payload-dir", default="", help="upload the files of this folder instead")
-    parser.add_argument(
-        "--wait", default=DEFAULT_WAIT, help="mean pause of a user between uploads, such as 40ms; 0 for none"
-    )
-    parser.add_argument("--verify-digest", action="store_true", default=True, help="compare the reply's digest")
-    parser.add_argument("--no-verify-digest", dest="verify_digest", action="store_false", include_in_web_ui=False)
-    parser.add_argument("--seed", default=DEFAULT_SEED, help="of sizes, order and pauses: the same seed, the same run")
-    parser.add_argument("--label", default="load", help="goes into the run folder's name and the report")
+    for option in OPTIONS:
+        if option.field == "fail_if":
+            parser.add_argument(option.flag, default=option.default, action=_Join, help=option.help)
+        elif option.default is True:
+            parser.add_argument(option.flag, action="store_true", default=True, help=option.help)
+            no = option.flag.replace("--", "--no-", 1)
+            parser.add_argument(no, dest=option.field, action="store_false", include_in_web_ui=False)
+        elif option.default is False:
+            parser.add_argument(option.flag, action="store_true", default=False, help=option.help)
+        else:
+            parser.add_argument(option.flag, default=option.default, choices=option.choices or None, help=option.help)
     parser.add_argument(
         "--run-folder", default="", include_in_web_ui=False, help="default: reports/runs/<time>-<label>"
     )
@@ -65,7 +69,7 @@ def _begin(environment: Environment, **_: Any) -> None:
     parsed = environment.parsed_options
     starts_now = parsed is not None and (parsed.headless or parsed.autostart)
     if starts_now and not isinstance(environment.runner, WorkerRunner):
-        problem = lifecycle.check(environment.host, option_fields(environment))
+        problem = lifecycle.prepare_command_line()
         if problem is not None:
             print(f"Error: {problem}", file=sys.stderr)
             sys.exit(2)
@@ -74,6 +78,8 @@ def _begin(environment: Environment, **_: Any) -> None:
 class UploadUser(User):
     """Uploads one file after the other, as the run's phase says."""
 
+    wait_time = constant(0)  # the pause is part of the task, so that a stop can end it: see `stop`
+
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
         load = _lifecycles[environment].load
@@ -81,13 +87,9 @@ class UploadUser(User):
         self._load: LoadProcess = load
         self._number = load.next_user()
         self._random = random.Random(f"{load.options.seed}/{self._number}")
-        self._client = UploadClient(*load.options.address)
-        self._phase = ""
-        self._uploads = 0  # in this phase
-        self._on_connection = 0
-        self._stopping = gevent.event.Event()
-
-    wait_time = constant(0)  # the pause is part of the task, so that a stop can end it: see `stop`
+        self._uploader = Uploader(load)
+        self._stopping = False
+        self._awake = gevent.event.Event()
 
     def stop(self, force: bool = False) -> bool:
         """Locust would kill a user that it sees waiting; by the time the kill arrives the wait may be over, and an
@@ -95,58 +97,36 @@ class UploadUser(User):
         if force:
             return bool(super().stop(force=True))
         self._state = LOCUST_STATE_STOPPING
-        self._stopping.set()
+        self._stopping = True
+        self._awake.set()
         return False
 
-    def _pause(self) -> None:
-        """Until the next upload: the mean, give or take half, so that users do not march in step."""
-        mean = self._load.options.wait_s
-        if self._stopping.wait(mean * self._random.uniform(0.5, 1.5) if mean else 0):
-            raise StopUser
-
     def on_stop(self) -> None:
-        self._client.close()
+        self._uploader.close()
 
     @task
     def upload(self) -> None:
-        """One upload of the current phase; the connection is opened, kept or closed as that says."""
+        """Upload until told to stop. One call for all uploads: choosing a task anew for each costs Locust 10 µs."""
+        phase: RunningPhase | None = None
+        number = 0
+        while not self._stopping:
+            if phase is not self._load.phase:
+                phase, number = self._load.phase, 0
+            payload, name = self._load.payloads.pick(self._number, number)
+            number += 1
+            done = self._uploader.upload(phase, payload, name)
+            if done.error is not None and done.error.code in ("connect_refused", "connect_failed"):
+                gevent.sleep(BACK_OFF_S)
+            self._pause(phase, row_of(phase.uploads_per_connection, payload.size_bytes))
+        raise StopUser
+
+    def _pause(self, phase: RunningPhase, row: str) -> None:
+        """Until the next upload: the mean, give or take half, so that users do not march in step."""
         load = self._load
-        phase, per_connection = load.phase, load.uploads_per_connection
-        if phase != self._phase:
-            self._phase, self._uploads = phase, 0
-            self._client.close()
-            self._on_connection = 0
-        payload, name = load.payloads.pick(self._number, self._uploads)
-        self._uploads += 1
-        self._on_connection += 1
-        last = self._on_connection == per_connection  # never, with 0
-        start_ns = time.monotonic_ns()
-        try:
-            done = self._client.upload(name, payload, close=last)
-        except gevent.GreenletExit:  # the stop timeout has passed: a server that hangs must not go uncounted
-            unfinished = Upload(None, UploadError("unfinished"), start_ns, 0, False)
-            load.telemetry.record(phase, _row(per_connection, payload), payload.size_bytes, unfinished)
-            raise
-        if last or done.error is not None:
-            self._on_connection = 0
-        row = _row(per_connection, payload)
-        load.telemetry.record(phase, row, payload.size_bytes, done)
-        self._report(row, payload.size_bytes, done)
-        if done.error is not None and done.error.code in ("connect_refused", "connect_failed"):
-            gevent.sleep(BACK_OFF_S)
-        self._pause()
-
-    def _report(self, row: str, size_bytes: int, done: Upload) -> None:
-        """For Locust's own tables; ours come from the telemetry."""
-        self.environment.events.request.fire(
-            request_type="UPLOAD",
-            name=row,
-            response_time=(done.transaction_ns or 0) / 1e6,
-            response_length=size_bytes if done.error is None else 0,
-            exception=done.error,
-            context={},
-        )
-
-
-def _row(per_connection: int, payload: Payload) -> str:
-    return upload_name(mode_of(per_connection), payload.size_bytes)
+        pause_ns = round(load.options.wait_s * self._random.uniform(0.5, 1.5) * 1e9)
+        load.think(phase, row, pause_ns)
+        if not pause_ns:
+            return
+        load.alarm.at(time.monotonic_ns() + pause_ns, self._awake.set)
+        self._awake.wait()
+        self._awake.clear()

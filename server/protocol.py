@@ -397,6 +397,10 @@ class ClientConnection:
     def receive_data(self, data: memoryview | bytes) -> Iterator[Reply]:
         """Feed bytes and yield the replies in them. RemoteProtocolError `bad_reply` for anything that is not one, or
         that nobody asked for."""
+        length = len(data) - LENGTH_BYTES
+        if not self._buffer and 0 < length <= MAX_REPLY_BYTES and length == int.from_bytes(data[:4], "little"):
+            yield self._reply(bytes(data[LENGTH_BYTES:]))  # one whole reply, which is what nearly always comes
+            return
         self._buffer += data
         while len(self._buffer) >= LENGTH_BYTES:
             length = int.from_bytes(self._buffer[:LENGTH_BYTES], "little")

@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from servers import DEADLINE_S, eventually, running
 
-from loadtest.client import CLIENT_FAILURES, HostError, UploadClient, parse_host
+from loadtest.client import NOT, UploadClient
+from loadtest.wires import CLIENT_FAILURES, HostError, Target, parse_target
 from server.protocol import FAILURE_CODES, Reply, Timing, digest_of, encode_reply
 
-PARTS = ("connect_ns", "send_ns", "wait_ns", "read_lag_ns", "close_ns", "service_ns", "transaction_ns")
+PARTS = ("connect_ns", "handshake_ns", "send_ns", "wait_ns", "read_lag_ns", "close_ns", "service_ns", "transaction_ns")
 NO_TIME = Timing(accepted=1)
 LARGE = 32 << 20  # more than the kernel's buffers take
 
@@ -126,8 +127,8 @@ def scripted(*scripts):
 
 
 @contextmanager
-def client_of(port, timeout_s=DEADLINE_S):
-    client = UploadClient("127.0.0.1", port, timeout_s)
+def client_of(port, timeout_s=DEADLINE_S, **options):
+    client = UploadClient(Target("tcp", "127.0.0.1", port), timeout_s=timeout_s, **options)
     try:
         yield client
     finally:
@@ -139,8 +140,9 @@ def fails_with(port, body=None, timeout_s=DEADLINE_S, **options):
     with client_of(port, timeout_s) as client:
         done = client.upload("file", body or Bytes(b"data"), **options)
     assert done.error is not None
-    assert [part for part in PARTS if getattr(done, part) is not None] == ["connect_ns"] * done.connected
-    assert done.start_ns > 0
+    measured = [part for part in PARTS if getattr(done, part) != NOT]
+    assert measured == ["connect_ns", "handshake_ns"] * done.connected
+    assert 0 < done.start_ns <= done.end_ns
     return done.error
 
 
@@ -157,30 +159,27 @@ def seen_by_client(port):
 @pytest.mark.parametrize("close", [False, True])
 def test_an_upload(data, close):
     with scripted(serve) as port, client_of(port) as client:
-        done = client.upload("näme", Bytes(data), close=close)
+        done = client.upload("näme", Bytes(data), last=close)
     assert done.error is None
-    assert done.reply.file_name == "näme"
-    assert done.reply.received == len(data)
-    assert done.bytes_sent > len(data)
     assert done.connected
 
 
 def test_durations_fit_together():
     with scripted(serve) as port, client_of(port) as client:
         first, second = client.upload("a", Bytes(b"1" * 5000)), client.upload("b", Bytes(b"2" * 5000, cuts=[100, 200]))
-        last = client.upload("c", Bytes(b""), close=True)
+        last = client.upload("c", Bytes(b""), last=True)
     for done in (first, second, last):
         assert done.error is None
-        times = {part: getattr(done, part) for part in PARTS if getattr(done, part) is not None}
+        times = {part: getattr(done, part) for part in PARTS if getattr(done, part) != NOT}
         assert all(value >= 0 for value in times.values())
         assert done.transaction_ns >= done.service_ns
         assert done.transaction_ns >= done.send_ns
-        if done.wait_ns:  # else the reply came before the last send returned, and parts overlap
+        if done.wait_ns > 0:  # else the reply came before the last send returned, and parts overlap
             parts = ("connect_ns", "send_ns", "wait_ns", "read_lag_ns", "close_ns")
             assert sum(times.get(part, 0) for part in parts) <= done.transaction_ns
     assert [done.connected for done in (first, second, last)] == [True, False, False]
-    assert [done.connect_ns is not None for done in (first, second, last)] == [True, False, False]
-    assert [done.close_ns is not None for done in (first, second, last)] == [False, False, True]
+    assert [done.connect_ns != NOT for done in (first, second, last)] == [True, False, False]
+    assert [done.close_ns != NOT for done in (first, second, last)] == [False, False, True]
     assert first.start_ns < second.start_ns < last.start_ns
 
 
@@ -218,7 +217,7 @@ def test_close_waits_for_the_servers_fin():
         assert gate.wait(DEADLINE_S)
 
     with scripted(hold) as port, client_of(port) as client:
-        thread = threading.Thread(target=lambda: results.append(client.upload("file", Bytes(b"data"), close=True)))
+        thread = threading.Thread(target=lambda: results.append(client.upload("file", Bytes(b"data"), last=True)))
         thread.start()
         thread.join(0.1)
         assert thread.is_alive()
@@ -240,7 +239,7 @@ def test_close_is_asked_for_only_when_told():
     with scripted(note, note) as port:
         for close in (False, True):
             with client_of(port) as client:
-                assert client.upload("file", Bytes(b"data"), close=close).error is None
+                assert client.upload("file", Bytes(b"data"), last=close).error is None
     assert asked in (["keep-alive", "close"], [None, "close"])
 
 
@@ -251,9 +250,38 @@ def test_a_reset_after_the_reply_changes_nothing():
         reset(sock)
 
     with scripted(serve_and_reset) as port, client_of(port) as client:
-        done = client.upload("file", Bytes(b"data"), close=True)
+        done = client.upload("file", Bytes(b"data"), last=True)
     assert done.error is None
     assert done.close_ns >= 0
+
+
+def test_the_client_may_close_first():
+    seen = []
+
+    def expect_fin(sock):
+        assert serve_one(sock)  # it is not asked to close
+        seen.append(sock.recv(1))
+
+    with scripted(expect_fin) as port, client_of(port, closer="client") as client:
+        done = client.upload("file", Bytes(b"data"), last=True)
+    assert done.error is None
+    assert done.close_ns >= 0
+    assert seen == [b""]
+
+
+def test_the_client_may_close_by_a_reset():
+    seen = []
+
+    def expect_reset(sock):
+        serve_one(sock)
+        with pytest.raises(ConnectionResetError):
+            sock.recv(1)
+        seen.append("reset")
+
+    with scripted(expect_reset) as port, client_of(port, closer="client", close="rst") as client:
+        assert client.upload("file", Bytes(b"data"), last=True).error is None
+        assert seen_by_client(port) == []  # no TIME_WAIT either
+    assert seen == ["reset"]
 
 
 # ── connections come and go ───────────────────────────────────────────────────────────────────────────────────────
@@ -284,7 +312,7 @@ def test_a_reply_that_says_close_is_obeyed():
     with scripted(serve_and_say_close, serve) as port, client_of(port) as client:
         first, second = client.upload("a", Bytes(b"1")), client.upload("b", Bytes(b"2"))
     assert (first.error, second.error) == (None, None)
-    assert first.close_ns is not None
+    assert first.close_ns != NOT
     assert second.connected
 
 
@@ -324,12 +352,12 @@ def test_connect_refused():
     with socket.socket() as taken:  # bound, so that nobody else listens there
         taken.bind(("127.0.0.1", 0))
         error = fails_with(taken.getsockname()[1])
-    assert (error.code, error.reply) == ("connect_refused", None)
+    assert error.code == "connect_refused"
     assert error.message == CLIENT_FAILURES["connect_refused"]
 
 
 def test_connect_failed():
-    client = UploadClient("255.255.255.255", 1, DEADLINE_S)  # nothing can be connected to; no packet is sent
+    client = UploadClient(Target("tcp", "255.255.255.255", 1))  # nothing can be connected to; no packet is sent
     done = client.upload("file", Bytes(b"data"))
     assert done.error.code == "connect_failed"
     assert done.error.message
@@ -422,16 +450,32 @@ def test_digest_differs():
     with scripted(serve) as port:
         error = fails_with(port, Bytes(b"data", told=digest_of("xxh3_128", b"date")))
     assert error.code == "digest_differs"
-    assert error.reply.digest == digest_of("xxh3_128", b"data")
+
+
+def serve_without_digest(sock):
+    read_upload(sock)
+    sock.sendall(encode_reply(Reply("stored", "ok", "", "file", 4, None, "keep-alive", 0, 1, NO_TIME)))
 
 
 def test_a_digest_of_none_is_not_compared():
-    def serve_without_digest(sock):
-        read_upload(sock)
-        sock.sendall(encode_reply(Reply("stored", "ok", "", "file", 4, None, "keep-alive", 0, 1, NO_TIME)))
-
     with scripted(serve_without_digest) as port, client_of(port) as client:
         assert client.upload("file", Bytes(b"data", told=None)).error is None
+
+
+def test_a_server_that_keeps_the_digest_to_itself_is_not_believed():
+    with scripted(serve_without_digest) as port:
+        assert fails_with(port).code == "digest_differs"
+
+
+def test_a_server_that_lies_about_the_size_is_not_believed():
+    def lie(sock):
+        _, data = read_upload(sock)
+        sock.sendall(
+            encode_reply(Reply("stored", "ok", "", "file", 3, digest_of("xxh3_128", data), "close", 0, 1, NO_TIME))
+        )
+
+    with scripted(lie) as port:
+        assert fails_with(port, Bytes(b"data", told=None)).code == "size_differs"
 
 
 @pytest.mark.parametrize("code", FAILURE_CODES)
@@ -443,7 +487,6 @@ def test_refusals(code):
     with scripted(refuse) as port:
         error = fails_with(port)
     assert (error.code, error.message) == (code, f"because of {code}")
-    assert error.reply.code == code
 
 
 def wait_for_eof(sock):
@@ -472,7 +515,7 @@ def test_every_failure_of_its_own_has_a_constant_text():
 
 def test_the_real_server():
     with running() as server, client_of(server.port) as client:
-        results = [client.upload(f"file-{i}", Bytes(bytes(i)), close=i % 3 == 2) for i in range(9)]
+        results = [client.upload(f"file-{i}", Bytes(bytes(i)), last=i % 3 == 2) for i in range(9)]
         assert server.stored() == 9
     assert [done.error for done in results] == [None] * 9
     assert [done.connected for done in results] == [i % 3 == 0 for i in range(9)]
@@ -490,7 +533,7 @@ def test_the_real_server():
     ],
 )
 def test_hosts(text, address):
-    assert parse_host(text) == address
+    assert parse_target(text) == Target("tcp", *address)
 
 
 @pytest.mark.parametrize(
@@ -498,7 +541,11 @@ def test_hosts(text, address):
     [
         "",
         "127.0.0.1:12345",
-        "http://127.0.0.1:12345",
+        "https://127.0.0.1:12345",
+        "http://",
+        "http://127.0.0.1/a?b",
+        "http://127.0.0.1/ä",
+        "http://127.0.0.1/a b",
         "tcp://127.0.0.1",
         "tcp://:12345",
         "tcp://127.0.0.1:0",
@@ -513,15 +560,30 @@ def test_hosts(text, address):
 )
 def test_what_is_no_host(text):
     with pytest.raises(HostError, match="is not a host: write tcp://HOST:PORT"):
-        parse_host(text)
+        parse_target(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("http://127.0.0.1:8080", Target("http", "127.0.0.1", 8080, "/")),
+        ("http://example.org", Target("http", "example.org", 80, "/")),
+        ("http://[::1]:1/a/b", Target("http", "::1", 1, "/a/b/")),
+        ("http://h:1/a/b/", Target("http", "h", 1, "/a/b/")),
+    ],
+)
+def test_hosts_of_http(text, target):
+    assert parse_target(text) == target
 
 
 @given(st.text())
 def test_any_text_is_a_host_or_a_host_error(text):
-    for host in (text, f"tcp://{text}", f"tcp://{text}:1"):
+    for host in (text, f"tcp://{text}", f"tcp://{text}:1", f"http://{text}", f"http://h:1/{text}"):
         try:
-            name, port = parse_host(host)
+            target = parse_target(host)
         except HostError:
             continue
-        assert name
-        assert 0 < port < 65536
+        assert target.host
+        assert 0 < target.port < 65536
+        assert target.path.startswith("/")
+        assert target.path.endswith("/")

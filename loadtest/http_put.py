@@ -1,0 +1,87 @@
+"""HTTP PUT as a second wire, so that a web server stands beside ours in one tool, with the same payloads and durations.
+
+HTTP/1.1 over our own connections, not through a client library: the durations need the moments at which the kernel had
+the bytes. Replies are read by geventhttpclient's parser, the one of Locust's fast HTTP user (llhttp, in C).
+"""
+
+from functools import lru_cache
+from urllib.parse import quote
+
+from geventhttpclient._parser import HTTPParseError, HTTPResponseParser
+
+from loadtest.wires import Answer, Target, WireError
+
+
+class _Response(HTTPResponseParser):
+    """One response: its status, and whether it is whole. Bodies and headers are not kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.headers_complete = False
+        self.complete = False
+
+    def _on_message_begin(self) -> None:
+        pass
+
+    def _on_status(self, text: str) -> None:
+        pass
+
+    def _on_header_field(self, text: str) -> None:
+        pass
+
+    def _on_header_value(self, text: str) -> None:
+        pass
+
+    def _on_body(self, data: bytearray) -> None:
+        pass
+
+    def _on_headers_complete(self) -> None:
+        self.headers_complete = self.get_code() >= 200
+
+    def _on_message_complete(self) -> None:
+        self.complete = self.get_code() >= 200  # 1xx announces the answer, it is none
+
+
+class HttpPutWire:
+    """`PUT <folder><name>`; every 2xx is "ok", any other status is the failure `http_<status>`."""
+
+    __slots__ = ("_response", "_target")
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._response = _Response()
+
+    def encode(self, name: str, size_bytes: int, *, close: bool) -> bytes:
+        self._response = _Response()
+        return _head(self._target, name, size_bytes, close)
+
+    def decode(self, data: bytes) -> Answer | None:
+        response = self._response
+        try:
+            response.feed(data)
+        except HTTPParseError:
+            raise WireError("bad_reply") from None
+        return self._answer(keeps_open=bool(response.should_keep_alive())) if response.complete else None
+
+    def end(self) -> Answer | None:
+        if self._response.headers_complete and not self._response.should_keep_alive():
+            return self._answer(keeps_open=False)  # a body without a length ends with its connection
+        raise WireError("connection_lost")
+
+    def _answer(self, *, keeps_open: bool) -> Answer:
+        status = self._response.get_code()
+        if 200 <= status < 300:
+            return Answer("ok", keeps_open=keeps_open)
+        return Answer(f"http_{status}", f"the server answered {status}", keeps_open=keeps_open)
+
+
+@lru_cache(maxsize=8192)  # names come from a bounded set, so most are asked for again
+def _head(target: Target, name: str, size_bytes: int, close: bool) -> bytes:
+    host = f"[{target.host}]" if ":" in target.host else target.host
+    lines = [
+        f"PUT {target.path}{quote(name, safe='')} HTTP/1.1",
+        f"Host: {host}:{target.port}",
+        f"Content-Length: {size_bytes}",
+        f"Connection: {'close' if close else 'keep-alive'}",
+    ]
+    return "\r\n".join([*lines, "", ""]).encode()

@@ -1,0 +1,37 @@
+"""What we add to Locust's web UI: a tab that says, while a run goes on, whether its numbers could be believed.
+
+Locust's page shows a tab as a table of rows that it polls from `/stats/requests`. The rows are about the last second of
+load, so that a person sees what is wrong before the run is over; the verdict itself comes with the report.
+"""
+
+import json
+from typing import TYPE_CHECKING
+
+from flask import Response, request
+from locust.web import WebUI
+
+if TYPE_CHECKING:
+    from loadtest.keeper import RunKeeper
+
+KEY = "socketswarm"
+
+
+class Live:
+    """One tab of one web UI. It reads what the keeper says of the run that goes on."""
+
+    def __init__(self, web_ui: WebUI, keeper: "RunKeeper") -> None:
+        self._keeper = keeper
+        assert web_ui.app is not None
+        columns = [{"key": "what", "title": "Question"}, {"key": "now", "title": "Now"}, {"key": "means", "title": ""}]
+        web_ui.template_args |= {
+            "extended_tabs": [{"title": "Trust", "key": KEY}],
+            "extended_tables": [{"key": KEY, "structure": columns}],
+        }
+        web_ui.app.after_request(self._add_rows)
+
+    def _add_rows(self, response: Response) -> Response:
+        if request.endpoint == "locust.request_stats" and response.is_json:
+            shown = response.get_json()
+            shown["extended_stats"] = [{"key": KEY, "data": self._keeper.live_rows()}]
+            response.set_data(json.dumps(shown))
+        return response

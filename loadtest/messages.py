@@ -1,0 +1,16 @@
+"""What the two halves of a run tell each other, through Locust: a single process loops its messages back to itself.
+
+keeper  ─ PHASE ────► load   closed model: the phase that is now
+keeper  ─ SCHEDULE ─► load   open model: when the plan starts, and which share of it is whose
+load    ─ HELLO ────► keeper a load process is there
+load    ─ BATCH ────► keeper what it did since the last one; `final` after its last upload
+load    ─ DONE ─────► keeper open model: all its arrivals have ended, or were given up
+load    ─ FAILED ───► keeper it cannot make this load
+"""
+
+PHASE = "socketswarm-phase"
+SCHEDULE = "socketswarm-schedule"
+HELLO = "socketswarm-hello"
+BATCH = "socketswarm-batch"
+DONE = "socketswarm-done"
+FAILED = "socketswarm-failed"

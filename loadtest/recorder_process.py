@@ -1,0 +1,95 @@
+"""The recorder and the builder of reports, as the process that starts them sees them. Neither may slow the load or
+share its fate, so each is a process of its own."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO, cast
+
+import gevent
+import msgspec
+
+from reports import environment as machine
+from reports.run_folder import ServerInfo
+
+RECORDER_TIMEOUT_S = 10.0
+REPORT_TIMEOUT_S = 120.0
+
+log = logging.getLogger("socketswarm")
+
+
+class RecorderProcess:
+    """The recorder process, as its parent sees it. If it dies the run goes on; the report will say what is missing."""
+
+    def __init__(self, folder: Path, host: str, port: int) -> None:
+        self.server: ServerInfo | None = None
+        command = [sys.executable, "-m", "reports", "record", "--out", str(folder), "--host", host]
+        command += ["--port", str(port), "--load-pid", str(os.getpid()), "--until-stdin-closes"]
+        with (folder / "recorder.log").open("wb") as errors:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                start_new_session=True,  # Ctrl-C at the terminal is for us; the recorder must see the drain
+            )
+        line = gevent.with_timeout(RECORDER_TIMEOUT_S, self._process.stdout.readline, timeout_value=b"")  # type: ignore[union-attr]
+        if line:
+            self.server = msgspec.convert(json.loads(line)["server"], ServerInfo | None)
+        else:
+            log.error("the recorder did not start; see %s", folder / "recorder.log")
+
+    def store(self) -> dict[str, str]:
+        """What the server stores on, if it is one of ours on this machine: a disk's latency is in every upload's."""
+        options = self.server.options if self.server is not None else None
+        if not options:
+            return {}
+        store = options.get("store")
+        return {"store": "discarded" if store is None else f"{store} ({machine.filesystem_of(str(store))})"}
+
+    def follow(self, pid: int, role: str) -> None:
+        """Have another process recorded."""
+        order = json.dumps({"follow": pid, "role": role}) + "\n"
+        try:
+            cast(IO[bytes], self._process.stdin).write(order.encode())
+            cast(IO[bytes], self._process.stdin).flush()
+        except OSError:
+            pass  # it is gone; `finish` says so
+
+    def finish(self) -> str | None:
+        """Let it take its last sample, and wait for it. What is wrong when it did not; None when it did."""
+        early = self._process.poll() is not None
+        try:
+            cast(IO[bytes], self._process.stdin).close()
+        except OSError:
+            pass
+        try:
+            code = self._process.wait(RECORDER_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        cast(IO[bytes], self._process.stdout).close()
+        if early:
+            return f"the recorder, pid {self._process.pid}, ended with exit code {code} before the run did"
+        if code != 0:
+            return f"the recorder, pid {self._process.pid}, took no last sample: exit code {code}"
+        return None
+
+
+def build_report(folder: Path) -> None:
+    """In a process of its own: it needs 160 MiB that Locust should not have."""
+    command = [sys.executable, "-m", "reports", "build", str(folder)]
+    try:
+        built = subprocess.run(
+            command, capture_output=True, text=True, timeout=REPORT_TIMEOUT_S, start_new_session=True, check=False
+        )
+    except subprocess.TimeoutExpired:
+        log.error("the report took over %g s; build it with: python -m reports build %s", REPORT_TIMEOUT_S, folder)
+        return
+    if built.returncode == 0:
+        log.info("report\n%s", built.stdout.rstrip())
+    else:
+        log.error("the report could not be built: %s", built.stderr.strip())

@@ -1,0 +1,86 @@
+"""Who uploads: a connection's owner, which keeps, ends and replaces it as the phase says, and records each upload.
+
+Both models use it: a user of the closed model is one with pauses between, the open model has a pool of them.
+"""
+
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import gevent
+
+from loadtest.client import Upload, UploadClient, UploadError
+from loadtest.green import HubWaiter
+from loadtest.payloads import Payload
+from loadtest.telemetry import Arrival
+from reports.run_folder import mode_of, upload_name
+
+if TYPE_CHECKING:
+    from loadtest.load_process import LoadProcess
+
+
+@dataclass(slots=True)
+class RunningPhase:
+    """The phase that an upload belongs to. `end_ns` is known beforehand in the open model, afterwards in the closed."""
+
+    name: str
+    uploads_per_connection: int
+    end_ns: int | None = None
+
+    def over_by(self, mono_ns: int) -> bool:
+        return self.end_ns is not None and mono_ns > self.end_ns
+
+
+class Uploader:
+    """Uploads one file after the other over one connection at a time. Not shared between greenlets."""
+
+    def __init__(self, load: "LoadProcess") -> None:
+        options = load.options
+        self._load = load
+        self._phase: RunningPhase | None = None
+        self._on_connection = 0  # uploads so far
+        self._client = UploadClient(
+            options.target,
+            wire=load.wire,
+            waiter=HubWaiter,
+            timeout_s=options.timeout_s,
+            closer=options.closer,
+            close=options.close,
+            addresses=load.addresses,
+        )
+
+    def upload(self, phase: RunningPhase, payload: Payload, name: str, arrival: Arrival | None = None) -> Upload:
+        """One upload of `phase`, recorded; its failure is in the result. One that the greenlet is killed in is recorded
+        as unfinished."""
+        if phase is not self._phase:
+            self._phase = phase
+            self.close()
+        self._on_connection += 1
+        last = self._on_connection == phase.uploads_per_connection  # never, with 0
+        load = self._load
+        load.in_flight += 1
+        start_ns = time.monotonic_ns()
+        try:
+            done = self._client.upload(name, payload, last=last)
+        except gevent.GreenletExit:  # a server that hangs must not go uncounted
+            done = Upload(
+                error=UploadError("unfinished"), start_ns=start_ns, end_ns=time.monotonic_ns(), connected=False
+            )
+            raise
+        finally:
+            load.in_flight -= 1
+            load.record(phase, row_of(phase.uploads_per_connection, payload.size_bytes), payload, done, arrival)
+        if last or done.error is not None:
+            self._on_connection = 0
+        return done
+
+    def close(self) -> None:
+        self._client.close()
+        self._on_connection = 0
+
+
+@lru_cache
+def row_of(uploads_per_connection: int, size_bytes: int) -> str:
+    """The name that such an upload is counted under."""
+    return upload_name(mode_of(uploads_per_connection), size_bytes)
