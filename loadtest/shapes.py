@@ -2,40 +2,70 @@
 
     ramp   users rise to the peak over the first 80 % of the plan, then hold
     step   25, 50, 75 and 100 % of the peak, for equal parts of the plan
-    soak   users rise over the first 10 %, hold, and fall over the last 5 %
+    soak   users rise over the first 10 %, hold, and fall to 1 over the last 5 %
 
-`users_at` is a pure function of time. The class around it answers Locust, which asks about once a second and then
-starts or stops users of the one class there is. A shape never ends a run: the plan does.
+`users_at` is a pure function of time. The class around it answers Locust, which asks once a second and then starts or
+stops users of the one class there is. A shape never ends a run: the plan does.
 
-Locust runs a shape class that it finds among the names of its locustfile. Ours is abstract to it and so never found,
+Locust runs a shape class that it finds among the names of its locustfile. Ours is abstract to it, so it is never found,
 however it is imported; `make` gives an instance to set as the environment's `shape_class`.
 """
 
 import math
-from collections.abc import Callable
+from itertools import pairwise
 
 from locust import LoadTestShape
 
+# (share of the plan, share of the peak), with straight lines between; two points at one time are a jump.
+_POINTS = {
+    "ramp": ((0.0, 0.0), (0.8, 1.0), (1.0, 1.0)),
+    "step": ((0.0, 0.25), (0.25, 0.25), (0.25, 0.5), (0.5, 0.5), (0.5, 0.75), (0.75, 0.75), (0.75, 1.0), (1.0, 1.0)),
+    "soak": ((0.0, 0.0), (0.1, 1.0), (0.95, 1.0), (1.0, 0.0)),
+}
+SHAPES = tuple(_POINTS)
 
-def _ramp(progress: float) -> float:
-    return progress / 0.8
-
-
-def _step(progress: float) -> float:
-    return (math.floor(progress * 4) + 1) / 4
-
-
-def _soak(progress: float) -> float:
-    return min(progress / 0.1, (1 - progress) / 0.05)
-
-
-# The share of the peak at a share of the plan, and how fast the first changes at most, in peaks a plan; a jump is
-# changes nothing else.
-_SHARES: dict[str, Callable[[float], float]] = {"ramp": _ramp, "step": _step, "soak": _soak}
-SHAPES = tuple(_SHARES)
+_TICK_S = 1.0  # between two questions of Locust
 
 
 def users_at(shape: str, peak: int, total_s: float, elapsed_s: float) -> int:
     """How many users there are after `elapsed_s` of a plan of `total_s`: at least 1, at most `peak`."""
-    progress = min(max(elapsed_s / total_s, 0.0), 1.0)
-    return min(max(math.ceil(peak * _SHARES[shape](progress)), 1), peak)
+    users = math.ceil(peak * _share_at(shape, max(elapsed_s, 0.0) / total_s))
+    return min(max(users, 1), peak)
+
+
+def _share_at(shape: str, progress: float) -> float:
+    points = _POINTS[shape]
+    for (before, low), (after, high) in pairwise(points):
+        if progress < after:
+            return low + (high - low) * (progress - before) / (after - before)
+    return points[-1][1]
+
+
+def spawn_rate(shape: str, peak: int, total_s: float) -> float:
+    """Users a second to start or stop: twice the most that the shape asks for, so that each tick's are there before the
+    next; and no more, since Locust warns of rates over 100. One for the whole plan: a new rate would start a new ramp
+    although nobody comes or goes."""
+    pairs = pairwise(_POINTS[shape])
+    share = max(abs(high - low) / max((after - before) * total_s, _TICK_S) for (before, low), (after, high) in pairs)
+    return max(1.0, 2 * peak * share)
+
+
+def make(shape: str, peak: int, total_s: float) -> LoadTestShape:
+    """The shape named so (one of SHAPES), for a plan of `total_s`."""
+    return _Stages(shape, peak, total_s)
+
+
+class _Stages(LoadTestShape):
+    """A shape as Locust wants it. It asks only while the test runs, and counts from the test's start."""
+
+    abstract = True
+
+    def __init__(self, shape: str, peak: int, total_s: float) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._shape, self._peak, self._total_s = shape, peak, total_s
+        self._spawn_rate = spawn_rate(shape, peak, total_s)
+
+    def tick(self) -> tuple[int, float]:
+        """(users, users a second to start or stop), never None, which would end the test."""
+        elapsed_s: float = self.get_run_time()  # type: ignore[no-untyped-call]
+        return users_at(self._shape, self._peak, self._total_s, elapsed_s), self._spawn_rate
