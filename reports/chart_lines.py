@@ -115,20 +115,26 @@ def _latency_chart(latency: Sequence[LatencyCurves]) -> Chart:
     """Percentiles of different names cannot be merged: the size class with most uploads is drawn alone."""
     uploads: Counter[str] = Counter()
     for curves in latency:
-        uploads[curves.size_class] += curves.uploads
+        uploads[curves.size_class] += curves.uploads if curves.duration != "service" else 0
     busiest = max(uploads, key=lambda size_class: uploads[size_class], default="")
     lines = [line for curves in latency if curves.size_class == busiest for line in _latency_lines(curves)]
-    note = f"transactions of {busiest} only, percentiles of each second in µs, log scale"
+    is_open = any(curves.duration == "response" for curves in latency)
+    what = "responses, and the server's part of them (service)," if is_open else "transactions"
+    note = f"{what} of {busiest} only, percentiles of each second in µs, log scale"
     if len(uploads) > 1:
         note += f" ({percent(uploads[busiest] / uploads.total())} of uploads)"
     return Chart("Latency", note, lines, "0,0", "Nothing to draw: no second had an acknowledged upload.", log=True)
 
 
 def _latency_lines(curves: LatencyCurves) -> list[Line]:
+    """Of the service only p99, which is what a load that waits for its replies would have shown."""
     colour = mode_colour(curves.mode)
+    what = f"{curves.mode}," if curves.duration == "transaction" else f"{curves.mode}, {curves.duration}"
+    if curves.duration == "service":
+        return [Line(Key(f"{what} p99", colour, "dotted"), curves.p99, 1.4)]
     return [
-        Line(Key(f"{curves.mode}, p50", colour), curves.p50, 2),
-        Line(Key(f"{curves.mode}, p99", colour, "dashed"), curves.p99, 1.4),
+        Line(Key(f"{what} p50", colour), curves.p50, 2),
+        Line(Key(f"{what} p99", colour, "dashed"), curves.p99, 1.4),
     ]
 
 

@@ -14,7 +14,7 @@ from reports import histograms
 from reports.evidence import Evidence
 from reports.histograms import Samples
 from reports.summary import LoadSummary, ModeSummary, PhaseSummary, ServerSummary, ThresholdResult
-from reports.texts import duration, percent, significant
+from reports.texts import at_least, duration, percent, significant
 from reports.thresholds import Threshold, ThresholdError, parse
 
 OPEN_MODEL_ONLY = {"response": "transaction", "schedule_lag": "", "pool_wait": ""}  # and what to use instead
@@ -107,7 +107,7 @@ def _latency(evidence: Evidence, mode: ModeSummary, threshold: Threshold) -> _Va
     if value_us is None:
         return _Value(mode.mode, None, unknown=f"no {threshold.duration} was recorded")
     is_bound = samples.is_bound(value_us)
-    return _Value(mode.mode, value_us, ("≥ " if is_bound else "") + duration(value_us), is_bound=is_bound)
+    return _Value(mode.mode, value_us, at_least(duration(value_us), is_bound), is_bound=is_bound)
 
 
 def _failures(measured: Measured) -> Iterator[_Value]:
@@ -133,8 +133,7 @@ def _attempts(measured: Measured) -> Iterator[tuple[str, int, int]]:
 
 def _rates(measured: Measured) -> Iterator[_Value]:
     for mode in measured.modes:
-        sign = "≥ " if mode.lower_bound else ""
-        text = f"{sign}{significant(mode.uploads_per_s)}/s"
+        text = at_least(f"{significant(mode.uploads_per_s)}/s", mode.lower_bound)
         yield _Value(mode.mode, mode.uploads_per_s, text, is_bound=mode.lower_bound)
 
 

@@ -14,6 +14,7 @@ PALETTE = {
     "rule": ("#dfe3e7", "#31373d"),
     "good": ("#1a7f4b", "#4fc48a"),
     "warn": ("#9a6700", "#e0b040"),
+    "noisy": ("#5e35b1", "#b9a3ea"),
     "bad": ("#b3261e", "#ff8a80"),
     "long": ("#00796b", "#4dc0b0"),
     "short": ("#c2185b", "#ff7fac"),

@@ -80,14 +80,22 @@ def _template(name: str) -> jinja2.Template:
 
 
 def terminal(analysis: Analysis, report: Path) -> str:
-    """Verdict, sentence, what to be wary of, the modes without their size classes, and where the report is."""
+    """Verdict, sentence, conditions, what to be wary of, the modes without their size classes, what was offered, and
+    where the report is."""
     shown = view(analysis)
     lines = [f"{shown.verdict}: {shown.reason}", "", shown.sentence, ""]
+    if shown.thresholds.rows:
+        lines += [*(_threshold_line(*row.cells) for row in shown.thresholds.rows), ""]
     if shown.warnings:
         lines += [*(f"warning: {warning}" for warning in shown.warnings), ""]
-    if shown.modes.rows:
-        lines += [*_aligned(shown.modes), ""]
+    for table in (shown.modes, shown.offered):
+        if table.rows:
+            lines += [*_aligned(table), ""]
     return "\n".join([*(texts.plain(line) for line in lines), str(report)])
+
+
+def _threshold_line(condition: str, result: str, measured: str, why: str) -> str:
+    return f"{result}: fails if {condition} ({why or measured})"
 
 
 def _aligned(table: Table) -> Iterator[str]:

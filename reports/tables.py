@@ -10,8 +10,19 @@ from typing import Literal
 
 from reports import run_folder
 from reports.analysis import Analysis
-from reports.summary import Latency, ModeSummary, PhaseSummary, ProcessSummary, Summary
-from reports.texts import percent, significant
+from reports.summary import (
+    GENERATOR_LIMIT,
+    HICCUP_LIMIT_US,
+    RUN_DELAY_LIMIT,
+    Latency,
+    ModeSummary,
+    PhaseSummary,
+    ProcessSummary,
+    SizeSummary,
+    Summary,
+    ThresholdResult,
+)
+from reports.texts import at_least, duration, percent, significant
 
 MOST_EVENTS = 200
 NONE = "–"
@@ -27,7 +38,7 @@ class Column:
 @dataclass(frozen=True, slots=True)
 class Row:
     cells: list[str]
-    kind: Literal["main", "part", "ratio"] = "main"
+    kind: Literal["main", "part", "ratio", "bad"] = "main"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,24 +70,26 @@ def _failures(failures: dict[str, int]) -> str:
 
 # --- long against short -----------------------------------------------------------------------------------------------
 
-MODE_COLUMNS = [
-    _words("Connections"),
-    Column("Uploads", "/s"),
-    Column("Data", "MB/s"),
-    Column("p50", "µs"),
-    Column("p95", "µs"),
-    Column("p99", "µs"),
-    Column("Max", "µs"),
-    Column("CPU, all busy", "core-µs/upload"),
-    Column("CPU, server", "core-µs/upload"),
-    _words("Failed", "by code"),
+_TRANSACTION_COLUMNS = [Column("p50", "µs"), Column("p95", "µs"), Column("p99", "µs"), Column("Max", "µs")]
+_RESPONSE_COLUMNS = [
+    *(Column("Response", f"{what}, µs") for what in ("p50", "p95", "p99", "max")),
+    *(Column("Service", f"{what}, µs") for what in ("p50", "p99")),
 ]
 
 MODE_NOTE = (
-    "Latencies are whole transactions, connect and close included where they happened. "
     "All busy: every core of this machine, minus idle and waiting for disk; server: as the kernel charged its "
     f"processes. {NONE}: fewer than 30 samples lie beyond that percentile, so it would not repeat."
 )
+CLOSED_NOTE = (
+    "Latencies are whole transactions, connect and close included where they happened. A closed model has no response "
+    "time: a user waits for its reply, so what a stalled server holds up is not sent meanwhile, and no percentile here "
+    "shows it (coordinated omission)."
+)
+OPEN_NOTE = (
+    "Response: from when an upload was due until it was acknowledged; service: the server's part of that. What lies "
+    "between them is what a load that waits for its replies hides."
+)
+UNANSWERED_NOTE = "≥ before a response: uploads without an answer are among the samples, with the time they waited."
 
 
 def mode_table(summary: Summary) -> Table:
@@ -85,21 +98,37 @@ def mode_table(summary: Summary) -> Table:
     modes = {mode.mode: mode for mode in summary.modes}
     if "long" in modes and "short" in modes:
         rows.append(_ratio_row(modes["short"], modes["long"]))
-    bounds = any(mode.lower_bound for mode in summary.modes)
-    note = MODE_NOTE + (" ≥: the load generator was the limit; the server may hold more." if bounds else "")
-    return Table(MODE_COLUMNS, rows, note)
+    return Table(_mode_columns(summary), rows, _mode_note(summary))
+
+
+def _mode_columns(summary: Summary) -> list[Column]:
+    return [
+        *(_words("Connections"), Column("Uploads", "/s"), Column("Data", "MB/s")),
+        *(_RESPONSE_COLUMNS if summary.model == "open" else _TRANSACTION_COLUMNS),
+        *(Column("CPU, all busy", "core-µs/upload"), Column("CPU, server", "core-µs/upload")),
+        _words("Failed", "by code"),
+    ]
+
+
+def _mode_note(summary: Summary) -> str:
+    parts = [OPEN_NOTE if summary.model == "open" else CLOSED_NOTE, MODE_NOTE]
+    if any(mode.response_us is not None and mode.response_us.bound_from is not None for mode in summary.modes):
+        parts.append(UNANSWERED_NOTE)
+    if any(mode.lower_bound for mode in summary.modes):
+        parts.append("≥ before a rate: the load generator was the limit; the server may hold more.")
+    return " ".join(parts)
 
 
 def rate(mode: ModeSummary, value: float) -> str:
     """A rate of this mode, with the sign of a lower bound where it is one."""
-    return ("≥ " if mode.lower_bound else "") + significant(value)
+    return at_least(significant(value), mode.lower_bound)
 
 
 def _mode_row(mode: ModeSummary) -> Row:
     rates = [rate(mode, mode.uploads_per_s), rate(mode, mode.bytes_per_s / 1e6)]
     costs = (mode.busy_core_us_per_upload, mode.server_core_us_per_upload)
     shown = ["not recorded" if cost is None else significant(cost) for cost in costs]
-    return Row([f"{mode.mode}, all sizes", *rates, *_latency(mode.transaction_us), *shown, _failures(mode.failures)])
+    return Row([f"{mode.mode}, all sizes", *rates, *_latency_cells(mode), *shown, _failures(mode.failures)])
 
 
 def _size_rows(mode: ModeSummary) -> list[Row]:
@@ -107,29 +136,133 @@ def _size_rows(mode: ModeSummary) -> list[Row]:
     rows = []
     for size in mode.sizes:
         rates = [rate(mode, size.uploads_per_s), rate(mode, size.bytes_per_s / 1e6)]
-        cells = [size.size_class, *rates, *_latency(size.transaction_us), "", "", _failures(size.failures)]
+        cells = [size.size_class, *rates, *_latency_cells(size), "", "", _failures(size.failures)]
         rows.append(Row(cells, "part"))
     return rows
 
 
 def _ratio_row(short: ModeSummary, long: ModeSummary) -> Row:
     pairs = list(zip(_numbers(short), _numbers(long), strict=True))
-    if short.lower_bound or long.lower_bound:
-        pairs[:2] = [(None, None)] * 2  # the ratio of a bound to something, nobody knows
     return Row(["short ÷ long", *(f"{significant(a / b)}×" if a and b else NONE for a, b in pairs), ""], "ratio")
 
 
 def _numbers(mode: ModeSummary) -> list[float | None]:
-    latency = mode.transaction_us
+    """What a ratio can be made of. Of a bound it cannot: what a bound is to something, nobody knows."""
+    rates = [None, None] if mode.lower_bound else [mode.uploads_per_s, mode.bytes_per_s]
+    latencies = [None if value is None or latency.is_bound(value) else value for latency, value in _latencies(mode)]
+    return [*rates, *latencies, mode.busy_core_us_per_upload, mode.server_core_us_per_upload]
+
+
+def _latencies(row: ModeSummary | SizeSummary) -> list[tuple[Latency, float | None]]:
+    """Those that are shown, in the order of the columns."""
+    whole = row.transaction_us if row.response_us is None else row.response_us
+    shown = [(whole, value) for value in (whole.p50, whole.p95, whole.p99, whole.max)]
+    if row.response_us is not None:
+        shown += [(row.service_us, value) for value in (row.service_us.p50, row.service_us.p99)]
+    return shown
+
+
+def _latency_cells(row: ModeSummary | SizeSummary) -> list[str]:
+    return [_bounded(latency, value) for latency, value in _latencies(row)]
+
+
+def _bounded(latency: Latency, value: float | None) -> str:
+    return NONE if value is None else at_least(significant(value), latency.is_bound(value))
+
+
+# --- thresholds -------------------------------------------------------------------------------------------------------
+
+THRESHOLD_COLUMNS = [_words("Fails if"), _words("Result"), _words("Measured"), _words("Why")]
+
+
+def threshold_table(results: Sequence[ThresholdResult]) -> Table:
+    return Table(THRESHOLD_COLUMNS, [_threshold_row(result) for result in results])
+
+
+def _threshold_row(result: ThresholdResult) -> Row:
+    cells = [result.condition, "failed" if result.broken else "passed", result.measured, result.why]
+    return Row(cells, "bad" if result.broken else "main")
+
+
+# --- the load ---------------------------------------------------------------------------------------------------------
+
+OFFERED_COLUMNS = [
+    _words("Phase"),
+    _words("Connections"),
+    Column("Offered", "/s"),
+    Column("Achieved", "/s"),
+    Column("Achieved", "of offered"),
+    Column("Late"),
+    Column("Unanswered"),
+    Column("Dropped"),
+    Column("Schedule lag", "p99, µs"),
+    Column("Pool wait", "p99, µs"),
+]
+OFFERED_NOTE = (
+    "Achieved: acknowledged before the phase was over; late: only after it. Dropped: due while the most uploads were "
+    "in flight, never sent. Schedule lag: from when an upload was due until the load woke to it; pool wait: from there "
+    "until a connection was free for it. Both are part of the response."
+)
+
+
+def offered_table(summary: Summary) -> Table:
+    """What was due and what became of it; no rows in the closed model, where nothing is due."""
+    phases = [phase for phase in summary.phases if phase.measured and summary.model == "open"]
+    return Table(OFFERED_COLUMNS, [_offered_row(phase) for phase in phases], OFFERED_NOTE if phases else "")
+
+
+def _offered_row(phase: PhaseSummary) -> Row:
+    return Row(
+        [
+            phase.name,
+            phase.mode,
+            _optional(phase.offered_per_s),
+            significant(phase.acknowledged / phase.duration_s),
+            _share(phase.achieved_share),
+            _whole(phase.late),
+            _whole(phase.unanswered),
+            _whole(phase.dropped),
+            _p99(phase.schedule_lag_us),
+            _p99(phase.pool_wait_us),
+        ]
+    )
+
+
+def _p99(latency: Latency | None) -> str:
+    return NONE if latency is None else _optional(latency.p99)
+
+
+LOAD_COLUMNS = [
+    _words("Phase"),
+    Column("Top process", "of a core"),
+    Column("Kept waiting", "of the time"),
+    *(Column("Hiccups", f"{what}, µs") for what in ("p50", "p99", "max")),
+]
+LOAD_NOTE = (
+    "Top process: the load process that used most CPU, limit of the rates above "
+    f"{percent(GENERATOR_LIMIT)}. Kept waiting: ready to run but without a CPU, of the process that waited most. "
+    "Hiccups: how late a sleeper of 1 ms beside the load woke. The last two measure the machine: above "
+    f"{percent(RUN_DELAY_LIMIT)} or a p99 of {duration(HICCUP_LIMIT_US)} a run is NOISY."
+)
+
+
+def load_table(summary: Summary) -> Table:
+    """How the load generator itself fared; without rows when nothing was measured."""
+    is_open = summary.model == "open"
+    columns = [*LOAD_COLUMNS, Column("Schedule lag", "p99, µs")] if is_open else LOAD_COLUMNS
+    rows = [Row(_load_cells(phase, is_open)) for phase in summary.phases if phase.measured]
+    return Table(columns, rows, LOAD_NOTE if rows else "")
+
+
+def _load_cells(phase: PhaseSummary, is_open: bool) -> list[str]:
+    hiccups = phase.hiccup_us
     return [
-        *(mode.uploads_per_s, mode.bytes_per_s),
-        *(latency.p50, latency.p95, latency.p99, latency.max),
-        *(mode.busy_core_us_per_upload, mode.server_core_us_per_upload),
+        phase.name,
+        _share(phase.generator_share),
+        _share(phase.generator_run_delay_share),
+        *(_optional(value) for value in (hiccups.p50, hiccups.p99, hiccups.max)),
+        *([_p99(phase.schedule_lag_us)] if is_open else []),
     ]
-
-
-def _latency(latency: Latency) -> list[str]:
-    return [_optional(value) for value in (latency.p50, latency.p95, latency.p99, latency.max)]
 
 
 # --- phases -----------------------------------------------------------------------------------------------------------
@@ -164,7 +297,7 @@ def _phase_row(phase: PhaseSummary) -> Row:
             significant(phase.start_s),
             significant(phase.duration_s),
             _whole(phase.uploads),
-            significant(phase.uploads / phase.duration_s) if phase.long_enough else NONE,
+            significant(phase.acknowledged / phase.duration_s) if phase.long_enough else NONE,
             _whole(phase.connections),
             _share(phase.busiest_worker_share),
             _share(phase.generator_share),

@@ -31,6 +31,11 @@ def duration(microseconds: float) -> str:
     return f"{significant(value)} s"
 
 
+def at_least(text: str, is_bound: bool = True) -> str:
+    """With the sign of a lower bound, where it is one."""
+    return f"≥ {text}" if is_bound else text
+
+
 def plain(text: object) -> str:
     """Without control characters, which would move a terminal's cursor or end a table's row."""
     return "".join(c if c.isprintable() else " " for c in str(text))

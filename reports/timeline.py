@@ -6,18 +6,21 @@ across phases of another mode, would be a claim about a time in which nothing of
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from reports import run_folder
 from reports.accounts import Track
 from reports.evidence import Evidence, Floats, Span, spans
-from reports.run_folder import Phase
+from reports.run_folder import Percentiles, Phase, SecondOfUploads
 from reports.summary import ProcessSummary
 
 SHORTEST_SPAN_S = 0.2  # less gives a wild rate
+
+Shown = Literal["transaction", "response", "service"]
 
 # name of a line -> phase -> its points there: a second and one or more values
 _Pieces = dict[str, dict[str, list[tuple[float, ...]]]]
@@ -33,8 +36,9 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class LatencyCurves:
-    """Percentiles, about a second each, of the transactions of one name, in microseconds."""
+    """Percentiles, about a second each, of one duration of one name, in microseconds."""
 
+    duration: Shown
     mode: str
     size_class: str
     uploads: int
@@ -90,17 +94,27 @@ def _upload_curves(evidence: Evidence) -> dict[str, Curve]:
 
 
 def _latency_curves(evidence: Evidence) -> list[LatencyCurves]:
+    if evidence.run.model == "closed":
+        return _curves_of(evidence, "transaction", lambda second: second.transaction_us)
+    return [
+        *_curves_of(evidence, "response", lambda second: second.response_us),
+        *_curves_of(evidence, "service", lambda second: second.service_us),
+    ]
+
+
+def _curves_of(
+    evidence: Evidence, duration: Shown, percentiles: Callable[[SecondOfUploads], Percentiles | None]
+) -> list[LatencyCurves]:
     """Percentiles as they were written: those of two names or two lines cannot be merged."""
     pieces: _Pieces = defaultdict(lambda: defaultdict(list))
     uploads: Counter[str] = Counter()
     for phase, span in _drawable(evidence):
         for name, second in span.line.names.items():
             uploads[name] += second.count
-            if second.transaction_us is not None:
-                point = (span.middle_s, second.transaction_us.p50, second.transaction_us.p99)
-                pieces[name][phase.name].append(point)
+            if (written := percentiles(second)) is not None:
+                pieces[name][phase.name].append((span.middle_s, written.p50, written.p99))
     return [
-        LatencyCurves(*run_folder.split_name(name), uploads[name], *_broken(found.values()))
+        LatencyCurves(duration, *run_folder.split_name(name), uploads[name], *_broken(found.values()))
         for name, found in pieces.items()
         if uploads[name]
     ]

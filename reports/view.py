@@ -11,8 +11,18 @@ from typing import Any
 
 from reports.analysis import Analysis
 from reports.run_folder import RunInfo
-from reports.summary import ModeSummary, Summary
-from reports.tables import Table, event_table, mode_table, phase_table, process_table, rate
+from reports.summary import ACHIEVED_LIMIT, ModeSummary, Summary
+from reports.tables import (
+    Table,
+    event_table,
+    load_table,
+    mode_table,
+    offered_table,
+    phase_table,
+    process_table,
+    rate,
+    threshold_table,
+)
 from reports.texts import duration, significant
 
 Facts = list[tuple[str, str]]
@@ -26,7 +36,10 @@ class View:
     reason: str
     sentence: str
     warnings: list[str]
+    thresholds: Table
     modes: Table
+    offered: Table
+    load: Table
     phases: Table
     processes: Table
     events: Table
@@ -41,18 +54,32 @@ def view(analysis: Analysis) -> View:
     started = datetime.fromtimestamp(run.started_wall_ns / 1e9, UTC)
     return View(
         title=run.label,
-        subtitle=f"{started:%d %B %Y, %H:%M} UTC, {run.users} users against {run.host}",
+        subtitle=f"{started:%d %B %Y, %H:%M} UTC, {_load(run, summary)} against {run.host}",
         verdict=summary.verdict,
         reason=summary.reason,
         sentence=sentence(summary),
         warnings=summary.warnings,
+        thresholds=threshold_table(summary.thresholds),
         modes=mode_table(summary),
+        offered=offered_table(summary),
+        load=load_table(summary),
         phases=phase_table(summary.phases),
         processes=process_table(summary),
         events=event_table(analysis),
         facts=_facts(run),
         command=shlex.join(run.command),
     )
+
+
+def _load(run: RunInfo, summary: Summary) -> str:
+    """Who offered how much: users, or arrivals, which may differ by phase."""
+    if run.model == "closed":
+        return f"{run.users} users"
+    rates = [phase.offered_per_s for phase in summary.phases if phase.measured and phase.offered_per_s is not None]
+    if not rates:
+        return "open model"
+    fewest, most = significant(min(rates)), significant(max(rates))
+    return f"open model, {fewest if fewest == most else f'{fewest} to {most}'} arrivals/s"
 
 
 # --- one sentence -----------------------------------------------------------------------------------------------------
@@ -72,9 +99,7 @@ def sentence(summary: Summary) -> str:
 
 
 def _clause(mode: ModeSummary) -> str:
-    details = []
-    if mode.transaction_us.p99 is not None:
-        details.append(f"99 % of transactions within {duration(mode.transaction_us.p99)}")
+    details = _slowest(mode)
     if mode.server_core_us_per_upload is not None:
         cores = mode.server_core_us_per_upload * mode.uploads_per_s / 1e6
         details.append(f"server CPU {significant(cores)} cores")
@@ -84,7 +109,26 @@ def _clause(mode: ModeSummary) -> str:
     if mode.mode not in ("long", "short"):
         over = f"connections of {mode.mode.removesuffix(' per connection')} uploads"
     suffix = f" ({', '.join(details)})" if details else ""
-    return f"{rate(mode, mode.uploads_per_s)} uploads/s over {over}{suffix}"
+    return f"{rate(mode, mode.uploads_per_s)}{_of_offered(mode)} uploads/s over {over}{suffix}"
+
+
+def _of_offered(mode: ModeSummary) -> str:
+    """Told only where it is another number."""
+    if mode.offered_per_s is None or mode.achieved_share is None or mode.achieved_share >= ACHIEVED_LIMIT:
+        return ""
+    return f" of {significant(mode.offered_per_s)} offered"
+
+
+def _slowest(mode: ModeSummary) -> list[str]:
+    """Nothing, where there are too few samples."""
+    latency, what = (mode.transaction_us, "transactions")
+    if mode.response_us is not None:
+        latency, what = mode.response_us, "responses"
+    if latency.p99 is None:
+        return []
+    if latency.is_bound(latency.p99):
+        return [f"1 % of {what} took at least {duration(latency.p99)}"]
+    return [f"99 % of {what} within {duration(latency.p99)}"]
 
 
 def _comparison(short: ModeSummary, long: ModeSummary) -> str:
@@ -109,10 +153,15 @@ def _facts(run: RunInfo) -> list[tuple[str, Facts]]:
         server += _pairs(run.server.options or {})
     return [
         ("Run", [("id", run.id), ("ended", ending), ("target", run.host), ("commit", commit)]),
-        ("Load", _pairs({"users": run.users, "seed": run.seed, **run.load_options})),
+        ("Load", _pairs(_load_facts(run))),
         ("Machine", _pairs(run.environment)),
         ("Server", server),
     ]
+
+
+def _load_facts(run: RunInfo) -> dict[str, Any]:
+    users = {"users": run.users} if run.model == "closed" else {}
+    return {"model": run.model, **users, "seed": run.seed, **run.load_options}
 
 
 def _pairs(values: dict[str, Any]) -> Facts:

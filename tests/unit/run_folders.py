@@ -124,7 +124,6 @@ class Scenario:
                         uploads_per_connection=per_connection,
                         start_ns=mono(start_s),
                         end_ns=mono(end_s) if whole else None,
-                        offered=self.offered(per_connection, end_s - start_s) if whole else None,
                     )
                 )
             start_s = end_s
@@ -152,13 +151,6 @@ class Scenario:
         if self.model == "open":
             found |= {"unfinished": self.unanswered_per_s, "dropped": self.dropped_per_s}
         return {code: number for code, number in found.items() if number}
-
-    def offered(self, per_connection: int, duration_s: float) -> int | None:
-        """Every upload was due, whatever became of it."""
-        if self.model == "closed":
-            return None
-        uploads = (self.long if per_connection == 0 else self.short).uploads
-        return (uploads + sum(self.failures_by_code.values())) * int(duration_s) + self.late
 
     def integral(self, name: str, start_s: float, end_s: float) -> float:
         """One field of Rate, summed over this stretch of time."""
@@ -247,9 +239,18 @@ def run_info(scenario: Scenario) -> RunInfo:
         )
         if scenario.with_server
         else None,
-        phases=scenario.phases,
+        phases=[msgspec.structs.replace(phase, offered=offered(scenario, phase)) for phase in scenario.phases],
         ended=scenario.ended,
     )
+
+
+def offered(scenario: Scenario, phase: Phase) -> int | None:
+    """Every upload of the open model was due, whatever became of it."""
+    if scenario.model == "closed" or phase.end_ns is None:
+        return None
+    lines = (line for line in uploads(scenario) if isinstance(line, UploadsLine) and line.phase == phase.name)
+    counted = count(lines)
+    return counted.uploads + sum(counted.failures.values())
 
 
 # --- the load ---------------------------------------------------------------------------------------------------------

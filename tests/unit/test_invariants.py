@@ -1,0 +1,187 @@
+"""Invariants: each of them breaks on the number it is about, and on nothing smaller."""
+
+import msgspec
+import pytest
+
+from reports import run_folder
+from reports.analysis import analyse
+from reports.run_folder import Event, HistogramsLine, UploadsLine
+from tests.unit import run_folders
+from tests.unit.run_folders import Rate, rewrite, summarise
+
+FULL = Rate(1000, 0.97, 0.50, 1.9, 200)
+BUSY_GENERATOR = Rate(1000, 0.10, 0.93, 1.5, 200)
+ONE_PHASE = (("long-1", "measure", 0),)
+
+
+# --- counts -----------------------------------------------------------------------------------------------------------
+
+
+def _shift(folder, field, by):
+    """Add to a counter of the last tick's scoreboard."""
+    ticks = list(run_folder.read_host(folder))
+    slot, *others = ticks[-1].scoreboard
+    slot = msgspec.structs.replace(slot, **{field: getattr(slot, field) + by})
+    rewrite(folder / run_folder.HOST, [*ticks[:-1], msgspec.structs.replace(ticks[-1], scoreboard=[slot, *others])])
+
+
+@pytest.mark.parametrize(
+    ("failures", "shift", "verdict"),
+    [(0, 0, "VALID"), (0, 1, "INVALID"), (0, -1, "INVALID"), (1, 42, "VALID"), (1, 43, "INVALID")],
+)
+def test_connections_opened_and_accepted_may_differ_by_the_failures_only(tmp_path, failures, shift, verdict):
+    folder = run_folders.write(tmp_path / "run", failures_per_s=failures)  # 42 s of phases
+    _shift(folder, "connections_accepted", shift)
+    summary = analyse(folder).summary
+    assert summary.verdict == verdict
+    if verdict == "INVALID":
+        # three phases of long connections, 20 each, and 20 s of short ones
+        assert f"accepted {8060 + shift:,} connections, but the load opened 8,060" in summary.reason
+
+
+@pytest.mark.parametrize(("failures", "shift", "verdict"), [(0, 0, "VALID"), (0, 1, "INVALID"), (1, 1, "VALID")])
+def test_bytes_agree_unless_uploads_failed(tmp_path, failures, shift, verdict):
+    folder = run_folders.write(tmp_path / "run", failures_per_s=failures)
+    _shift(folder, "bytes_stored", shift)
+    summary = analyse(folder).summary
+    assert summary.verdict == verdict
+    assert ("(1 bytes differ)" in summary.reason) == (verdict == "INVALID")
+
+
+def test_what_happened_outside_the_ticks_is_not_held_against_the_server(tmp_path):
+    """The scoreboard is seen from second 2 on; by then 20 long connections are open."""
+    folder = run_folders.write(tmp_path / "run")
+    rewrite(folder / run_folder.HOST, list(run_folder.read_host(folder))[4:])
+    assert analyse(folder).summary.verdict == "VALID"
+
+
+def test_a_load_that_was_killed_takes_its_last_counts_with_it(tmp_path):
+    folder = run_folders.write(tmp_path / "run", ended=None)
+    _shift(folder, "connections_accepted", 7)
+    assert analyse(folder).summary.verdict == "VALID"
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+def test_a_load_process_that_was_lost_makes_the_run_invalid(tmp_path):
+    folder = run_folders.write(tmp_path / "run")
+    text = "load process 77 on far was lost: its users and its last second of counts are gone"
+    run_folders.append(
+        folder / run_folder.EVENTS,
+        Event(**run_folders.stamp(9), source="load", kind="load-process-lost", text=text),
+    )
+    summary = analyse(folder).summary
+    assert (summary.verdict, summary.reason) == ("INVALID", text)
+
+
+# --- arrivals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("late", "verdict"), [(100, "VALID"), (102, "INVALID")])
+def test_99_of_100_offered_uploads_are_acknowledged_in_their_phase(tmp_path, late, verdict):
+    """Late ones are counted, but not achieved: 100 of 10,100 are less than 1 %, 102 of 10,102 more."""
+    summary = summarise(tmp_path / "run", model="open", plan=ONE_PHASE, late=late)
+    assert summary.verdict == verdict
+    if verdict == "INVALID":
+        assert "only 99.0 % of the 10,102 uploads offered in phase long-1" in summary.reason
+        assert "late 102" in summary.reason
+
+
+@pytest.mark.parametrize("changes", [{"dropped_per_s": 200}, {"unanswered_per_s": 200}, {"failures_per_s": 200}])
+def test_whatever_became_of_an_arrival_it_was_offered(tmp_path, changes):
+    summary = summarise(tmp_path / "run", model="open", plan=ONE_PHASE, **changes)
+    assert summary.verdict == "INVALID"
+    assert summary.phases[0].achieved_share == pytest.approx(1000 / 1200)
+    assert "neither the server nor the load generator is known to have been at its limit" in summary.reason
+
+
+def test_a_server_at_capacity_is_a_result(tmp_path):
+    summary = summarise(tmp_path / "run", model="open", plan=ONE_PHASE, long=FULL, dropped_per_s=250)
+    assert summary.verdict == "VALID"
+    assert "the server was at capacity and took 1,000 of 1,250 offered uploads/s in phase long-1" in summary.reason
+
+
+def test_a_generator_at_its_limit_is_a_lower_bound(tmp_path):
+    summary = summarise(tmp_path / "run", model="open", plan=ONE_PHASE, long=BUSY_GENERATOR, dropped_per_s=250)
+    assert summary.verdict == "LOWER BOUND"
+
+
+def test_an_open_phase_that_was_cut_off_is_not_judged_by_what_was_offered(tmp_path):
+    summary = summarise(tmp_path / "run", model="open", cut_off_at_s=9.5, ended=None, dropped_per_s=250)
+    assert summary.verdict == "VALID"
+    assert summary.phases[-1].achieved_share is None
+    assert summary.modes[0].offered_per_s is None
+
+
+# --- users ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["closed", "open"])
+def test_uploads_without_an_answer_are_in_percentiles_of_the_open_model_only(tmp_path, model):
+    folder = run_folders.write(tmp_path / "run", model=model, plan=ONE_PHASE)
+    lines = list(run_folder.read_uploads(folder))
+    rewrite(folder / run_folder.UPLOADS, [_with_failure(lines[0], "timeout"), *lines[1:]])
+    summary = analyse(folder).summary
+    assert summary.verdict == {"closed": "INVALID", "open": "VALID"}[model]
+    assert ("1 uploads were never answered" in summary.reason) == (model == "closed")
+
+
+def _with_failure(line, code):
+    names = {name: msgspec.structs.replace(second, failures={code: 1}) for name, second in list(line.names.items())[:1]}
+    return msgspec.structs.replace(line, names=line.names | names)
+
+
+@pytest.mark.parametrize(("idle", "verdict"), [(0.0, "VALID"), (0.045, "VALID"), (0.06, "INVALID")])
+def test_uploads_and_pauses_fill_the_users_time(tmp_path, idle, verdict):
+    """A cycle of 20 ms at the end of a phase of 10 s is let go."""
+    summary = summarise(tmp_path / "run", plan=ONE_PHASE, idle=idle)
+    assert summary.verdict == verdict
+    if verdict == "INVALID":
+        assert summary.reason.startswith("users spent 5.8")
+        assert "% of phase long-1 neither uploading nor pausing" in summary.reason
+
+
+IDLE = {"plan": ONE_PHASE, "idle": 0.3}
+
+
+def test_a_generator_that_was_the_limit_is_not_invalid_for_it(tmp_path):
+    assert summarise(tmp_path / "run", **IDLE, long=BUSY_GENERATOR).verdict == "LOWER BOUND"
+
+
+def test_the_users_time_cannot_be_accounted_for_with_failures(tmp_path):
+    assert summarise(tmp_path / "run", **IDLE, failures_per_s=1).verdict == "VALID"
+
+
+def test_nor_when_their_number_changed(tmp_path):
+    folder = run_folders.write(tmp_path / "run", **IDLE)
+    lines = list(run_folder.read_uploads(folder))
+    rewrite(folder / run_folder.UPLOADS, [msgspec.structs.replace(lines[0], users=19), *lines[1:]])
+    assert analyse(folder).summary.verdict == "VALID"
+
+
+def test_a_change_of_users_after_the_phase_does_not_matter(tmp_path):
+    folder = run_folders.write(tmp_path / "run", **IDLE)
+    after = UploadsLine(**run_folders.stamp(11.5), phase="long-1", users=0, names={})
+    run_folders.append(folder / run_folder.UPLOADS, after)
+    assert analyse(folder).summary.verdict == "INVALID"
+
+
+@pytest.mark.parametrize("kept", [("transaction",), ("think",)])
+def test_nor_without_both_histograms(tmp_path, kept):
+    folder = run_folders.write(tmp_path / "run", **IDLE)
+    rewrite(folder / run_folder.UPLOADS, [_only(line, kept) for line in run_folder.read_uploads(folder)])
+    assert analyse(folder).summary.verdict == "VALID"
+
+
+def _only(line, durations):
+    if not isinstance(line, HistogramsLine):
+        return line
+    names = {name: {key: found[key] for key in durations} for name, found in line.names.items()}
+    return msgspec.structs.replace(line, names=names)
+
+
+@pytest.mark.parametrize(("uploads", "verdict"), [(8, "INVALID"), (6, "VALID")])
+def test_nor_in_a_phase_of_few_cycles(tmp_path, uploads, verdict):
+    """With 20 users, 30 % of them idle, and 6 uploads a second, a user's turn comes after 2.3 s: 4.3 times in 10 s."""
+    assert summarise(tmp_path / "run", **IDLE, long=Rate(uploads, 0.1, 0.4, 1.0, 200)).verdict == verdict
