@@ -342,7 +342,7 @@ class Durations:
 
     def give_up(self, number: int) -> None:
         if number:
-            fill(self.histograms["unanswered"], number, self.scenario.unanswered_us)
+            self.histograms["unanswered"].record_value(round(self.scenario.unanswered_us), number)
 
     def encoded(self) -> dict[str, str]:
         return {duration: encoded(found) for duration, found in self.histograms.items()}

@@ -23,6 +23,25 @@ def test_every_colour_that_is_used_has_a_name(tmp_path):
     assert {key.colour for key in keys} <= set(PALETTE)
 
 
+def test_latency_of_the_open_model_is_response_with_the_service_below_it(tmp_path):
+    folder = run_folders.write(tmp_path / "run", model="open")
+    latency = charts(analyse(folder).timeline)[1]
+    long = [(key.label, key.dash) for key in latency.keys if key.colour == "long"]
+    assert long == [
+        ("long, response p50", "solid"),
+        ("long, response p99", "dashed"),
+        ("long, service p99", "dotted"),
+    ]
+    assert latency.note.startswith("responses, and the server's part of them (service), of ≤4 KiB only")
+    assert "(90.0 % of uploads)" in latency.note
+
+
+def test_latency_of_the_closed_model_is_that_of_transactions(tmp_path):
+    latency = charts(analyse(run_folders.write(tmp_path / "run")).timeline)[1]
+    assert [key.label for key in latency.keys] == ["long, p50", "long, p99", "short, p50", "short, p99"]
+    assert latency.note.startswith("transactions of ≤4 KiB only")
+
+
 def test_what_happens_in_every_run_gets_no_mark(tmp_path):
     analysis = analyse(run_folders.write(tmp_path / "run", killed_at_s=17.3))
     assert [mark.at_s for mark in marks(analysis)] == [17.3, 17.35]

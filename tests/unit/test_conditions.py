@@ -15,7 +15,8 @@ def result(tmp_path):
     """What became of one condition in a scenario with changes."""
 
     def make(condition, **changes):
-        [found] = summarise(tmp_path / "run", thresholds=(condition,), **changes).thresholds
+        folder = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
+        [found] = summarise(folder, thresholds=(condition,), **changes).thresholds
         return found
 
     return make

@@ -57,6 +57,62 @@ def test_a_percentile_with_fewer_than_30_samples_beyond_is_withheld(tmp_path):
     assert short.transaction_us.max is not None
 
 
+# --- the open model ---------------------------------------------------------------------------------------------------
+
+
+def test_what_was_offered_and_what_came_of_it(tmp_path):
+    summary = summarise(tmp_path / "run", model="open", late=50, dropped_per_s=100, failures_per_s=5)
+    long = summary.modes[0]
+    assert long.offered_per_s == pytest.approx((20_000 + 2 * 50 + 2000 + 100) / 20)
+    assert long.achieved_share == pytest.approx(20_000 / 22_200)
+    assert (long.uploads, long.uploads_per_s) == (20_100, 1000), "late ones are uploads, but in no rate"
+    assert long.bytes_per_s == pytest.approx(long.bytes / 20 * 20_000 / 20_100)
+    assert long.busy_core_us_per_upload == pytest.approx(1000)
+    phase = summary.phases[1]
+    assert (phase.offered, phase.late, phase.dropped, phase.unanswered) == (11_100, 50, 1000, 0)
+    assert phase.offered_per_s == 1110
+
+
+def test_response_stands_beside_service(tmp_path):
+    long = summarise(tmp_path / "run", model="open", response_factor=3.0).modes[0]
+    small = long.sizes[0]
+    assert (small.service_us.p50, small.response_us.p50, small.response_us.p95) == (160, 600, 1200)
+    assert long.response_us.samples == long.service_us.samples == long.transaction_us.samples == 20_000
+    assert long.response_us.bound_from is None
+    phase = summarise(tmp_path / "again", model="open").phases[1]
+    assert (phase.schedule_lag_us.p99, phase.pool_wait_us.p50) == (300, 50)
+
+
+def test_a_closed_model_has_no_response(tmp_path):
+    summary = summarise(tmp_path / "run")
+    assert [mode.response_us for mode in summary.modes] == [None, None]
+    assert summary.modes[0].sizes[0].response_us is None
+    assert summary.modes[0].sizes[0].service_us.p50 == 160
+    phase = summary.phases[1]
+    assert (phase.offered, phase.achieved_share, phase.schedule_lag_us, phase.pool_wait_us) == (None,) * 4
+
+
+def test_uploads_without_an_answer_are_lower_bounds_in_the_percentiles(tmp_path):
+    """4 % of all waited 9 s for nothing: from there on, a response may have taken any time."""
+    long = summarise(tmp_path / "run", model="open", unanswered_per_s=42).modes[0]
+    response = long.response_us
+    assert response.samples == 20_840
+    assert response.bound_from == pytest.approx(9e6, rel=1e-3)
+    assert (response.p99, response.max) == (pytest.approx(9e6, rel=1e-3), pytest.approx(9e6, rel=1e-3))
+    assert [response.is_bound(value) for value in (response.p50, response.p95, response.p99)] == [False, False, True]
+    assert long.sizes[1].response_us.bound_from is None, "no large upload was given up"
+    assert long.service_us.samples == 20_000
+
+
+def test_an_unanswered_upload_that_waited_less_than_others_took_makes_bounds_of_them(tmp_path):
+    """The slowest was answered; that it was not slower than one given up after 300 µs, nobody knows."""
+    response = summarise(tmp_path / "run", model="open", unanswered_per_s=1, unanswered_us=301).modes[0].response_us
+    assert response.bound_from == pytest.approx(301, rel=1e-2)
+    assert response.max == pytest.approx(15_000, rel=1e-3)
+    assert response.is_bound(response.max)
+    assert not response.is_bound(response.p50)
+
+
 def test_the_last_histogram_line_of_a_phase_counts(tmp_path):
     folder = run_folders.write(tmp_path / "run")
     lines = list(run_folder.read_uploads(folder))

@@ -53,8 +53,11 @@ def build(tmp_path):
     return make
 
 
-def test_all_outputs_show_the_same_numbers(build):
-    terminal, folder = build(failures_per_s=1, killed_at_s=17.3)
+@pytest.mark.parametrize("model", ["closed", "open"])
+def test_all_outputs_show_the_same_numbers(build, model):
+    terminal, folder = build(
+        model=model, failures_per_s=1, killed_at_s=17.3, thresholds=("uploads/s < 500", "failures > 1%")
+    )
     page = Tags((folder / run_folder.REPORT_HTML).read_text()).text
     text = (folder / run_folder.REPORT_MD).read_text().replace("\\", "")
     shown = view(analyse(folder))
@@ -67,8 +70,35 @@ def test_all_outputs_show_the_same_numbers(build):
         assert sentence in page
         assert sentence in text
         assert sentence in terminal
-    for table in (shown.processes, shown.events, shown.phases):
+    for table in (shown.processes, shown.events, shown.phases, shown.thresholds, shown.offered, shown.load):
         assert all(cell in page and cell in text for row in table.rows for cell in row.cells)
+        assert table.note in page
+        assert table.note in text
+    assert all(cell in terminal for row in shown.offered.rows for cell in row.cells)
+
+
+def test_sections_without_content_are_left_out(build):
+    _, folder = build()
+    text = (folder / run_folder.REPORT_MD).read_text()
+    assert re.findall("^## (.*)$", text, re.MULTILINE) == [
+        "Long against short",
+        "Phases",
+        "Load generator",
+        "Processes",
+        "Events",
+        "Circumstances",
+    ]
+    assert "\n\n\n" not in text
+    page = Tags((folder / run_folder.REPORT_HTML).read_text()).text
+    assert "Thresholds" not in page
+    assert "Offered and achieved" not in page
+
+
+def test_the_terminal_says_what_became_of_each_condition(build):
+    terminal, _ = build(thresholds=("uploads/s < 500", "failures > 0"))
+    lines = terminal.splitlines()
+    assert "failed: fails if uploads/s < 500 (short: 400/s)" in lines
+    assert "passed: fails if failures > 0 (long 0, short 0, whole run 0)" in lines
 
 
 def test_the_terminal_ends_with_the_path_of_the_report(build):
@@ -110,7 +140,11 @@ def test_what_strangers_chose_is_text_and_nothing_else(build):
     event = Event(**run_folders.stamp(5), source="server", kind=HOSTILE, text=HOSTILE)
     run_folders.append(folder / run_folder.EVENTS, event)
     run = msgspec.structs.replace(
-        run_folder.read_run(folder), environment={HOSTILE: HOSTILE}, load_options={HOSTILE: HOSTILE}, command=[HOSTILE]
+        run_folder.read_run(folder),
+        environment={HOSTILE: HOSTILE},
+        load_options={HOSTILE: HOSTILE},
+        command=[HOSTILE],
+        thresholds=[HOSTILE],
     )
     run_folder.write_whole(folder / run_folder.RUN, run)
     terminal = render.build(folder)
@@ -122,7 +156,7 @@ def test_what_strangers_chose_is_text_and_nothing_else(build):
         assert "\x1b" not in output
     for line in (folder / run_folder.REPORT_MD).read_text().splitlines():
         if line.startswith("|") and "alert" in line:
-            assert len(re.findall(r"(?<!\\)\|", line)) in (5, 12), "no cell breaks its row"
+            assert len(re.findall(r"(?<!\\)\|", line)) in (5, 7, 12), "no cell breaks its row"
 
 
 def test_charts_without_data_say_why(build):

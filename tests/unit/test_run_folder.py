@@ -15,6 +15,7 @@ from reports.run_folder import (
     Ending,
     Event,
     HistogramsLine,
+    Outcome,
     Phase,
     RunFolderError,
     RunInfo,
@@ -46,6 +47,25 @@ def append(path, *lines):
     for line in lines:
         appender.append(line)
     appender.close()
+
+
+# ── the outcome ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_outcome_of_a_report_that_was_built(tmp_path):
+    (tmp_path / run_folder.SUMMARY).write_text('{"verdict": "NOISY", "reason": "why", "exit_code": 4, "modes": []}')
+    assert run_folder.read_outcome(tmp_path) == Outcome(verdict="NOISY", reason="why", exit_code=4)
+
+
+def test_without_a_report_there_is_no_outcome(tmp_path):
+    assert run_folder.read_outcome(tmp_path) is None
+
+
+@pytest.mark.parametrize("content", ["{", '{"verdict": "VALID", "reason": ""}'])
+def test_a_summary_that_cannot_be_read_is_one_clear_line(tmp_path, content):
+    (tmp_path / run_folder.SUMMARY).write_text(content)
+    with pytest.raises(RunFolderError, match=r"summary\.json cannot be read: "):
+        run_folder.read_outcome(tmp_path)
 
 
 # ── lines ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -25,6 +25,15 @@ def test_curves_are_the_rates_and_break_between_phases(tmp_path):
     assert timeline.end_s == 44
 
 
+def test_the_open_model_has_curves_of_response_and_service(tmp_path):
+    latency = analyse(run_folders.write(tmp_path / "run", model="open")).timeline.latency
+    assert {curves.duration for curves in latency} == {"response", "service"}
+    found = {curves.duration: curves for curves in latency if (curves.mode, curves.size_class) == ("long", "≤4 KiB")}
+    assert [float(found[name].p50.values[-1]) for name in ("response", "service")] == [300, 160]
+    closed = analyse(run_folders.write(tmp_path / "closed")).timeline.latency
+    assert {curves.duration for curves in closed} == {"transaction"}
+
+
 def _uploads(folder, phases, lines):
     """Another history of uploads for a folder: phases by (name, per connection, start, end), lines by (second, phase,
     uploads)."""

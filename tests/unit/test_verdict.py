@@ -22,6 +22,72 @@ def test_a_busy_generator_makes_rates_a_lower_bound(tmp_path):
     assert [mode.lower_bound for mode in summary.modes] == [True, False]
 
 
+def test_a_busy_generator_on_another_host_is_seen_too(tmp_path):
+    """The recorder sees the load of its own host; each load process tells of itself."""
+    summary = summarise(tmp_path / "run", other_load_share=0.9)
+    assert summary.verdict == "LOWER BOUND"
+    assert [phase.generator_share for phase in summary.phases] == [pytest.approx(0.9)] * 5
+
+
+def test_a_process_that_only_the_recorder_saw_counts_as_well(tmp_path):
+    folder = run_folders.write(tmp_path / "run", long=BUSY_GENERATOR)
+    (folder / run_folder.LOAD).unlink()
+    assert analyse(folder).summary.verdict == "LOWER BOUND"
+
+
+# --- noise ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("hiccup_us", "verdict"), [(1660, "VALID"), (1670, "NOISY")])
+def test_sleepers_that_wake_late_make_a_run_noisy(tmp_path, hiccup_us, verdict):
+    """One of 100 wakes three times as late as is typical: 5,000 µs are the limit."""
+    summary = summarise(tmp_path / "run", hiccup_us=hiccup_us)
+    assert summary.verdict == verdict
+    if verdict == "NOISY":
+        assert "1 % ended more than 5,010 µs late (at most 5,000 µs)" in summary.reason
+
+
+@pytest.mark.parametrize(("share", "verdict"), [(0.19, "VALID"), (0.21, "NOISY")])
+def test_a_load_process_that_waits_for_a_cpu_makes_a_run_noisy(tmp_path, share, verdict):
+    summary = summarise(tmp_path / "run", run_delay_share=share)
+    assert summary.verdict == verdict
+    if verdict == "NOISY":
+        assert "waited for a CPU during 21.0 % of phase long-1 (at most 20.0 %)" in summary.reason
+
+
+def test_a_kernel_that_does_not_tell_the_delay_makes_no_noise(tmp_path):
+    folder = run_folders.write(tmp_path / "run", run_delay_share=0.9)
+    rewrite(
+        folder / run_folder.LOAD,
+        [msgspec.structs.replace(tick, run_delay_ns=None) for tick in run_folder.read_load(folder)],
+    )
+    summary = analyse(folder).summary
+    assert summary.verdict == "VALID"
+    assert summary.phases[1].generator_run_delay_share is None
+
+
+def test_noise_in_the_warm_up_does_not_matter(tmp_path):
+    """The warm-up ends at second 3."""
+    folder = run_folders.write(tmp_path / "run")
+    ticks = [
+        msgspec.structs.replace(tick, run_delay_ns=min(tick.mono_ns - run_folders.START_NS, 3 * run_folders.NS))
+        for tick in run_folder.read_load(folder)
+    ]
+    rewrite(folder / run_folder.LOAD, ticks)
+    summary = analyse(folder).summary
+    assert summary.verdict == "VALID"
+    assert [phase.generator_run_delay_share for phase in summary.phases] == [pytest.approx(1), 0, 0, 0, 0]
+
+
+def test_the_worst_that_can_be_said_is_the_verdict(tmp_path):
+    noisy = {"hiccup_us": 9000.0, "long": BUSY_GENERATOR}
+    assert summarise(tmp_path / "a", **noisy).verdict == "NOISY", "rather than LOWER BOUND"
+    assert summarise(tmp_path / "b", **noisy, recorder_gap_s=(3.0, 40.0)).verdict == "INVALID"
+
+
+# --- what is uploaded -------------------------------------------------------------------------------------------------
+
+
 def test_a_fairly_busy_generator_is_warned_of(tmp_path):
     summary = summarise(tmp_path / "run", long=replace(BUSY_GENERATOR, load_share=0.7))
     assert summary.verdict == "VALID"
@@ -129,6 +195,25 @@ def test_a_worker_that_died_is_warned_of(tmp_path):
         "1 server worker ended during the run: 1001" in text
         for text in summarise(tmp_path / "run", killed_at_s=20.2).warnings
     )
+
+
+def _warning(summary, text):
+    return next((warning for warning in summary.warnings if text in warning), None)
+
+
+@pytest.mark.parametrize(("lag_us", "warned"), [(1660.0, False), (1670.0, True)])
+def test_uploads_that_start_late_are_warned_of(tmp_path, lag_us, warned):
+    summary = summarise(tmp_path / "run", model="open", schedule_lag_us=lag_us)
+    assert summary.verdict == "VALID"
+    assert bool(_warning(summary, "started late: 1 % of them more than 5,010 µs after they were due")) == warned
+
+
+def test_each_way_to_fail_in_the_open_model_is_told_with_its_consequence(tmp_path):
+    summary = summarise(tmp_path / "run", model="open", failures_per_s=1, unanswered_per_s=2, dropped_per_s=3)
+    assert _warning(summary, "40 of 28,240 uploads") is not None
+    assert "(connection_lost 40); they are in no latency or rate" in _warning(summary, "40 of 28,240")
+    assert "as a lower bound" in _warning(summary, "80 of 28,240 uploads in the measured phases failed (unfinished 80)")
+    assert "never sent" in _warning(summary, "120 of 28,240 uploads in the measured phases failed (dropped 120)")
 
 
 def test_uploads_of_a_phase_that_is_not_named_are_told(tmp_path):

@@ -15,7 +15,8 @@ def show(tmp_path):
     """The view of a scenario with changes."""
 
     def make(**changes) -> View:
-        return view(analyse(run_folders.write(tmp_path / "run", **changes)))
+        folder = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
+        return view(analyse(run_folders.write(folder, **changes)))
 
     return make
 
@@ -54,6 +55,73 @@ def test_rates_that_are_a_lower_bound_say_so(show):
     assert rows["short ÷ long"][1] == "–", "a ratio to a bound is not known"
 
 
+# --- the open model ---------------------------------------------------------------------------------------------------
+
+
+def test_the_subtitle_says_what_was_offered(show):
+    assert "UTC, 20 users against tcp://127.0.0.1:12345" in show().subtitle
+    assert "UTC, open model, 400 to 1,000 arrivals/s against tcp:" in show(model="open").subtitle
+    assert "open model, 1,000 arrivals/s" in show(model="open", plan=(("a", "measure", 0),)).subtitle
+    cut_off = show(model="open", cut_off_at_s=3.5, ended=None)
+    assert "UTC, open model against" in cut_off.subtitle
+    assert ("model", "open") in dict(cut_off.facts)["Load"]
+    assert "users" not in dict(dict(cut_off.facts)["Load"])
+
+
+def test_the_sentence_of_the_open_model_speaks_of_responses(show):
+    one = {"model": "open", "plan": (("a", "measure", 0),)}
+    assert "took 1,000 uploads/s over long connections (99 % of responses within 1,500 µs," in show(**one).sentence
+    short = show(**one, unanswered_per_s=100)
+    assert (
+        "took 1,000 of 1,100 offered uploads/s over long connections (1 % of responses took at least" in short.sentence
+    )
+
+
+def test_the_mode_table_of_the_open_model(show):
+    modes = show(model="open", unanswered_per_s=42, plan=(("a", "measure", 0), ("b", "measure", 1))).modes
+    titles = [f"{column.title} {column.unit}" for column in modes.columns[3:9]]
+    assert titles == [f"Response {what}, µs" for what in ("p50", "p95", "p99", "max")] + [
+        f"Service {what}, µs" for what in ("p50", "p99")
+    ]
+    rows = {row.cells[0]: row.cells[3:9] for row in modes.rows}
+    assert rows["long, all sizes"] == ["300", "1,500", "≥ 9,000,000", "≥ 9,000,000", "160", "800"]
+    assert rows["short ÷ long"][2:4] == ["–", "–"], "nobody knows what a bound is to another"
+    assert rows["short ÷ long"][4] == "2.50×"
+    assert "uploads without an answer" in modes.note
+    assert len({len(row.cells) for row in modes.rows} | {len(modes.columns)}) == 1
+
+
+def test_a_closed_model_says_that_it_has_no_response(show):
+    shown = show()
+    assert "A closed model has no response time" in shown.modes.note
+    assert "Response" not in [column.title for column in shown.modes.columns]
+    assert shown.offered.rows == []
+    assert "A closed model" not in show(model="open").modes.note
+
+
+def test_what_was_offered_is_a_table_of_the_measured_phases(show):
+    offered = show(model="open", late=30, unanswered_per_s=1, dropped_per_s=5).offered
+    assert [row.cells[0] for row in offered.rows] == ["long-1", "short-1", "short-2", "long-2"]
+    first = ["long-1", "long", "1,010", "1,000", "99.1 %", "30", "10", "50", "300", "150"]
+    assert offered.rows[0].cells == first
+    assert len(offered.columns) == len(first)
+
+
+def test_how_the_load_fared(show):
+    assert show().load.rows[1].cells == ["short-1", "50.0 %", "2.00 %", "80.0", "240", "800"]
+    load = show(model="open").load
+    assert load.rows[0].cells == ["long-1", "40.0 %", "2.00 %", "80.0", "240", "800", "300"]
+    assert len(load.columns) == 7
+
+
+def test_conditions_are_listed_with_what_became_of_them(show):
+    shown = show(thresholds=("uploads/s < 500", "failures > 0"))
+    assert [(row.kind, row.cells) for row in shown.thresholds.rows] == [
+        ("bad", ["uploads/s < 500", "failed", "long 1,000/s, short 400/s", "short: 400/s"]),
+        ("main", ["failures > 0", "passed", "long 0, short 0, whole run 0", ""]),
+    ]
+
+
 def test_circumstances_name_each_option_once(tmp_path):
     """The load's options may hold what the run knows besides."""
     folder = run_folders.write(tmp_path / "run")
@@ -64,7 +132,13 @@ def test_circumstances_name_each_option_once(tmp_path):
     )
     run_folder.write_whole(folder / run_folder.RUN, run)
     facts = dict(view(analyse(folder)).facts)
-    assert facts["Load"] == [("users", "20"), ("seed", "7"), ("payload dir", "none"), ("verify digest", "yes")]
+    assert facts["Load"] == [
+        ("model", "closed"),
+        ("users", "20"),
+        ("seed", "7"),
+        ("payload dir", "none"),
+        ("verify digest", "yes"),
+    ]
     assert facts["Machine"] == [("memory total", "8.00 GiB"), ("net.core.rmem_max", "4096"), ("governor", "unknown")]
 
 
