@@ -26,6 +26,10 @@ class HiccupMeter:
         self._fd = cast(IO[bytes], self._process.stdout).fileno()
         os.set_blocking(self._fd, False)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def take(self) -> Nanoseconds:
         """How late its sleeps ended since the last call, in microseconds."""
         try:

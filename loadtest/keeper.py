@@ -106,7 +106,7 @@ class RunKeeper:
 
     def _on_hello(self, environment: Environment, msg: Message, **_: Any) -> None:
         if self._run is not None:
-            self._run.add_load_process(str(msg.node_id), msg.data["pid"], msg.data["host"])
+            self._run.add_load_process(str(msg.node_id), msg.data)
 
     def _on_done(self, environment: Environment, msg: Message, **_: Any) -> None:
         if self._run is not None:
@@ -192,15 +192,17 @@ class _Run:
             self._final.add(sender)
             self._look_whether_all()
 
-    def add_load_process(self, sender: str, pid: int, host: str) -> None:
+    def add_load_process(self, sender: str, data: dict[str, Any]) -> None:
         if self._plan is not None and isinstance(self._runner, MasterRunner):
             if self._options.profile is not None and self._busy:
                 self.fail("a load process joined after the schedule was shared out")
             else:  # it joined late
                 self._tell(self._phases[-1].name, self._phases[-1].uploads_per_connection, sender)
         self._heard_s[sender] = time.monotonic()
-        if host == socket.gethostname() and pid != os.getpid():
-            self._recorder.follow(pid, "load-worker")
+        if data["host"] == socket.gethostname():
+            self._recorder.follow(data["meter_pid"], "hiccup-meter")
+            if data["pid"] != os.getpid():
+                self._recorder.follow(data["pid"], "load-worker")
 
     def done(self, sender: str) -> None:
         """All arrivals of this load process have ended."""

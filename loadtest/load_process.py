@@ -105,25 +105,25 @@ class LoadProcess:
         # Locust's own runner listens to each request; is there anybody else?
         self._fires = len(environment.events.request._handlers) > 1
         self._meter = HiccupMeter()
-        self._send(messages.HELLO, {"pid": os.getpid(), "host": socket.gethostname()})
+        self._send(messages.HELLO, {"pid": os.getpid(), "meter_pid": self._meter.pid, "host": socket.gethostname()})
         self._batches = gevent.spawn(self._send_batches)
 
     def on_test_stop(self, environment: Environment, **_: Any) -> None:
-        if self._open_model is not None:
-            self._open_model.drain(self.options.drain_s)
-            self._open_model = None
+        model, self._open_model = self._open_model, None
+        if model is not None:
+            model.drain(self.options.drain_s)
         if isinstance(self._runner, WorkerRunner):
             # After a stop Locust leaves its worker deaf for this long; told to quit meanwhile, it would stay for a
             # minute. The master sends the right time with every start.
             environment.stop_timeout = 0
-        if self._batches is not None:
-            self._batches.kill()
-            self._batches = None
+        batches, self._batches = self._batches, None  # at once: after a shape Locust may stop a test twice
+        if batches is not None:
+            batches.kill()
             self._send_batch(final=True)
             self.alarm.close()
-        if self._meter is not None:
-            self._meter.close()
-            self._meter = None
+        meter, self._meter = self._meter, None
+        if meter is not None:
+            meter.close()
 
     # ── what uploaders ask for ──
 

@@ -208,7 +208,7 @@ def _size(text: Mapping[str, str], field: str) -> int:
 
 def _whole(text: Mapping[str, str], field: str, *, at_least: int, at_most: int) -> int:
     value = text[field]
-    if not (value.isascii() and value.isdecimal() and at_least <= int(value[:20]) <= at_most):
+    if not (value.isascii() and value.isdecimal() and len(value) < 20 and at_least <= int(value) <= at_most):
         raise OptionError(f"{_words(field)} is {value!r}, not a whole number from {at_least} to {at_most:,}")
     return int(value)
 

@@ -61,11 +61,11 @@ class _Stages(LoadTestShape):
     abstract = True
 
     def __init__(self, shape: str, peak: int, total_s: float) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._shape, self._peak, self._total_s = shape, peak, total_s
         self._spawn_rate = spawn_rate(shape, peak, total_s)
 
     def tick(self) -> tuple[int, float]:
         """(users, users a second to start or stop), never None, which would end the test."""
-        elapsed_s: float = self.get_run_time()  # type: ignore[no-untyped-call]
+        elapsed_s: float = self.get_run_time()
         return users_at(self._shape, self._peak, self._total_s, elapsed_s), self._spawn_rate

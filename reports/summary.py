@@ -34,6 +34,7 @@ ROLE_NAMES: dict[Role, str] = {
     "server-status": "status page",
     "load-master": "load",
     "load-worker": "load worker",
+    "hiccup-meter": "hiccup meter",
     "recorder": "recorder",
 }
 
