@@ -24,6 +24,7 @@ from loadtest import arrivals, messages
 from loadtest import options as load_options
 from loadtest.load_process import BATCH_S, option_fields
 from loadtest.phases import PlannedPhase
+from loadtest.pulse import Pulse
 from loadtest.recorder_process import RecorderProcess, build_report
 from loadtest.telemetry import Merger
 from reports import environment as machine
@@ -55,12 +56,9 @@ class RunKeeper:
         self._runner.register_message(messages.FAILED, self._on_failed)
 
     @property
-    def folder(self) -> Path | None:
-        """Of the run that goes on."""
-        return self._run.folder if self._run is not None else None
-
-    def live_rows(self) -> list[dict[str, str]]:
-        return []
+    def pulse(self) -> Pulse:
+        """Of the run that goes on, or an empty one."""
+        return self._run.pulse if self._run is not None else Pulse()
 
     def on_test_start(self, **_: Any) -> None:
         if self._finishing is not None:
@@ -132,6 +130,7 @@ class _Run:
         self._load_ticks = Appender(self.folder / run_folder.LOAD)
         self._builds_report = not getattr(environment.parsed_options, "no_report", False)
         self._merger = Merger()
+        self.pulse = Pulse()
         self._phases: list[Phase] = []
         self._planned: dict[str, PlannedPhase] = {}
         self._ending: Ending | None = None
@@ -180,7 +179,9 @@ class _Run:
         self._merger.add(batch)
         for phase, delays in data["hiccups"]:
             self._merger.add_hiccups(phase, delays)
-        self._load_ticks.append(msgspec.convert({**run_folder.now_ns(), **data["tick"]}, LoadTick))
+        tick = msgspec.convert({**run_folder.now_ns(), **data["tick"]}, LoadTick)
+        self._load_ticks.append(tick)
+        self.pulse.tick(tick)
         self._failed = self._failed or any(part["failures"] for names in batch.values() for part in names.values())
         self._reported.add(sender)
         if sender in self._heard_s:
@@ -331,8 +332,10 @@ class _Run:
     def _write_second(self) -> None:
         self._reported.clear()
         self._line_s = time.monotonic()
-        for line in self._merger.take_second(self._users):
+        lines = self._merger.take_second(self._users)
+        for line in lines:
             self._uploads.append(line)
+        self.pulse.second(lines)
         self._lines += 1
         if self._lines % HISTOGRAMS_EVERY == 0:
             self._uploads.append(self._merger.histograms(self._phases[-1].name))

@@ -1,10 +1,10 @@
 """What we add to Locust's web UI: a tab that says, while a run goes on, whether its numbers could be believed.
 
-Locust's page shows a tab as a table of rows that it polls from `/stats/requests`. The rows are about the last second of
-load, so that a person sees what is wrong before the run is over; the verdict itself comes with the report.
+Locust's page shows a tab as a table of rows that it polls from `/stats/requests`; the rows are `pulse.py`'s.
 """
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from flask import Response, request
@@ -32,6 +32,6 @@ class Live:
     def _add_rows(self, response: Response) -> Response:
         if request.endpoint == "locust.request_stats" and response.is_json:
             shown = response.get_json()
-            shown["extended_stats"] = [{"key": KEY, "data": self._keeper.live_rows()}]
+            shown["extended_stats"] = [{"key": KEY, "data": [asdict(row) for row in self._keeper.pulse.rows()]}]
             response.set_data(json.dumps(shown))
         return response

@@ -5,6 +5,7 @@ second to the half that keeps the run (`keeper.py`). In the open model it runs i
 users.
 """
 
+import gc
 import os
 import socket
 import time
@@ -104,6 +105,8 @@ class LoadProcess:
         self._users = 0
         # Locust's own runner listens to each request; is there anybody else?
         self._fires = len(environment.events.request._handlers) > 1
+        gc.collect()
+        gc.freeze()  # Locust's own objects, which no later collection has to look through while uploads wait
         self._meter = HiccupMeter()
         self._send(messages.HELLO, {"pid": os.getpid(), "meter_pid": self._meter.pid, "host": socket.gethostname()})
         self._batches = gevent.spawn(self._send_batches)

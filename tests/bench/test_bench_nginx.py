@@ -11,22 +11,19 @@ Needs Debian's nginx-light, at least 2 cores and /dev/shm.
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
+from benches import NGINX, PAIRS, median_with_interval, nginx, our_server
 
-PAIRS = 15
 SECONDS = 1.0
 SENDER = Path(__file__).with_name("raw_sender.py")
-NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 
 pytestmark = [
     pytest.mark.skipif(NGINX is None, reason="needs nginx: apt-get install nginx-light"),
@@ -35,69 +32,14 @@ pytestmark = [
 ]
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return sock.getsockname()[1]
-
-
-def wait_for_port(port: int) -> None:
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            assert time.monotonic() < deadline, f"nobody listens on {port}"
-            time.sleep(0.01)
-
-
-@contextmanager
-def pinned(command: list[str], port: int) -> Iterator[int]:
-    """A server on core 0 until the block ends."""
-    process = subprocess.Popen(["taskset", "-c", "0", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_for_port(port)
-        yield port
-    finally:
-        process.terminate()
-        process.wait(40)
-
-
-@contextmanager
-def ours(folder: Path) -> Iterator[int]:
-    port = free_port()
-    command = [sys.executable, "-m", "server", "--port", str(port), "--workers", "1", "--store", str(folder / "ours")]
-    with pinned(command, port):
-        yield port
-
-
-@contextmanager
-def nginx(folder: Path) -> Iterator[int]:
-    port = free_port()
-    for name in ("store", "incoming"):
-        (folder / name).mkdir()
-    user = "user root;" if os.geteuid() == 0 else ""
-    config = folder / "nginx.conf"
-    config.write_text(
-        f"""daemon off; worker_processes 1; {user} pid {folder}/pid; error_log {folder}/error.log;
-        events {{ worker_connections 1024; }}
-        http {{
-            access_log off; keepalive_requests 1000000000; client_max_body_size 0;
-            client_body_temp_path {folder}/incoming;
-            server {{ listen 127.0.0.1:{port}; root {folder}/store; location / {{ dav_methods PUT; }} }}
-        }}"""
-    )
-    with pinned([str(NGINX), "-e", f"{folder}/error.log", "-c", str(config)], port):
-        yield port
-
-
 @pytest.fixture
 def both() -> Iterator[tuple[int, int]]:
     """Ports of our server and of nginx, storing on the same tmpfs."""
     folder = Path(tempfile.mkdtemp(prefix="socketswarm-bench-", dir="/dev/shm"))
     try:
         with ExitStack() as stack:
-            yield stack.enter_context(ours(folder)), stack.enter_context(nginx(folder))
+            ours = stack.enter_context(our_server("--store", str(folder / "ours")))
+            yield ours, stack.enter_context(nginx(folder, "dav_methods PUT;"))
     finally:
         shutil.rmtree(folder)
 
@@ -105,13 +47,6 @@ def both() -> Iterator[tuple[int, int]]:
 def send(port: int, wire: str, *options: str) -> dict[str, float]:
     command = ["taskset", "-c", "1", sys.executable, str(SENDER), "--port", str(port), "--wire", wire, *options]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=120).stdout)
-
-
-def median_with_interval(values: list[float]) -> tuple[float, float, float]:
-    """The median and its 90 % bootstrap interval."""
-    samples = np.random.default_rng(1).choice(values, size=(10_000, len(values)))
-    low, high = np.quantile(np.median(samples, axis=1), [0.05, 0.95])
-    return float(np.median(values)), float(low), float(high)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,80 @@
+"""For the benches: servers pinned to one core, what is measured on the other, and medians with their interval.
+
+Machines are shared and noisy. So two things are compared in pairs of runs that follow each other, alternating who goes
+first, and the figure is the median of the pairs' ratios. Nothing is asserted but that a bench was valid.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from loads import free_port
+
+NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+PAIRS = 15
+
+
+def wait_for_port(port: int) -> None:
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline, f"nobody listens on {port}"
+            time.sleep(0.01)
+
+
+@contextmanager
+def pinned(command: list[str], port: int) -> Iterator[int]:
+    """A server on core 0 until the block ends."""
+    process = subprocess.Popen(["taskset", "-c", "0", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for_port(port)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(40)
+
+
+@contextmanager
+def our_server(*options: str) -> Iterator[int]:
+    """The port of a server of ours with one worker."""
+    port = free_port()
+    with pinned([sys.executable, "-m", "server", "--port", str(port), "--workers", "1", *options], port):
+        yield port
+
+
+@contextmanager
+def nginx(folder: Path, location: str) -> Iterator[int]:
+    """The port of an nginx with one worker, which does what `location` says; its files are in `folder`."""
+    port = free_port()
+    for name in ("store", "incoming"):
+        (folder / name).mkdir()
+    user = "user root;" if os.geteuid() == 0 else ""
+    config = folder / "nginx.conf"
+    config.write_text(
+        f"""daemon off; worker_processes 1; {user} pid {folder}/pid; error_log {folder}/error.log;
+        events {{ worker_connections 1024; }}
+        http {{
+            access_log off; keepalive_requests 1000000000; client_max_body_size 0;
+            client_body_temp_path {folder}/incoming;
+            server {{ listen 127.0.0.1:{port}; root {folder}/store; location / {{ {location} }} }}
+        }}"""
+    )
+    with pinned([str(NGINX), "-e", f"{folder}/error.log", "-c", str(config)], port):
+        yield port
+
+
+def median_with_interval(values: list[float]) -> tuple[float, float, float]:
+    """The median and its 90 % bootstrap interval."""
+    samples = np.random.default_rng(1).choice(values, size=(10_000, len(values)))
+    low, high = np.quantile(np.median(samples, axis=1), [0.05, 0.95])
+    return float(np.median(values)), float(low), float(high)
