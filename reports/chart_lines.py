@@ -173,7 +173,7 @@ def _key(process: ProcessSummary, loads: int) -> Key:
     """Of a process that is no worker; `loads` load processes were drawn before it."""
     if process.role.startswith("load-"):
         return Key(_label(process), f"load-{loads % 2}")
-    if process.role == "recorder":
+    if process.role in ("recorder", "hiccup-meter"):
         return Key(_label(process), "recorder", "dotted")
     return Key(_label(process), "master", "dashed")
 

@@ -2,7 +2,7 @@
 
     counts        what the load had acknowledged is what the server stored, in uploads, connections and bytes
     users         closed model: uploading and pausing fill the users' time (Little's law)
-    arrivals      open model: what was offered was achieved, or it is known who was the limit
+    arrivals      open model: each was acknowledged or failed, and 99 % in time, or it is known who was the limit
     processes     the server stayed, no load process was lost, the recorder was there
 
 Two countings that agree cost a run nothing and are the only proof that neither side lost something. Little's law needs
@@ -31,7 +31,7 @@ def broken(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
         *_lost_load(evidence),
         *_server_gone(evidence, measured),
         *_missing_ticks(measured),
-        *(_arrivals(measured) if evidence.run.model == "open" else _users(evidence, measured)),
+        *(_arrivals(evidence, measured) if evidence.run.model == "open" else _users(evidence, measured)),
     ]
     if evidence.run.ended is not None:  # a killed load takes its last second of counts with it
         found += _differences(evidence)
@@ -70,21 +70,49 @@ def _missing_ticks(measured: Sequence[PhaseSummary]) -> list[str]:
 # --- arrivals: the open model -----------------------------------------------------------------------------------------
 
 
-def _arrivals(measured: Sequence[PhaseSummary]) -> list[str]:
+def _arrivals(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
+    return [*_unaccounted(evidence, measured), *_not_achieved(measured)]
+
+
+def _unaccounted(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
+    """Only of a run whose plan was over: who stops one does not stop all load processes in the same instant."""
+    if evidence.run.ended is None or evidence.run.ended.how != "completed":
+        return []
+    known = [phase for phase in measured if phase.offered is not None]
+    lost = {phase.name: (phase.offered or 0) - phase.uploads - sum(phase.failures.values()) for phase in known}
+    lost = {name: number for name, number in lost.items() if number > 0}
+    if not lost:
+        return []
+    return [
+        f"{sum(lost.values()):,} uploads that were due in {', '.join(lost)} were neither acknowledged nor failed: the "
+        "load lost count of them"
+    ]
+
+
+def _not_achieved(measured: Sequence[PhaseSummary]) -> list[str]:
     """An arrival that is not acknowledged in time is explained by a limit: of the generator, which makes the rates a
     lower bound, or of the server, which is a result. Without either, another load was measured than was asked for."""
+    short = [
+        phase for phase in measured if phase.short_of_offered and not phase.generator_limited and not phase.at_capacity
+    ]
+    if not short:
+        return []
+    worst = min(short, key=lambda phase: phase.achieved_share or 0)
     return [
-        f"only {percent(phase.achieved_share or 0)} of the {phase.offered or 0:,} uploads offered in phase "
-        f"{phase.name} were acknowledged in it (at least {percent(ACHIEVED_LIMIT)} must be; {_rest(phase)}), and "
-        "neither the server nor the load generator is known to have been at its limit"
-        for phase in measured
-        if phase.short_of_offered and not phase.generator_limited and not phase.at_capacity
+        f"only {percent(worst.achieved_share or 0)} of the {worst.offered or 0:,} uploads offered in phase {worst.name}"
+        f"{_others(len(short))} were acknowledged in it (at least {percent(ACHIEVED_LIMIT)} must be; {_rest(worst)}), "
+        "and neither the server nor the load generator is known to have been at its limit"
     ]
 
 
 def _rest(phase: PhaseSummary) -> str:
     parts = {"late": phase.late, **phase.failures}
-    return ", ".join(f"{code} {number:,}" for code, number in parts.items() if number) or "the rest is unaccounted for"
+    return ", ".join(f"{code} {number:,}" for code, number in parts.items() if number) or "the rest was lost"
+
+
+def _others(phases: int) -> str:
+    """Behind the worst of so many phases: the others are in the tables."""
+    return f" (and too few in {phases - 1} more)" if phases > 1 else ""
 
 
 # --- users: the closed model ------------------------------------------------------------------------------------------
@@ -103,15 +131,16 @@ def _unanswered(measured: Sequence[PhaseSummary]) -> list[str]:
     )
 
 
-def _held_up(evidence: Evidence, measured: Sequence[PhaseSummary]) -> Iterator[str]:
+def _held_up(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
     """By Little's law. A generator that was the limit is held up by itself and said to be so already."""
-    for phase in measured:
-        idle = None if phase.generator_limited else _idle_share(evidence, phase)
-        if idle is not None and idle > IDLE_LIMIT:
-            yield (
-                f"users spent {percent(idle)} of phase {phase.name} neither uploading nor pausing (at most "
-                f"{percent(IDLE_LIMIT)} may be lost): the load process held them up"
-            )
+    idle = {phase.name: _idle_share(evidence, phase) or 0 for phase in measured if not phase.generator_limited}
+    worst = max(idle, key=lambda name: idle[name], default="")
+    if not worst or idle[worst] <= IDLE_LIMIT:
+        return []
+    return [
+        f"users spent {percent(idle[worst])} of phase {worst} neither uploading nor pausing (at most "
+        f"{percent(IDLE_LIMIT)} may be lost): the load process held them up"
+    ]
 
 
 def _idle_share(evidence: Evidence, phase: PhaseSummary) -> float | None:

@@ -40,7 +40,9 @@ SUMMARY = "summary.json"
 REPORT_HTML = "report.html"
 REPORT_MD = "report.md"
 
-Role = Literal["server-master", "server-worker", "server-status", "load-master", "load-worker", "hiccup-meter", "recorder"]
+Role = Literal[
+    "server-master", "server-worker", "server-status", "load-master", "load-worker", "hiccup-meter", "recorder"
+]
 PhaseKind = Literal["warm-up", "measure", "drain"]
 
 # The durations of one upload, each with a histogram of its own, all in microseconds:

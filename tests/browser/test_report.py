@@ -42,14 +42,17 @@ def browser():
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """A rich one: twenty workers, one of them replaced, some failures, and a label that wants to be a script."""
+    """A rich one, with the widest tables: the open model, twenty workers, one of them replaced, some failures,
+    conditions held and broken, and a label that wants to be a script."""
     folder = tmp_path_factory.mktemp("report") / "run"
     run_folders.write(
         folder,
+        model="open",
         workers=20,
         killed_at_s=17.3,
         failures_per_s=2,
         noise=0.1,
+        thresholds=("p99(response) > 2ms", "failures > 1%"),
         label="<script>document.title='taken over'</script> & co",
     )
     render.build(folder)
@@ -116,6 +119,16 @@ def test_what_a_label_says_is_shown_and_not_run(show):
     page = show()
     assert page.title().startswith("VALID: <script>")
     assert page.locator("h1").inner_text() == "<script>document.title='taken over'</script> & co"
+
+
+def test_a_condition_that_was_broken_stands_out(show):
+    page = show(400)
+    rows = page.locator("tr").filter(has_text="failed")
+    row = rows.filter(has_text="p99(response) > 2ms").locator("td").first
+    colour, ink = row.evaluate("cell => [getComputedStyle(cell).color, getComputedStyle(document.body).color]")
+    assert row.inner_text() == "failed"
+    assert colour != ink
+    assert row.bounding_box()["x"] + row.bounding_box()["width"] <= 400, "seen without scrolling, on a phone too"
 
 
 def test_the_charts_share_one_axis_and_go_back_on_double_click(show):

@@ -5,7 +5,7 @@ import pytest
 
 from reports import run_folder
 from reports.analysis import analyse
-from reports.run_folder import Event, HistogramsLine, UploadsLine
+from reports.run_folder import Ending, Event, HistogramsLine, UploadsLine
 from tests.unit import run_folders
 from tests.unit.run_folders import Rate, rewrite, summarise
 
@@ -105,6 +105,33 @@ def test_a_server_at_capacity_is_a_result(tmp_path):
 def test_a_generator_at_its_limit_is_a_lower_bound(tmp_path):
     summary = summarise(tmp_path / "run", model="open", plan=ONE_PHASE, long=BUSY_GENERATOR, dropped_per_s=250)
     assert summary.verdict == "LOWER BOUND"
+
+
+def test_several_phases_that_fell_short_are_one_sentence(tmp_path):
+    summary = summarise(tmp_path / "run", model="open", dropped_per_s=200)
+    assert summary.reason.startswith(
+        "only 66.7 % of the 6,000 uploads offered in phase short-1 (and too few in 3 more) were acknowledged in it (at "
+        "least 99.0 % must be; dropped 2,000)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("surplus", "how", "verdict"),
+    [(1, "completed", "INVALID"), (0, "completed", "VALID"), (-1, "completed", "VALID"), (1, "stopped", "VALID")],
+)
+def test_every_arrival_is_acknowledged_or_failed(tmp_path, surplus, how, verdict):
+    """Nothing is left out of the statistics without being counted."""
+    folder = run_folders.write(tmp_path / "run", model="open", failures_per_s=1, ended=Ending(how=how, reason="why"))
+    run = run_folder.read_run(folder)
+    phases = [msgspec.structs.replace(phase, offered=phase.offered + surplus) for phase in run.phases]
+    run_folder.write_whole(folder / run_folder.RUN, msgspec.structs.replace(run, phases=phases))
+    summary = analyse(folder).summary
+    assert summary.verdict == verdict
+    if verdict == "INVALID":
+        assert summary.reason == (
+            "4 uploads that were due in long-1, short-1, short-2, long-2 were neither acknowledged nor failed: "
+            "the load lost count of them"
+        )
 
 
 def test_an_open_phase_that_was_cut_off_is_not_judged_by_what_was_offered(tmp_path):
