@@ -92,7 +92,8 @@ def sentence(summary: Summary) -> str:
         return "Nothing was measured."
     workers = summary.server.workers
     who = f"With {workers} worker{'s' if workers > 1 else ''} the server" if workers else "The server"
-    text = f"{who} took {' and '.join(_clause(mode) for mode in measured.values())}"
+    *clauses, last = (_clause(mode) for mode in measured.values())
+    text = f"{who} took {', '.join(clauses)}{' and ' if clauses else ''}{last}"
     if "long" in measured and "short" in measured:
         text += _comparison(measured["short"], measured["long"])
     return f"{text}."

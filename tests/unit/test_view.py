@@ -1,5 +1,7 @@
 """The report's words: its sentence, its tables, its circumstances."""
 
+import re
+
 import msgspec
 import pytest
 
@@ -38,6 +40,15 @@ def test_long_latencies_are_milliseconds_in_the_sentence_and_microseconds_in_the
 
 def test_the_sentence_knows_any_number_of_uploads_per_connection(show):
     assert "uploads/s over connections of 4 uploads" in show(plan=(("a", "measure", 4),)).sentence
+
+
+def test_the_sentence_lists_any_number_of_modes(show):
+    text = show(plan=(("a", "measure", 0), ("b", "measure", 4), ("c", "measure", 1))).sentence
+    assert re.findall(r"(, | and |took )[0-9,]+ uploads/s over (\S+)", text) == [
+        ("took ", "long"),
+        (", ", "connections"),
+        (" and ", "short"),
+    ]
 
 
 def test_the_sentence_of_a_run_that_measured_nothing(tmp_path):
