@@ -39,9 +39,9 @@ serve: $(RUN_STAMP) ## run the upload server: PORT=12345 WORKERS=4 STORE=uploads
 killport: $(RUN_STAMP) ## free a port that a stuck server holds: PORT=12345
 	@exec $(BIN)/python -m server.ports release $(PORT)
 
-loadtest: $(RUN_STAMP) ## the main job: USERS= PLAN= PHASE_SECONDS= PAYLOADS= PAYLOAD_DIR= HOST=
+loadtest: $(RUN_STAMP) ## the main job: USERS= RATE= PLAN= PHASE_SECONDS= PAYLOADS= PAYLOAD_DIR= HOST=
 	@exec $(BIN)/python -m loadtest run \
-	  $(if $(USERS),--users '$(USERS)') $(if $(PLAN),--plan '$(PLAN)') \
+	  $(if $(USERS),--users '$(USERS)') $(if $(RATE),--arrival-rate '$(RATE)') $(if $(PLAN),--plan '$(PLAN)') \
 	  $(if $(PHASE_SECONDS),--phase-seconds '$(PHASE_SECONDS)') $(if $(PAYLOADS),--payloads '$(PAYLOADS)') \
 	  $(if $(PAYLOAD_DIR),--payload-dir '$(PAYLOAD_DIR)') $(if $(HOST),--host '$(HOST)')
 
@@ -54,7 +54,7 @@ lint: $(DEV_STAMP) ## ruff, mypy --strict, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(DEV_STAMP) ## measure speed beside nginx (needs Debian's nginx-light)
+bench: $(DEV_STAMP) ## measure server and load (needs Debian's nginx-light, lsof and tshark)
 	@exec $(BIN)/python -m pytest tests/bench -s -q -p no:cacheprovider
 
 clean: ## remove .venv and caches; uploads/ and reports/runs/ stay

@@ -99,16 +99,22 @@ class Lifecycle:
             return refused
         if request.endpoint != "locust.swarm" or runner is None or runner.state in ("spawning", "running"):
             return None
-        fields = {**option_fields(self._environment), **request.form.to_dict()}
+        own = option_fields(self._environment)
+        fields = {**own, **request.form.to_dict()}
         for option in load_options.OPTIONS:
             if isinstance(option.default, bool):
                 fields[option.field] = str(fields[option.field]).lower() == "true"
+            if (
+                not option.in_form and fields[option.field] != own[option.field]
+            ):  # it would import code of a name it is told
+                return self._refuse(f"{option.field} can be set on the command line only")
         users = request.form.get("user_count", type=int)
         if users is None:
             return None  # what is no number, Locust refuses itself
         problem = self.prepare(fields.get("host", self._environment.host), fields, users)
-        if problem is None:
-            return None
+        return None if problem is None else self._refuse(problem)
+
+    def _refuse(self, problem: str) -> Response:
         return jsonify({"success": False, "message": problem, "host": self._environment.host})
 
 

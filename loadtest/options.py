@@ -35,6 +35,8 @@ class Option:
     default: str | bool
     help: str
     choices: tuple[str, ...] = ()
+    in_form: bool = True
+    """Whether Locust's page may set it, too."""
 
     @property
     def flag(self) -> str:
@@ -69,7 +71,9 @@ OPTIONS = (
     Option("timeout", "30s", "how long a server may be silent before an upload fails"),
     Option("closer", "server", "who closes a connection after its last upload", ("server", "client")),
     Option("close", "fin", "how a client closes: fin, or rst, which leaves no TIME_WAIT", ("fin", "rst")),
-    Option("wire", "", "protocol, if not the one of the host's scheme: MODULE:CLASS, see loadtest/wires.py"),
+    Option(
+        "wire", "", "protocol, if not the one of the host's scheme: MODULE:CLASS, see loadtest/wires.py", in_form=False
+    ),
     Option("verify_digest", True, "compare the digest in the reply"),
     Option("fail_if", "", "exit code 3 when this came true, such as 'p99(response) > 20ms'; several with ;"),
     Option("seed", "1", "of sizes, names, order, pauses and arrivals: the same seed, the same run"),

@@ -67,7 +67,7 @@ class Pulse:
                 "Busiest load process", f"{busiest:.0%} of a core", f"over {GENERATOR_LIMIT:.0%} it is the limit itself"
             ),
             Row("Load waited for a core", f"{delayed:.0%} of the time", f"over {RUN_DELAY_LIMIT:.0%} it is too noisy"),
-            Row("Hiccups, p99", f"{hiccup_us:,.0f} µs", f"over {HICCUP_LIMIT_US:,} µs the machine is too noisy"),
+            Row("Hiccups, p99", f"{hiccup_us:,.0f} µs", f"over {HICCUP_LIMIT_US:,.0f} µs the machine is too noisy"),
         ]
 
     def _share(self, counter: Callable[[LoadTick], float]) -> float:

@@ -51,7 +51,13 @@ def _add_options(parser: LocustArgumentParser) -> None:
         elif option.default is False:
             parser.add_argument(option.flag, action="store_true", default=False, help=option.help)
         else:
-            parser.add_argument(option.flag, default=option.default, choices=option.choices or None, help=option.help)
+            parser.add_argument(
+                option.flag,
+                default=option.default,
+                choices=option.choices or None,
+                include_in_web_ui=option.in_form,
+                help=option.help,
+            )
     parser.add_argument(
         "--run-folder", default="", include_in_web_ui=False, help="default: reports/runs/<time>-<label>"
     )
