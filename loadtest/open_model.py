@@ -87,6 +87,7 @@ class OpenModel:
         self._queues = load.options.at_cap == "queue"
         self._due = self._arrivals(load.options.plan, start_ns, k, n)
         self._next = next(self._due, None)
+        self._end_ns: int | None = None  # what is due later is not ours any more
         self._idle: list[_Lane] = []
         self._lanes: list[_Lane] = []
         self._waiting: deque[_Job] = deque()
@@ -98,14 +99,10 @@ class OpenModel:
     def queued(self) -> int:
         return len(self._waiting)
 
-    def stop(self) -> None:
-        """No arrival from now on; what is under way goes on."""
-        self._next = None
-        self._look_whether_finished()
-
     def drain(self, timeout_s: float) -> None:
-        """Wait until all that was due has ended; record the rest as unfinished."""
-        self.stop()
+        """No arrival that is due later than now. Wait until the others have ended; record the rest as unfinished."""
+        self._end_ns = time.monotonic_ns()
+        self._look_whether_finished()
         self.finished.wait(timeout_s)
         ended = gevent.event.Event()
         gevent.get_hub().loop.run_callback(self._give_up, ended)
@@ -114,21 +111,27 @@ class OpenModel:
     # ── in the hub ──
 
     def _arm(self) -> None:
-        if self._next is not None:
-            self._load.alarm.at(self._next[3].intended_ns, self._dispatch)
+        following = self._following()
+        if following is not None:
+            self._load.alarm.at(following[3].intended_ns, self._dispatch)
         else:
             self._look_whether_finished()
 
+    def _following(self) -> _Job | None:
+        """The next arrival, due or not; None when there will be none."""
+        if self._next is not None and self._end_ns is not None and self._next[3].intended_ns > self._end_ns:
+            self._next = None
+        return self._next
+
     def _dispatch(self) -> None:
         for _ in range(BURST):
-            if self._next is None:
-                break
-            phase, payload, name, arrival = self._next
             now_ns = time.monotonic_ns()
-            if arrival.intended_ns > now_ns:
+            following = self._following()
+            if following is None or following[3].intended_ns > now_ns:
                 break
-            self._start((phase, payload, name, Arrival(arrival.intended_ns, now_ns)))
+            phase, payload, name, arrival = following
             self._next = next(self._due, None)
+            self._start((phase, payload, name, Arrival(arrival.intended_ns, now_ns)))
         self._arm()
 
     def _start(self, job: _Job) -> None:
@@ -153,18 +156,26 @@ class OpenModel:
         return None
 
     def _look_whether_finished(self) -> None:
-        if self._next is None and not self._waiting and len(self._idle) == len(self._lanes):
+        if self._following() is None and not self._waiting and len(self._idle) == len(self._lanes):
             self.finished.set()
 
     def _give_up(self, ended: gevent.event.Event) -> None:
-        now_ns = time.monotonic_ns()
-        while self._waiting:
-            phase, payload, _, arrival = self._waiting.popleft()
+        for phase, payload, _, arrival in self._never_started():
+            now_ns = time.monotonic_ns()
             never = Upload(error=UploadError("unfinished"), start_ns=now_ns, end_ns=now_ns, connected=False)
             self._load.record(phase, row_of(phase.uploads_per_connection, payload.size_bytes), payload, never, arrival)
         for lane in self._lanes:
             lane.end()
+        self.finished.set()
         ended.set()
+
+    def _never_started(self) -> Iterator[_Job]:
+        """What waits for an uploader, and what is due and was not come to."""
+        while self._waiting:
+            yield self._waiting.popleft()
+        while (following := self._following()) is not None:
+            self._next = next(self._due, None)
+            yield following
 
     # ── the schedule ──
 
