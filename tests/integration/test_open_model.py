@@ -1,0 +1,307 @@
+"""The open model, plans and wires, as real runs of Locust: what was due is what was uploaded, and is counted."""
+
+import os
+import signal
+import socket
+from collections import Counter
+from contextlib import ExitStack
+
+import pytest
+from benches import NGINX, nginx
+from headless import (
+    answer,
+    ends_fine,
+    histogram,
+    host_of,
+    load,
+    measured,
+    outcome,
+    script,
+    serving,
+    spread,
+    summary,
+    together,
+    users,
+)
+from loads import LOADTEST, LOCUST, acked, assert_complete, events, failures, free_port, run, seconds, started
+from servers import eventually, running
+
+from loadtest import arrivals, payloads
+from reports import run_folder
+
+# ── what was due ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_arrival_is_acknowledged(tmp_path):
+    """Whatever the connections are like, and each with a response, which begins when it was due."""
+    with running(store=tmp_path / "store", workers=2) as server:
+        command = load(host_of(server), "--arrival-rate", 300, "--uploads-per-connection", "0,5,1")
+        command += ["--fail-if", "failures > 0"]
+        with started(tmp_path, *command) as job:
+            assert ends_fine(job), job.said()
+        [folder] = job.runs()
+        info = assert_complete(folder)
+        assert (failures(folder), acked(folder)) == ({}, server.stored())
+    assert (info.model, info.users) == ("open", 0)
+    assert {line.users for line in seconds(folder)} == {0}
+    assert [phase.name for phase in measured(folder)] == ["long-1", "5-per-connection-1", "short-1"]
+    for phase, told in zip(measured(folder), summary(folder)["phases"][1:-1], strict=True):
+        assert phase.offered == acked(folder, phase.name) == 300
+        assert phase.end_ns - phase.start_ns == 1_000_000_000
+        assert (told["name"], told["uploads"], told["offered"]) == (phase.name, 300, 300)
+        assert told["achieved_share"] == pytest.approx((300 - told["late"]) / 300)
+        for duration in ("schedule_lag", "pool_wait", "service", "transaction", "response"):
+            assert histogram(folder, phase.name, duration).get_total_count() == 300
+        for duration in ("unanswered", "think"):
+            assert histogram(folder, phase.name, duration).get_total_count() == 0
+
+
+def test_profiles(tmp_path):
+    rates = {"poisson": "200", "ramp": "50-300", "step": "50,200"}
+    with running(workers=2) as server:
+        options = ["--plan", "long", "--warm-up", "300ms", "--seed", 3, "--no-report", "--arrival-profile"]
+        commands = {kind: load(host_of(server), *options, kind, "--arrival-rate", rates[kind]) for kind in rates}
+        jobs = together(tmp_path, commands)
+    for job, (kind, rate) in zip(jobs, rates.items(), strict=True):
+        assert job.wait() == 0, job.said()
+        [folder] = job.runs()
+        profile = arrivals.parse_profile(kind, rate)
+        expected = {
+            "warm-up": arrivals.offered(arrivals.warm_up(profile), 0.3, 3, 0.3),
+            "long-1": arrivals.offered(profile, 1.0, 3, 1.0),
+        }
+        offered = {phase.name: phase.offered for phase in run_folder.read_run(folder).phases}
+        assert offered == {"ramp-up": 0, **expected, "drain": 0}
+        assert {phase: acked(folder, phase) for phase in expected} == expected
+
+
+def test_a_seed_is_a_run(tmp_path):
+    """However many load processes send it: the same files, under the same names, as often."""
+    mix = "1KiB:2,4KiB:1,20KiB:1"
+    options = ["--arrival-profile", "poisson", "--arrival-rate", 150, "--uploads-per-connection", "0,1", "--seed", 11]
+    options += ["--payloads", mix, "--no-report"]
+    seen = [Counter(), Counter(), Counter()]
+
+    def note_in(counter):
+        def serve(sock):
+            while answer(sock, lambda *upload: counter.update([upload])):
+                pass
+
+        return serve
+
+    with ExitStack() as stack:
+        hosts = [stack.enter_context(serving(note_in(counter))) for counter in seen]
+        ones = [tmp_path / "one", tmp_path / "another"]
+        for folder in ones:
+            folder.mkdir()
+        jobs = [
+            stack.enter_context(started(folder, *load(host, *options)))
+            for folder, host in zip(ones, hosts, strict=False)
+        ]
+        master, others = stack.enter_context(spread(tmp_path / "spread", hosts[2], 2, *options))
+        assert [job.wait() for job in (*jobs, master, *others)] == [0] * 5, master.said()
+
+    chosen = payloads.generated(payloads.parse_mix(mix), 11, with_digests=False)
+    due = arrivals.offered(arrivals.parse_profile("poisson", "150"), 1.0, 11, 1.0)
+    expected = Counter((name, payload.size_bytes) for payload, name in map(chosen.pick_arrival, range(due)))
+    assert seen == [expected + expected] * 3  # one for each of the two phases
+    for job in (*jobs, master):
+        [folder] = job.runs()
+        assert [(phase.offered, acked(folder, phase.name)) for phase in measured(folder)] == [(due, due)] * 2
+
+
+def test_what_is_due_beyond_the_most_in_flight_is_dropped(tmp_path):
+    """And counted, every one: a load that was not sent must be seen."""
+    with running() as server:
+        [worker] = server.workers()
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            options = ["--plan", "long", "--arrival-rate", 100, "--max-in-flight", 1, "--at-cap", "drop"]
+            with started(tmp_path, *load(host_of(server), *options, "--drain", "100ms", "--no-report")) as job:
+                assert job.wait() == 1, job.said()
+        finally:
+            os.kill(worker, signal.SIGCONT)
+    [folder] = job.runs()
+    assert failures(folder) == {"dropped": 99, "unfinished": 1}
+    assert "dropped: due while the most uploads were in flight" in job.said()
+    assert histogram(folder, "long-1", "unanswered").get_total_count() == 1
+
+
+def test_what_is_due_beyond_the_most_in_flight_waits(tmp_path):
+    """The same, queued: nothing is lost, and waiting is part of the response."""
+    with running() as server:
+        [worker] = server.workers()
+        options = ["--plan", "long", "--phase-seconds", 2, "--arrival-rate", 100, "--max-in-flight", 1, "--no-report"]
+        with started(tmp_path, *load(host_of(server), *options, "--drain", "20s")) as job:
+            job.in_phase("long-1")
+            os.kill(worker, signal.SIGSTOP)
+            folder = job.runs()[0]
+            try:
+                eventually(lambda: any(tick.queued > 10 for tick in run_folder.read_load(folder)), "some are queued")
+            finally:
+                os.kill(worker, signal.SIGCONT)
+            assert job.wait() == 0, job.said()
+    assert (failures(folder), acked(folder, "long-1")) == ({}, 200)
+    assert histogram(folder, "long-1", "pool_wait").get_max_value() > 100_000
+    assert max(tick.in_flight for tick in run_folder.read_load(folder)) == 1
+
+
+# ── connections ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_uploads_per_connection(tmp_path):
+    """One user, so that each phase's connections can be counted: none is kept over its end."""
+    with running(workers=2) as server:
+        options = [*users(1), "--wait", "2ms", "--no-report"]
+        plans = {"sweep": ["--plan", "sweep:1,2,0"], "five": ["--uploads-per-connection", "5"]}
+        jobs = together(tmp_path, {name: load(host_of(server), *options, *plans[name]) for name in plans})
+        accepted = sum(slot.connections_accepted for slot in server.slots())
+    opened = Counter()
+    for job in jobs:
+        assert job.wait() == 0, job.said()
+        [folder] = job.runs()
+        for line in seconds(folder):
+            opened[folder, line.phase] += sum(name.connections for name in line.names.values())
+        for phase in run_folder.read_run(folder).phases:
+            uploads, each = acked(folder, phase.name), phase.uploads_per_connection
+            assert opened[folder, phase.name] == (min(uploads, 1) if each == 0 else -(-uploads // each)), phase.name
+    assert opened.total() + len(jobs) == accepted  # each looked whether a server is there
+    modes = [[phase.uploads_per_connection for phase in measured(job.runs()[0])] for job in jobs]
+    assert modes == [[1, 2, 0, 0, 2, 1], [5]]
+
+
+def test_the_client_closes(tmp_path):
+    """Neither way loses an upload or looks like a failure to the server."""
+    with running(workers=2) as server:
+        options = [*users(4), "--plan", "short", "--wait", "5ms", "--closer", "client", "--no-report", "--close"]
+        jobs = together(tmp_path, {close: load(host_of(server), *options, close) for close in ("fin", "rst")})
+        assert [job.wait() for job in jobs] == [0, 0]
+        folders = [job.runs()[0] for job in jobs]
+        assert [failures(folder) for folder in folders] == [{}, {}]
+        assert server.failures() == {}
+        assert sum(acked(folder) for folder in folders) == server.stored()
+    for folder in folders:
+        assert histogram(folder, "short-1", "close").get_total_count() == acked(folder, "short-1") > 50
+
+
+def test_shapes(tmp_path):
+    with running() as server:
+        options = [*users(4), "--plan", "long", "--phase-seconds", 4, "--no-report", "--shape"]
+        jobs = together(tmp_path, {shape: load(host_of(server), *options, shape) for shape in ("step", "ramp", "soak")})
+    for job in jobs:
+        assert job.wait() == 0, job.said()
+        [folder] = job.runs()
+        numbers = [event.details["users"] for event in events(folder, "users-changed")]
+        assert 1 <= min(numbers) < max(numbers) == 4
+        assert run_folder.read_run(folder).ended.how == "completed"
+        assert failures(folder) == {}
+
+
+# ── thresholds ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_thresholds(tmp_path):
+    with running() as server:
+        options = ["--plan", "long", "--arrival-rate", 100, "--fail-if", "failures > 0"]
+        with started(tmp_path, *load(host_of(server), *options, "--fail-if", "uploads/s < 1000000")) as job:
+            job.wait()
+    assert outcome(job).exit_code in (3, 4)  # 4 if the machine was too busy
+    [folder] = job.runs()
+    assert run_folder.read_run(folder).thresholds == ["failures > 0", "uploads/s < 1000000"]
+    told = summary(folder)["thresholds"]
+    assert [(result["condition"], result["broken"]) for result in told] == [
+        ("failures > 0", False),
+        ("uploads/s < 1000000", True),
+    ]
+    assert "uploads/s &lt; 1000000" in (folder / run_folder.REPORT_HTML).read_text()
+    assert "uploads/s < 1000000" in (folder / run_folder.REPORT_MD).read_text().replace("\\", "")
+
+
+# ── mistakes ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+MISTAKES = [
+    (["--arrival-rate", "100", "--users", "5"], "an arrival rate and 5 users: the open model has no users"),
+    (["--arrival-rate", "x"], "arrival rate 'x' is not one of profile constant: write one number"),
+    (["--arrival-rate", "100", "--arrival-profile", "step", "--shape", "ramp"], "shape belongs to the closed model"),
+    (["--users", "5", "--fail-if", "p98(response) > 1ms"], "there is no 'p98' of a duration, write one of"),
+    (["--users", "5", "--wire", "no.such:Wire"], "wire 'no.such:Wire' cannot be had: No module named 'no'"),
+    (["--users", "5", "--wire", "loadtest.wires"], "wire is 'loadtest.wires': write MODULE:CLASS"),
+    (["--users", "5", "--max-store", "1KiB"], "over 1 KiB: allow it with --max-store"),
+    (["--users", "5", "--close", "rst"], "close is 'rst', but the server closes"),
+    (["--users", "5", "--plan", "sweep:1,x"], "uploads per connection is 'x'"),
+    (["--users", "0"], "number of users is 0"),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), MISTAKES, ids=[" ".join(options) for options, _ in MISTAKES])
+def test_mistakes(tmp_path, options, said):
+    """In one line, before anything is started."""
+    code, everything = run(tmp_path, *LOADTEST, "run", *options)
+    assert code == 2
+    assert everything.startswith("Error: ")
+    assert everything.count("\n") == 1
+    assert said in everything
+    assert not (tmp_path / "reports").exists()
+
+
+@pytest.mark.parametrize(("options", "said"), [MISTAKES[0], MISTAKES[6]], ids=["users", "store"])
+def test_mistakes_to_locust(tmp_path, options, said):
+    with running() as server:
+        code, everything = run(tmp_path, *LOCUST, "--headless", "--host", host_of(server), *options)
+    assert code == 2
+    [line] = [line for line in everything.splitlines() if line.startswith("Error: ")]
+    assert said in line
+    assert not (tmp_path / "reports").exists()
+
+
+def test_an_unknown_profile(tmp_path):
+    code, everything = run(tmp_path, *LOADTEST, "run", "--arrival-rate", "100", "--arrival-profile", "square")
+    assert code == 2
+    assert "'square' is not one of 'constant', 'poisson', 'ramp', 'step'" in everything
+
+
+# ── HTTP ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def accepts(port):
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_a_web_server(tmp_path):
+    """In both models; and one that says no."""
+    port = free_port()
+    with script(tmp_path, "http_store.py", str(port)):
+        eventually(lambda: accepts(port), "the web server listens")
+        host, modes = f"http://127.0.0.1:{port}", ["--uploads-per-connection", "0,1"]
+        commands = {
+            "open": load(f"{host}/dir", *modes, "--arrival-rate", 100),
+            "closed": load(f"{host}/dir/", *modes, *users(3), "--wait", "10ms", "--no-report"),
+            "refused": load(f"{host}/elsewhere", "--plan", "long", "--arrival-rate", 50, "--no-report"),
+        }
+        opened, closed, refused = together(tmp_path, commands)
+    assert ends_fine(opened), opened.said()
+    assert_complete(opened.runs()[0])
+    assert [acked(opened.runs()[0], phase.name) for phase in measured(opened.runs()[0])] == [100, 100]
+    assert "the server shows no scoreboard" in (opened.runs()[0] / run_folder.REPORT_MD).read_text()
+    assert closed.wait() == 0, closed.said()
+    for phase in measured(closed.runs()[0]):
+        assert acked(closed.runs()[0], phase.name)
+    assert refused.wait() == 1
+    assert failures(refused.runs()[0]) == {"http_507": 50}
+
+
+@pytest.mark.skipif(NGINX is None, reason="needs nginx: apt-get install nginx-light")
+def test_nginx(tmp_path):
+    folder = tmp_path / "nginx"
+    folder.mkdir()
+    with nginx(folder, "dav_methods PUT;") as port:
+        options = ["--arrival-rate", 100, "--uploads-per-connection", "0,1", "--no-report"]
+        with started(tmp_path, *load(f"http://127.0.0.1:{port}/", *options)) as job:
+            assert job.wait() == 0, job.said()
+    [found] = job.runs()
+    assert failures(found) == {}
+    assert [acked(found, phase.name) for phase in measured(found)] == [100, 100]
+    sizes = {path.stat().st_size for path in (folder / "store").iterdir()}
+    assert sizes == {4096}
+    assert len(list((folder / "store").iterdir())) == payloads.NAMES_PER_PAYLOAD * payloads.VARIANTS_PER_SIZE
