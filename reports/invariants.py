@@ -22,8 +22,9 @@ SHORTEST_IN_CYCLES = 5  # phases of fewer uploads a user say nothing of Little's
 SAMPLES_MISSING_LIMIT = 0.01  # of a phase's uploads, in its histograms
 
 
-def broken(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
-    """The invariants that do not hold, as sentences without a full stop; only measure phases are judged."""
+def broken(evidence: Evidence, measured: Sequence[PhaseSummary], *, noisy: bool) -> list[str]:
+    """The invariants that do not hold, as sentences without a full stop; only measure phases are judged. A `noisy`
+    machine explains why uploads were not taken in time, and that users were held up."""
     if not any(phase.uploads for phase in measured):
         cut_off = "the run was cut off; " if evidence.run.ended is None else ""
         return [f"{cut_off}nothing was measured: no measure phase of at least 1 s has an acknowledged upload"]
@@ -31,8 +32,10 @@ def broken(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
         *_lost_load(evidence),
         *_server_gone(evidence, measured),
         *_missing_ticks(measured),
-        *(_arrivals(evidence, measured) if evidence.run.model == "open" else _users(evidence, measured)),
+        *(_unaccounted(evidence, measured) if evidence.run.model == "open" else _unanswered(measured)),
     ]
+    if not noisy:
+        found += _not_achieved(measured) if evidence.run.model == "open" else _held_up(evidence, measured)
     if evidence.run.ended is not None:  # a killed load takes its last second of counts with it
         found += _differences(evidence)
     return found
@@ -70,10 +73,6 @@ def _missing_ticks(measured: Sequence[PhaseSummary]) -> list[str]:
 # --- arrivals: the open model -----------------------------------------------------------------------------------------
 
 
-def _arrivals(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
-    return [*_unaccounted(evidence, measured), *_not_achieved(measured)]
-
-
 def _unaccounted(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
     """Only of a run whose plan was over: who stops one does not stop all load processes in the same instant."""
     if evidence.run.ended is None or evidence.run.ended.how != "completed":
@@ -90,18 +89,17 @@ def _unaccounted(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[s
 
 
 def _not_achieved(measured: Sequence[PhaseSummary]) -> list[str]:
-    """An arrival that is not acknowledged in time is explained by a limit: of the generator, which makes the rates a
-    lower bound, or of the server, which is a result. Without either, another load was measured than was asked for."""
-    short = [
-        phase for phase in measured if phase.short_of_offered and not phase.generator_limited and not phase.at_capacity
-    ]
+    """An arrival that is not acknowledged in time is explained by a limit: of the generator or the machine, which makes
+    the rates a lower bound, or of the server, which is a result. Without one, another load was measured than was asked
+    for."""
+    short = [phase for phase in measured if phase.short_of_offered and not phase.limited and not phase.at_capacity]
     if not short:
         return []
     worst = min(short, key=lambda phase: phase.achieved_share or 0)
     return [
         f"only {percent(worst.achieved_share or 0)} of the {worst.offered or 0:,} uploads offered in phase {worst.name}"
         f"{_others(len(short))} were acknowledged in it (at least {percent(ACHIEVED_LIMIT)} must be; {_rest(worst)}), "
-        "and neither the server nor the load generator is known to have been at its limit"
+        "and neither the server nor the load nor their machine is known to have been at its limit"
     ]
 
 
@@ -118,10 +116,6 @@ def _others(phases: int) -> str:
 # --- users: the closed model ------------------------------------------------------------------------------------------
 
 
-def _users(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
-    return [*_unanswered(measured), *_held_up(evidence, measured)]
-
-
 def _unanswered(measured: Sequence[PhaseSummary]) -> list[str]:
     """Uploads that waited for nothing. In a closed model a server that hangs also stops its load, so the few that are
     seen stand for all that were not sent, and their latency is in no percentile."""
@@ -132,8 +126,8 @@ def _unanswered(measured: Sequence[PhaseSummary]) -> list[str]:
 
 
 def _held_up(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
-    """By Little's law. A generator that was the limit is held up by itself and said to be so already."""
-    idle = {phase.name: _idle_share(evidence, phase) or 0 for phase in measured if not phase.generator_limited}
+    """By Little's law. A generator or machine that was the limit held them up, and is said to be so already."""
+    idle = {phase.name: _idle_share(evidence, phase) or 0 for phase in measured if not phase.limited}
     worst = max(idle, key=lambda name: idle[name], default="")
     if not worst or idle[worst] <= IDLE_LIMIT:
         return []

@@ -55,7 +55,7 @@ def _mode(evidence: Evidence, mode: str, pool: Sequence[PhaseSummary]) -> ModeSu
         bytes_per_s=_bytes_per_s(total, duration_s),
         offered_per_s=_offered_per_s(pool, duration_s),
         achieved_share=_achieved_share(pool),
-        lower_bound=any(phase.generator_limited for phase in pool),
+        lower_bound=any(phase.limited for phase in pool),
         at_capacity=all(phase.at_capacity for phase in pool),
         response_us=_response(durations),
         service_us=_latency(durations.service),

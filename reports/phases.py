@@ -61,7 +61,11 @@ def phase_summaries(evidence: Evidence, tracks: Sequence[Track], server: Account
         lines[line.phase].append(line)
     # Whether the recorder was there is told by either of its files.
     ticks = costs.ticks if len(costs.ticks) else evidence.times(evidence.host)
-    return [_phase(evidence, phase, lines[phase.name], costs, ticks) for phase in evidence.run.phases]
+    found: list[PhaseSummary] = []
+    for phase in evidence.run.phases:
+        carried = found[-1].late if found else 0
+        found.append(_phase(evidence, phase, lines[phase.name], costs, ticks, carried))
+    return found
 
 
 def _workers(tracks: Sequence[Track]) -> list[Account]:
@@ -73,13 +77,14 @@ def _workers(tracks: Sequence[Track]) -> list[Account]:
 
 
 def _phase(
-    evidence: Evidence, phase: Phase, lines: Sequence[UploadsLine], costs: _Costs, ticks: Floats
+    evidence: Evidence, phase: Phase, lines: Sequence[UploadsLine], costs: _Costs, ticks: Floats, carried: int
 ) -> PhaseSummary:
     whole = _Stretch(evidence.s(phase.start_ns), _end_s(evidence, phase, lines))
     recorded = _recorded(whole, costs.ticks)
     counted = count(lines)
     written = [line for name, line in evidence.histograms.items() if name == phase.name]
     is_open = evidence.run.model == "open"
+    busy_core_s = None if costs.machine is None else _used(costs.machine, whole, _recorded(whole, costs.machine.t_s))
     return PhaseSummary(
         name=phase.name,
         kind=phase.kind,
@@ -88,6 +93,7 @@ def _phase(
         duration_s=whole.duration_s,
         uploads=counted.uploads,
         late=counted.late,
+        carried=carried,
         bytes=counted.bytes,
         connections=counted.connections,
         failures=counted.failures,
@@ -97,7 +103,8 @@ def _phase(
         schedule_lag_us=_latency(written, "schedule_lag") if is_open else None,
         pool_wait_us=_latency(written, "pool_wait") if is_open else None,
         hiccup_us=histograms.latency(Samples(histograms.hiccups(written))),
-        busy_core_s=None if costs.machine is None else _used(costs.machine, whole, _recorded(whole, costs.machine.t_s)),
+        busy_core_s=busy_core_s,
+        machine_share=None if busy_core_s is None else busy_core_s / whole.duration_s / len(evidence.host[0].cores),
         server_cpu_s=None if costs.server is None else _used(costs.server, whole, recorded),
         busiest_worker_share=_largest_share(costs.workers, recorded),
         generator_share=_generator_share(costs, whole, recorded),

@@ -18,7 +18,7 @@ SUMMARY_VERSION = 2
 
 GENERATOR_LIMIT = 0.80  # a load process above this share of a core was itself the limit
 GENERATOR_WARNING = 0.60
-CAPACITY = 0.95  # a worker at or above it has no time left
+CAPACITY = 0.95  # a worker, or a machine, at or above it has no time left
 MISSED_TICKS_LIMIT = 0.20
 ACHIEVED_LIMIT = 0.99  # of the offered uploads: with less, an open model measured another load than it was asked for
 HICCUP_LIMIT_US = 5_000.0  # a sleeper of 1 ms that wakes so late was kept from its core by something else
@@ -69,7 +69,7 @@ class SizeSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModeSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """All measure phases of one mode. Rates are only a lower bound where the generator was the limit."""
+    """All measure phases of one mode. Rates are only a lower bound where the load or the machine was the limit."""
 
     mode: str
     phases: list[str]
@@ -109,6 +109,8 @@ class PhaseSummary(msgspec.Struct, frozen=True, kw_only=True):
     uploads: int
     late: int
     """Of `uploads`, those acknowledged only after the phase's end; they are in no rate."""
+    carried: int
+    """Late uploads of the phase before: this one had to take them too."""
     bytes: int
     connections: int
     failures: dict[str, int]
@@ -122,6 +124,8 @@ class PhaseSummary(msgspec.Struct, frozen=True, kw_only=True):
     hiccup_us: Latency
     """How late a sleeper of 1 ms woke beside the load: it measures the machine."""
     busy_core_s: float | None
+    machine_share: float | None
+    """Of all cores of this machine, busy with whatever."""
     server_cpu_s: float | None
     busiest_worker_share: float | None
     generator_share: float | None
@@ -137,7 +141,7 @@ class PhaseSummary(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def long_enough(self) -> bool:
         """For a rate to mean something."""
-        return self.duration_s >= SHORTEST_PHASE_S
+        return self.duration_s >= SHORTEST_PHASE_S - 1e-6  # a difference of two rounded times
 
     @property
     def measured(self) -> bool:
@@ -158,11 +162,25 @@ class PhaseSummary(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def short_of_offered(self) -> bool:
-        return self.achieved_share is not None and self.achieved_share < ACHIEVED_LIMIT
+        """Fewer were taken than came: some were late or dropped. One that failed was sent, and ended. What is in flight
+        at a phase's end is late, however well the server keeps up, so what was in flight at its start counts for it."""
+        taken = self.acknowledged + self.carried + sum(self.failures.values()) - self.dropped
+        return bool(self.offered) and taken < ACHIEVED_LIMIT * (self.offered or 0)
 
     @property
     def generator_limited(self) -> bool:
         return self.generator_share is not None and self.generator_share > GENERATOR_LIMIT
+
+    @property
+    def machine_limited(self) -> bool:
+        """Load and server had to share a machine that had no time left, and neither filled a core alone."""
+        full = self.machine_share is not None and self.machine_share >= CAPACITY
+        return full and not self.at_capacity and self.generator_share is not None
+
+    @property
+    def limited(self) -> bool:
+        """Something else than the server was the limit, so its rates are a lower bound."""
+        return self.generator_limited or self.machine_limited
 
     @property
     def at_capacity(self) -> bool:

@@ -115,7 +115,7 @@ def _mode_note(summary: Summary) -> str:
     if any(mode.response_us is not None and mode.response_us.bound_from is not None for mode in summary.modes):
         parts.append(UNANSWERED_NOTE)
     if any(mode.lower_bound for mode in summary.modes):
-        parts.append("≥ before a rate: the load generator was the limit; the server may hold more.")
+        parts.append("≥ before a rate: the load or the machine was the limit; the server may hold more.")
     return " ".join(parts)
 
 

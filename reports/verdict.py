@@ -2,7 +2,7 @@
 
     INVALID       an invariant is broken (invariants.py): the numbers must not be used
     NOISY         the machine, not the server, made the latencies: measure again on a quieter one
-    LOWER BOUND   the load generator, not the server, was the limit: the server may hold more
+    LOWER BOUND   the load generator or a shared machine, not the server, was the limit: the server may hold more
     VALID         none of these; "at capacity" only where the server had no time left and the generator had
 
 What lowers trust but breaks nothing is a warning; each says what to make of it. Only measure phases are judged.
@@ -18,6 +18,7 @@ from reports.histograms import Samples
 from reports.invariants import SAMPLES_MISSING_LIMIT, broken
 from reports.run_folder import DROPPED, UNANSWERED, ProcessTick
 from reports.summary import (
+    CAPACITY,
     GENERATOR_LIMIT,
     GENERATOR_WARNING,
     HICCUP_LIMIT_US,
@@ -35,18 +36,31 @@ SCHEDULE_LAG_WARNING_US = 5_000.0
 def judge(evidence: Evidence, phases: Sequence[PhaseSummary]) -> tuple[Verdict, str]:
     """The verdict and its reason, a sentence without a full stop."""
     measured = [phase for phase in phases if phase.measured]
-    if found := broken(evidence, measured):
+    noise = _noise(evidence, measured) if measured else []
+    if found := broken(evidence, measured, noisy=bool(noise)):
         return "INVALID", "; ".join(found)
-    if found := _noise(evidence, measured):
-        return "NOISY", "; ".join(found)
-    limited = [phase for phase in measured if phase.generator_limited]
-    if limited:
+    if noise:
+        return "NOISY", "; ".join(noise)
+    if limit := _limit(measured):
+        return "LOWER BOUND", limit
+    return "VALID", f"{_held(measured)}: {_busiest(measured)}"
+
+
+def _limit(measured: Sequence[PhaseSummary]) -> str:
+    """What was the limit in place of the server; empty when nothing was."""
+    if limited := [phase for phase in measured if phase.generator_limited]:
         worst = max(limited, key=lambda phase: phase.generator_share or 0)
-        return "LOWER BOUND", (
+        return (
             f"the load generator was the limit, not the server: its busiest process used "
             f"{percent(worst.generator_share or 0)} of one core in phase {worst.name} (over {percent(GENERATOR_LIMIT)})"
         )
-    return "VALID", f"{_held(measured)}: {_busiest(measured)}"
+    if limited := [phase for phase in measured if phase.machine_limited]:
+        worst = max(limited, key=lambda phase: phase.machine_share or 0)
+        return (
+            f"the machine was the limit, not the server: its cores, which load and server share, were busy for "
+            f"{percent(worst.machine_share or 0)} of phase {worst.name} (from {percent(CAPACITY)} on)"
+        )
+    return ""
 
 
 def _noise(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:

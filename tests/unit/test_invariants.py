@@ -1,5 +1,7 @@
 """Invariants: each of them breaks on the number it is about, and on nothing smaller."""
 
+from dataclasses import replace
+
 import msgspec
 import pytest
 
@@ -7,7 +9,7 @@ from reports import run_folder
 from reports.analysis import analyse
 from reports.run_folder import Ending, Event, HistogramsLine, UploadsLine
 from tests.unit import run_folders
-from tests.unit.run_folders import Rate, rewrite, summarise
+from tests.unit.run_folders import Rate, Scenario, rewrite, summarise
 
 FULL = Rate(1000, 0.97, 0.50, 1.9, 200)
 BUSY_GENERATOR = Rate(1000, 0.10, 0.93, 1.5, 200)
@@ -88,12 +90,41 @@ def test_99_of_100_offered_uploads_are_acknowledged_in_their_phase(tmp_path, lat
         assert "late 102" in summary.reason
 
 
-@pytest.mark.parametrize("changes", [{"dropped_per_s": 200}, {"unanswered_per_s": 200}, {"failures_per_s": 200}])
-def test_whatever_became_of_an_arrival_it_was_offered(tmp_path, changes):
+@pytest.mark.parametrize(
+    ("changes", "verdict"),
+    [
+        ({"dropped_per_s": 200}, "INVALID"),
+        ({"unanswered_per_s": 200}, "VALID"),  # it was sent, and its time is a lower bound
+        ({"failures_per_s": 200}, "VALID"),  # it was sent, and ended
+    ],
+)
+def test_whatever_became_of_an_arrival_it_was_offered(tmp_path, changes, verdict):
     summary = summarise(tmp_path / "run", model="open", plan=ONE_PHASE, **changes)
-    assert summary.verdict == "INVALID"
+    assert summary.verdict == verdict
     assert summary.phases[0].achieved_share == pytest.approx(1000 / 1200)
-    assert "neither the server nor the load generator is known to have been at its limit" in summary.reason
+    if verdict == "INVALID":
+        assert "neither the server nor the load nor their machine is known to have been at its limit" in summary.reason
+
+
+def test_what_was_in_flight_at_a_phases_start_counts_for_what_is_at_its_end(tmp_path):
+    """Half a second of uploads is late in each phase, of a server that keeps up."""
+    plan = (("warm-up", "warm-up", 0), *ONE_PHASE)
+    summary = summarise(tmp_path / "run", model="open", plan=plan, late=500)
+    assert summary.verdict == "VALID"
+    assert [phase.carried for phase in summary.phases] == [0, 500]
+
+
+def test_a_full_machine_that_load_and_server_share_is_a_lower_bound(tmp_path):
+    full = replace(Scenario().long, busy=1.92)  # of two cores
+    summary = summarise(tmp_path / "run", model="open", plan=ONE_PHASE, long=full, dropped_per_s=200)
+    assert summary.verdict == "LOWER BOUND"
+    assert "its cores, which load and server share, were busy for 96.0 % of phase long-1" in summary.reason
+    assert summary.modes[0].lower_bound
+
+
+def test_noise_explains_what_was_not_taken(tmp_path):
+    summary = summarise(tmp_path / "run", model="open", plan=ONE_PHASE, dropped_per_s=200, hiccup_us=2000)
+    assert summary.verdict == "NOISY"
 
 
 def test_a_server_at_capacity_is_a_result(tmp_path):
