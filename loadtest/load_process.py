@@ -83,6 +83,7 @@ class LoadProcess:
         self._users = 0
         self._fires = False
         self._open_model: OpenModel | None = None
+        self._plan_end: gevent.Greenlet[..., Any] | None = None
         self._meter: HiccupMeter | None = None
         self._hiccups: list[tuple[str, Sparse]] = []
         self._batches: gevent.Greenlet[..., Any] | None = None
@@ -112,6 +113,8 @@ class LoadProcess:
         self._batches = gevent.spawn(self._send_batches)
 
     def on_test_stop(self, environment: Environment, **_: Any) -> None:
+        if self._plan_end is not None:
+            self._plan_end.kill()  # of a test that was stopped early
         model, self._open_model = self._open_model, None
         if model is not None:
             model.drain(self.options.drain_s)
@@ -177,7 +180,8 @@ class LoadProcess:
         """Wall time joins the clocks of several hosts; on one it is exact."""
         start_ns = time.monotonic_ns() + msg.data["start_wall_ns"] - time.time_ns()
         self._open_model = OpenModel(self, start_ns, msg.data["share"], msg.data["shares"])
-        gevent.spawn(self._await_end, self._open_model, start_ns + round(self.options.planned_s * 1e9))
+        planned_end_ns = start_ns + round(self.options.planned_s * 1e9)
+        self._plan_end = gevent.spawn(self._await_end, self._open_model, planned_end_ns)
         for planned in self.options.plan:
             self.alarm.at(start_ns, self._phase_begins(planned.name))
             start_ns += round(planned.duration_s * 1e9)

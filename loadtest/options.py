@@ -58,7 +58,7 @@ OPTIONS = (
         "constant, poisson, ramp (rate FROM-TO) or step (rates R1,R2,...)",
         ("constant", "poisson", "ramp", "step"),
     ),
-    Option("max_in_flight", "1000", "open model: the most uploads under way at once, in all load processes"),
+    Option("max_in_flight", "900", "open model: the most uploads under way at once, in all load processes"),
     Option(
         "at_cap", "queue", "what becomes of an arrival then: it waits, or is dropped and counted", ("queue", "drop")
     ),
