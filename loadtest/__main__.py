@@ -31,8 +31,9 @@ def _load_options(command: _Command) -> _Command:
 
 def _click_option(option: Option) -> Callable[[_Command], _Command]:
     if isinstance(option.default, bool):
-        both = f"{option.flag}/{option.flag.replace('--', '--no-', 1)}" if option.default else option.flag
-        return click.option(both, option.field, default=option.default, show_default=option.default, help=option.help)
+        no = option.flag.replace("--", "--no-", 1)
+        flags = f"{option.flag}/{no}" if option.default else option.flag
+        return click.option(flags, option.field, is_flag=True, default=option.default, help=option.help)
     if option.field == "fail_if":
         return click.option(option.flag, option.field, multiple=True, metavar="CONDITION", help=option.help)
     kind = click.Choice(option.choices) if option.choices else None
