@@ -186,7 +186,7 @@ def test_the_client_closes(tmp_path):
 
 def test_shapes(tmp_path):
     with running() as server:
-        options = [*users(4), "--plan", "long", "--phase-seconds", 4, "--no-report", "--shape"]
+        options = [*users(4), "--plan", "long", "--phase-seconds", 3, "--no-report", "--shape"]
         jobs = together(tmp_path, {shape: load(host_of(server), *options, shape) for shape in ("step", "ramp", "soak")})
     for job in jobs:
         assert job.wait() == 0, job.said()

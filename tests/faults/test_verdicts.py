@@ -1,0 +1,164 @@
+"""Servers and load processes that fail: each run ends by itself, with the verdict and exit code that it deserves."""
+
+import itertools
+import os
+import re
+import shutil
+import signal
+from contextlib import ExitStack
+
+from headless import (
+    answer,
+    host_of,
+    load,
+    outcome,
+    read_exactly,
+    read_header,
+    reset,
+    serving,
+    spread,
+    together,
+    users,
+)
+from loads import acked, events, failures, started
+from servers import eventually, running
+
+from loadtest.wires import CLIENT_FAILURES
+from reports import run_folder
+
+OPEN = ["--arrival-rate", "50"]
+CLOSED = [*users(3), "--wait", "20ms"]
+BOTH = {"open": OPEN, "closed": CLOSED}
+
+
+def run_both(tmp_path, host, *options):
+    """A run of each model at the same time."""
+    return together(tmp_path, {name: load(host, "--plan", "long", *model, *options) for name, model in BOTH.items()})
+
+
+def errors(job):
+    """The texts of Locust's error report."""
+    _, _, report = job.said().partition("# occurrences")
+    return re.findall(r"^\d+ +(UPLOAD .*?) *$", report, re.MULTILINE)
+
+
+def assert_one_text(job, code):
+    """Locust groups by the text, so every failure of a code has the same."""
+    assert errors(job) == [f"UPLOAD long ≤4 KiB: FailedUploadError('{code}: {CLIENT_FAILURES[code]}')"]
+
+
+# ── servers ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_server_that_never_answers(tmp_path):
+    with serving(lambda sock: read_exactly(sock, 1 << 40)) as host:
+        opened, closed = run_both(tmp_path, host, "--timeout", "500ms")
+    for job in (opened, closed):
+        assert (outcome(job).verdict, outcome(job).exit_code) == ("INVALID", 4)
+        assert acked(job.runs()[0]) == 0
+        assert set(failures(job.runs()[0])) == {"timeout"}
+        assert_one_text(job, "timeout")
+    assert failures(opened.runs()[0]) == {"timeout": 50}
+
+
+def test_uploads_under_way_when_the_run_ends(tmp_path):
+    """They are counted too, whatever they wait for."""
+    with serving(lambda sock: read_exactly(sock, 1 << 40)) as host:
+        opened, closed = run_both(tmp_path, host, "--no-report")
+    for job, uploads in ((opened, 50), (closed, 3)):
+        assert job.wait() == 1
+        assert failures(job.runs()[0]) == {"unfinished": uploads}
+        assert_one_text(job, "unfinished")
+
+
+def test_a_server_that_resets_in_the_body(tmp_path):
+    def reset_in_the_body(sock):
+        read_header(sock)
+        reset(sock)
+
+    with serving(reset_in_the_body) as host:
+        for job in run_both(tmp_path, host, "--payloads", "300KiB"):
+            assert (outcome(job).verdict, outcome(job).exit_code) == ("INVALID", 4)
+            assert set(failures(job.runs()[0])) == {"connection_lost"}
+            assert len(errors(job)) == 1
+
+
+def test_a_server_that_lies(tmp_path):
+    """Two times of three. The third is measured, and the run has failed."""
+    told = itertools.cycle([{}, {"digest": "xxh3_128:0"}, {"received": 1}])
+
+    def lie_at_times(sock):
+        while answer(sock, **next(told)):
+            pass
+
+    with serving(lie_at_times) as host:
+        jobs = run_both(tmp_path, host)
+    for job in jobs:
+        [folder] = job.runs()
+        assert outcome(job).exit_code in (1, 4)  # 4 when the machine was too busy
+        assert acked(folder)
+        assert set(failures(folder)) == {"digest_differs", "size_differs"}
+        assert len(errors(job)) == 2
+        report = (folder / run_folder.REPORT_MD).read_text().replace("\\", "")
+        assert "digest_differs" in report
+        assert "size_differs" in report
+
+
+def test_a_server_that_dies(tmp_path):
+    with running(exit_code=-signal.SIGKILL) as server, ExitStack() as stack:
+        jobs = []
+        for name, model in BOTH.items():
+            (tmp_path / name).mkdir()
+            command = load(host_of(server), "--plan", "long", "--phase-seconds", "2", *model)
+            jobs.append(stack.enter_context(started(tmp_path / name, *command)))
+        for job in jobs:
+            job.in_phase("long-1")
+        os.kill(server.pid, signal.SIGKILL)
+        for job in jobs:
+            job.wait()
+            assert (outcome(job).verdict, outcome(job).exit_code) == ("INVALID", 4)
+            assert "server was gone in phase long-1" in outcome(job).reason
+            assert len(errors(job)) == len(failures(job.runs()[0]))
+            assert set(failures(job.runs()[0])) <= {"connect_refused", "connection_lost"}
+        shutil.rmtree(server.folder, ignore_errors=True)
+
+
+# ── the load ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_load_process_that_dies(tmp_path):
+    """It took its counts with it. The run ends long before its plan, and so do the other workers."""
+    with running(workers=2) as server, ExitStack() as stack:
+        runs = []
+        for name, model in BOTH.items():
+            options = ["--plan", "long", "--phase-seconds", "600", *model]
+            runs.append(stack.enter_context(spread(tmp_path / name, host_of(server), 2, *options)))
+        for master, others in runs:
+            master.in_phase("long-1")
+            others[0].process.kill()
+        for master, others in runs:
+            master.wait()
+            assert (outcome(master).verdict, outcome(master).exit_code) == ("INVALID", 4)
+            [folder] = master.runs()
+            assert [event.text for event in events(folder, "load-process-lost")] == [
+                "a load process was lost: 1 of 2 are left"
+            ]
+            assert "a load process was lost" in outcome(master).reason
+            assert run_folder.read_run(folder).ended.how == "failed"
+            assert [other.wait() for other in others] == [-signal.SIGKILL, 0]
+
+
+def test_a_load_that_is_starved(tmp_path):
+    """Two others want its only core: whatever it measured, nobody may take it for the server's."""
+    core = ["taskset", "-c", str(min(os.sched_getaffinity(0)))]
+    loops = [tmp_path / "one", tmp_path / "another"]
+    with running(workers=2) as server, ExitStack() as stack:
+        options = ["--plan", "long", "--phase-seconds", "3", "--arrival-rate", "1500"]
+        job = stack.enter_context(started(tmp_path, *core, *load(host_of(server), *options)))
+        eventually(job.info, "the run has begun")
+        for folder in loops:
+            folder.mkdir()
+            command = [*core, "timeout", "5", "sh", "-c", "while :; do :; done"]
+            stack.enter_context(started(folder, *command))
+        job.wait()
+    assert outcome(job).verdict in ("NOISY", "LOWER BOUND", "INVALID"), job.said()
