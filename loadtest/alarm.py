@@ -47,7 +47,7 @@ class Alarm:
         self._spec = _Timerspec()
         self._heap: list[tuple[int, int, Callable[[], object]]] = []
         self._count = 0  # callbacks cannot be compared, so a number goes before them
-        self._set_ns = 0
+        self._set_ns: int | None = None
         self._ringing = False
         self._watcher = gevent.get_hub().loop.io(self._fd, _READ)
         self._watcher.start(self._ring)
@@ -69,7 +69,7 @@ class Alarm:
             os.read(self._fd, 8)
         except BlockingIOError:  # it was set anew before we got here
             return
-        self._set_ns = 0
+        self._set_ns = None
         self._ringing = True
         try:
             for callback in self._due():

@@ -3,6 +3,7 @@
 Both models use it: a user of the closed model is one with pauses between, the open model has a pool of them.
 """
 
+import logging
 import time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +19,8 @@ from reports.run_folder import mode_of, upload_name
 
 if TYPE_CHECKING:
     from loadtest.load_process import LoadProcess
+
+log = logging.getLogger("socketswarm")
 
 
 @dataclass(slots=True)
@@ -51,8 +54,8 @@ class Uploader:
         )
 
     def upload(self, phase: RunningPhase, payload: Payload, name: str, arrival: Arrival | None = None) -> Upload:
-        """One upload of `phase`, recorded; its failure is in the result. One that the greenlet is killed in is recorded
-        as unfinished."""
+        """One upload of `phase`, recorded; its failure is in the result, also a mistake of ours or of a wire. One that the
+        greenlet is killed in is recorded as unfinished."""
         if phase is not self._phase:
             self._phase = phase
             self.close()
@@ -61,16 +64,19 @@ class Uploader:
         load = self._load
         load.in_flight += 1
         start_ns = time.monotonic_ns()
+        done = None
         try:
             done = self._client.upload(name, payload, last=last)
         except gevent.GreenletExit:  # a server that hangs must not go uncounted
-            done = Upload(
-                error=UploadError("unfinished"), start_ns=start_ns, end_ns=time.monotonic_ns(), connected=False
-            )
+            done = _failed("unfinished", start_ns)
             raise
+        except Exception:
+            log.exception("an upload failed for a reason nobody foresaw")
+            done = _failed("client_failed", start_ns)
         finally:
             load.in_flight -= 1
-            load.record(phase, row_of(phase.uploads_per_connection, payload.size_bytes), payload, done, arrival)
+            if done is not None:
+                load.record(phase, row_of(phase.uploads_per_connection, payload.size_bytes), payload, done, arrival)
         if last or done.error is not None:
             self._on_connection = 0
         return done
@@ -78,6 +84,10 @@ class Uploader:
     def close(self) -> None:
         self._client.close()
         self._on_connection = 0
+
+
+def _failed(code: str, start_ns: int) -> Upload:
+    return Upload(error=UploadError(code), start_ns=start_ns, end_ns=time.monotonic_ns(), connected=False)
 
 
 @lru_cache

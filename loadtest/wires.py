@@ -34,6 +34,7 @@ CLIENT_FAILURES = {
     "timeout": "no answer in time",
     "bad_reply": "the reply broke the protocol",
     "unfinished": "no answer when the run ended",
+    "client_failed": "a mistake in the load's own code, or in a wire of yours; the log has it",
     "dropped": "due while the most uploads were in flight",
     "digest_differs": "the server reports another digest than the bytes have",
     "size_differs": "the server reports another number of bytes than were sent",
