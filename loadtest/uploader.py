@@ -54,8 +54,8 @@ class Uploader:
         )
 
     def upload(self, phase: RunningPhase, payload: Payload, name: str, arrival: Arrival | None = None) -> Upload:
-        """One upload of `phase`, recorded; its failure is in the result, also a mistake of ours or of a wire. One that the
-        greenlet is killed in is recorded as unfinished."""
+        """One upload of `phase`, recorded; its failure is in the result, also a mistake of ours or of a wire. One in
+        which the greenlet is killed is recorded as unfinished."""
         if phase is not self._phase:
             self._phase = phase
             self.close()
