@@ -1,0 +1,284 @@
+"""The open model without Locust: which arrivals, which are under way, which wait, and that each is counted in the end.
+
+Most plans here began in the past, so that all is due at once and nobody waits for a second to go by.
+"""
+
+import itertools
+import logging
+import threading
+import time
+from collections import Counter
+from contextlib import contextmanager
+
+import gevent
+import pytest
+from fake_load import fake_load, soon
+from headless import answer, host_of, serving
+from servers import DEADLINE_S, running
+
+from loadtest import arrivals
+from loadtest.open_model import BURST, OpenModel
+
+NS = 1_000_000_000
+LONG_AGO_NS = 100 * NS
+
+
+def serve(sock):
+    while answer(sock):
+        pass
+
+
+@contextmanager
+def gated():
+    """(host, gate) of a server that answers when the gate is open."""
+    gate = threading.Event()
+
+    def serve_later(sock):
+        while gate.wait(DEADLINE_S) and answer(sock):
+            pass
+
+    with serving(serve_later) as host:
+        try:
+            yield host, gate
+        finally:
+            gate.set()
+
+
+@contextmanager
+def over(host, k=0, n=1, **options):
+    """(load, model) of a plan that is over: all its arrivals are due. One long phase if nothing else is said."""
+    with fake_load(host, **{"plan": "long"} | options) as load:
+        model = OpenModel(load, time.monotonic_ns() - LONG_AGO_NS, k, n)
+        try:
+            yield load, model
+        finally:
+            model.drain(0)
+
+
+def schedule(load, k=0, n=1):
+    """(phase, ns from the plan's start, size, name) of a share, computed from the pure functions alone."""
+    start_ns = 0
+    for planned in load.options.plan:
+        profile = load.options.profile_of(planned)
+        cells = arrivals.cells(profile, planned.duration_s, load.options.seed) if profile else ()
+        every = itertools.chain.from_iterable(offsets.tolist() for _, offsets in cells)
+        for index, offset_ns in enumerate(every):
+            if index % n == k:
+                payload, name = load.payloads.pick_arrival(index)
+                yield planned.name, start_ns + offset_ns, payload.size_bytes, name
+        start_ns += round(planned.duration_s * NS)
+
+
+def seen(load, start_ns):
+    return [(ended.phase.name, ended.arrival.intended_ns - start_ns, ended.payload.size_bytes) for ended in load.ended]
+
+
+# ── which arrivals ────────────────────────────────────────────────────────────────────────────────────────────────
+
+SCHEDULES = {
+    "constant": {"arrival_rate": "40"},
+    "poisson": {"arrival_rate": "40", "arrival_profile": "poisson", "seed": "5"},
+    "ramp": {"arrival_rate": "10-60", "arrival_profile": "ramp", "warm_up": "1500ms"},
+    "from nothing": {"arrival_rate": "60", "arrival_profile": "ramp", "warm_up": "1500ms"},
+    "step": {"arrival_rate": "0,30,0", "arrival_profile": "step", "plan": "sweep:1,3"},
+}
+
+
+@pytest.mark.parametrize("options", SCHEDULES.values(), ids=SCHEDULES)
+def test_arrivals_are_those_of_the_schedule_in_its_order(options):
+    """One upload at a time, so that they end in the order in which they began."""
+    names = []
+
+    def note(sock):
+        while answer(sock, lambda name, _: names.append(name)):
+            pass
+
+    with serving(note) as host, fake_load(host, payloads="1KiB,9KiB,0", max_in_flight="1", **options) as load:
+        start_ns = time.monotonic_ns() - LONG_AGO_NS
+        model = OpenModel(load, start_ns, 0, 1)
+        soon(model.finished.is_set, "all that was due has ended")
+        model.drain(0)
+    expected = list(schedule(load))
+    assert seen(load, start_ns) == [upload[:3] for upload in expected]
+    assert names == [upload[3] for upload in expected]
+    assert set(load.codes()) == {"ok"}
+    assert [ended.phase.end_ns - start_ns for ended in load.ended] == [ends(load)[phase] for phase, *_ in expected]
+
+
+def ends(load):
+    """phase -> its end in ns from the plan's start"""
+    durations_ns = [round(planned.duration_s * NS) for planned in load.options.plan]
+    return dict(zip((planned.name for planned in load.options.plan), itertools.accumulate(durations_ns), strict=True))
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_shares_make_the_whole(n):
+    """Each arrival is of exactly one load process."""
+    options = {"arrival_rate": "50", "arrival_profile": "poisson", "plan": "compare", "payloads": "1KiB,2KiB"}
+    found = Counter()
+    with serving(serve) as host:
+        for k in range(n):
+            with fake_load(host, **options) as load:
+                start_ns = time.monotonic_ns() - LONG_AGO_NS
+                model = OpenModel(load, start_ns, k, n)
+                soon(model.finished.is_set, "all that was due has ended")
+                model.drain(0)
+                assert Counter(seen(load, start_ns)) == Counter(upload[:3] for upload in schedule(load, k, n))
+                found.update(seen(load, start_ns))
+    assert found == Counter(upload[:3] for upload in schedule(load))
+
+
+def test_nothing_starts_before_it_is_due():
+    """In real time, against the real server."""
+    with running(workers=2) as server, fake_load(host_of(server), arrival_rate="200", plan="long") as load:
+        start_ns = time.monotonic_ns() + 10_000_000
+        model = OpenModel(load, start_ns, 0, 1)
+        soon(model.finished.is_set, "all that was due has ended")
+        model.drain(0)
+        assert server.stored() == 200
+    assert load.codes() == ["ok"] * 200
+    assert load.in_flight == 0
+    assert sorted(seen(load, start_ns)) == [upload[:3] for upload in schedule(load)]
+    for ended in load.ended:
+        assert start_ns <= ended.arrival.intended_ns <= ended.arrival.woke_ns <= ended.done.start_ns < ended.done.end_ns
+        assert ended.row == "long ≤4 KiB"
+
+
+def test_more_than_one_burst_at_once():
+    """A process that could not run for a while comes to all that was due meanwhile."""
+    with serving(serve) as host, over(host, arrival_rate=str(4 * BURST)) as (load, model):
+        soon(model.finished.is_set, "all that was due has ended")
+        assert load.codes() == ["ok"] * 4 * BURST
+
+
+def test_a_schedule_of_hours_is_not_made_beforehand():
+    with serving(serve) as host, fake_load(host, arrival_rate="1000000", phase_seconds="10h", plan="long") as load:
+        model = OpenModel(load, time.monotonic_ns() + 3600 * NS, 0, 1)
+        model.drain(DEADLINE_S)
+        assert load.ended == []
+
+
+# ── how many at once ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_rest_waits():
+    with gated() as (host, gate), over(host, arrival_rate="10", max_in_flight="3") as (load, model):
+        soon(lambda: (load.in_flight, model.queued) == (3, 7), "three are under way, the others wait")
+        assert not model.finished.is_set()
+        gate.set()
+        soon(model.finished.is_set, "all that was due has ended")
+        assert model.queued == load.in_flight == 0
+    assert load.codes() == ["ok"] * 10
+    assert sum(ended.done.connected for ended in load.ended) == 3  # connections are used again
+    assert load.dropped == []
+
+
+def test_the_rest_is_dropped():
+    with (
+        gated() as (host, gate),
+        over(host, arrival_rate="10", max_in_flight="3", at_cap="drop", plan="compare") as (load, model),
+    ):
+        dropped = 4 * 10 - 3  # of all four phases
+        soon(lambda: (load.in_flight, len(load.dropped)) == (3, dropped), "three are under way, the others dropped")
+        assert model.queued == 0
+        gate.set()
+        soon(model.finished.is_set, "all that was due has ended")
+    assert load.codes() == ["ok"] * 3
+    assert Counter((phase.name, row) for phase, row in load.dropped) == {
+        ("long-1", "long ≤4 KiB"): 7,
+        ("short-1", "short ≤4 KiB"): 10,
+        ("short-2", "short ≤4 KiB"): 10,
+        ("long-2", "long ≤4 KiB"): 10,
+    }
+
+
+@pytest.mark.parametrize(("most", "n", "own"), [(5, 2, 3), (6, 3, 2), (1, 4, 1)])
+def test_the_most_in_flight_is_shared_out(most, n, own):
+    with gated() as (host, _), over(host, 0, n, arrival_rate="40", max_in_flight=str(most)) as (load, model):
+        soon(lambda: load.in_flight + model.queued == 40 // n + bool(40 % n), "all are under way or wait")
+        assert load.in_flight == own
+
+
+# ── the end ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_is_never_answered_is_unfinished():
+    """Those under way, those that wait, and nothing twice."""
+    with gated() as (host, _), over(host, arrival_rate="10", max_in_flight="3") as (load, model):
+        soon(lambda: (load.in_flight, model.queued) == (3, 7), "three are under way, the others wait")
+        model.drain(0.01)
+        assert (load.in_flight, model.queued) == (0, 0)
+        assert load.codes() == ["unfinished"] * 10
+        model.drain(1000)  # it is over: there is nothing to wait for
+        assert len(load.ended) == 10
+    start_ns = min(ended.arrival.intended_ns for ended in load.ended)
+    assert sorted(seen(load, start_ns)) == [upload[:3] for upload in schedule(load)]
+    assert all(ended.done.end_ns - ended.arrival.intended_ns > LONG_AGO_NS - NS for ended in load.ended)
+
+
+def test_a_drain_waits_for_what_is_under_way():
+    with gated() as (host, gate), over(host, arrival_rate="10", max_in_flight="3") as (load, model):
+        soon(lambda: (load.in_flight, model.queued) == (3, 7), "three are under way, the others wait")
+        draining = gevent.spawn(model.drain, DEADLINE_S)
+        gevent.sleep(0)
+        gate.set()
+        draining.join()
+    assert load.codes() == ["ok"] * 10
+
+
+def test_a_drain_in_the_middle():
+    """What is due by then is ours, also what the hub did not come to; what is due later is nobody's."""
+    with serving(serve) as host, fake_load(host, arrival_rate="1000", plan="long") as load:
+        start_ns = time.monotonic_ns() - NS // 2
+        model = OpenModel(load, start_ns, 0, 1)
+        before_ns = time.monotonic_ns()
+        model.drain(0)  # the hub has not run yet
+        after_ns = time.monotonic_ns()
+    ended = len(load.ended)
+    due = [upload[1] for upload in schedule(load)]
+    assert sum(start_ns + offset_ns <= before_ns for offset_ns in due) <= ended
+    assert ended <= sum(start_ns + offset_ns <= after_ns for offset_ns in due)
+    assert sorted(offset_ns for _, offset_ns, _ in seen(load, start_ns)) == due[:ended]
+
+
+def test_a_drain_before_anything_was_due():
+    with serving(serve) as host, fake_load(host, arrival_rate="10") as load:
+        model = OpenModel(load, time.monotonic_ns() + 3600 * NS, 0, 1)
+        model.drain(1000)
+        assert model.finished.is_set()
+        assert load.ended == []
+
+
+def test_connections_are_closed_at_the_end():
+    ended = threading.Semaphore(0)
+
+    def serve_to_the_end(sock):
+        try:
+            serve(sock)
+        finally:
+            ended.release()
+
+    with serving(serve_to_the_end) as host:
+        with over(host, arrival_rate="10", max_in_flight="2") as (load, model):
+            soon(model.finished.is_set, "all that was due has ended")
+        opened = sum(ended.done.connected for ended in load.ended)
+        assert all(ended.acquire(timeout=DEADLINE_S) for _ in range(opened))
+
+
+def test_failures_do_not_end_it(caplog):
+    """Each upload that fails is one; the next begins anew."""
+    turns = itertools.count()
+
+    def fail_at_times(sock):
+        while next(turns) % 3 and answer(sock):
+            pass
+
+    with (
+        caplog.at_level(logging.ERROR, "socketswarm"),
+        serving(fail_at_times) as host,
+        over(host, arrival_rate="60", max_in_flight="2") as (load, model),
+    ):
+        soon(model.finished.is_set, "all that was due has ended")
+    assert len(load.ended) == 60
+    assert set(load.codes()) == {"ok", "connection_lost"}
+    assert caplog.records == []
