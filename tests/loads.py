@@ -25,7 +25,7 @@ from server import scoreboard
 
 USERS_PY = ROOT / "loadtest" / "users.py"
 LOADTEST = [sys.executable, "-m", "loadtest"]
-LOCUST = [sys.executable, "-m", "locust", "-f", str(USERS_PY), "--stop-timeout", "10"]
+LOCUST = [sys.executable, "-m", "locust", "-f", str(USERS_PY)]
 END_S = 60.0
 
 
@@ -81,6 +81,10 @@ class Command:
         code = self.wait()
         outcome = run_folder.read_outcome(self.runs()[-1]) if code == 4 and self.runs() else None
         return code == 0 or (outcome is not None and outcome.verdict == "NOISY")
+
+    def ends_with_failures(self) -> bool:
+        """As `ends_well`, of a run some of whose uploads failed."""
+        return self.wait() == 1 or (self.process.returncode == 4 and self.ends_well())
 
     def runs(self) -> list[Path]:
         """Run folders, the oldest first."""
@@ -191,11 +195,36 @@ def assert_complete(folder: Path) -> RunInfo:
     assert info.id == folder.name
     assert list(run_folder.read_processes(folder))
     assert list(run_folder.read_host(folder))
+    assert_load_told(folder)
     assert acked(folder)
     assert list(run_folder.read_events(folder))
     assert all(phase.end_ns for phase in info.phases)
     assert_report(folder)
     return info
+
+
+def assert_load_told(folder: Path) -> None:
+    """Each load process told of itself once a second, and a last time when it had nothing under way any more."""
+    pids = pids_by_role(folder)
+    ticks = list(run_folder.read_load(folder))
+    assert {tick.pid for tick in ticks} == (pids.get("load-worker") or pids["load-master"])
+    assert [tick.mono_ns for tick in ticks] == sorted(tick.mono_ns for tick in ticks)
+    for pid in {tick.pid for tick in ticks}:
+        own = [tick for tick in ticks if tick.pid == pid]
+        assert len(own) > 1
+        assert own[0].cpu_s < own[-1].cpu_s
+        assert [tick.cpu_s for tick in own] == sorted(tick.cpu_s for tick in own)
+        assert (own[-1].in_flight, own[-1].queued) == (0, 0)
+
+
+def pids_by_role(folder: Path) -> dict[str, set[int]]:
+    """Of all processes that were recorded. The last role of each counts: a process that somebody starts is among his
+    until the recorder is told to follow it."""
+    roles = {sample.pid: sample.role for tick in run_folder.read_processes(folder) for sample in tick.processes}
+    pids: dict[str, set[int]] = {}
+    for pid, role in roles.items():
+        pids.setdefault(role, set()).add(pid)
+    return pids
 
 
 def assert_report(folder: Path) -> None:

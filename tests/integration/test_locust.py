@@ -5,9 +5,22 @@ import signal
 from contextlib import contextmanager
 
 import pytest
-from loads import LOCUST, acked, assert_complete, events, failures, free_port, run, seconds, started
-from servers import running
+from loads import (
+    LOCUST,
+    acked,
+    assert_complete,
+    assert_report,
+    events,
+    failures,
+    free_port,
+    pids_by_role,
+    run,
+    seconds,
+    started,
+)
+from servers import eventually, running
 
+from loadtest.options import FIELDS
 from reports import run_folder
 from reports.run_folder import HistogramsLine
 
@@ -44,7 +57,7 @@ def test_compare(tmp_path):
             "10ms",
         ]
         with started(tmp_path, *against(server, *options)) as job:
-            assert job.wait() == 0, job.said()
+            assert job.ends_well(), job.said()
         stored, accepted = server.stored(), sum(slot.connections_accepted for slot in server.slots())
         [folder] = job.runs()
         info = assert_complete(folder)
@@ -60,7 +73,9 @@ def test_compare(tmp_path):
     assert [phase.name for phase in info.phases if phase not in measured] == ["ramp-up", "warm-up", "drain"]
     for before, after in zip(info.phases, info.phases[1:], strict=False):
         assert before.end_ns <= after.start_ns
-    assert (info.users, info.seed, info.host) == (3, 7, f"tcp://127.0.0.1:{server.port}")
+    assert (info.model, info.users, info.seed, info.host) == ("closed", 3, 7, f"tcp://127.0.0.1:{server.port}")
+    assert {phase.offered for phase in info.phases} == {None}
+    assert set(info.load_options) == set(FIELDS)
     assert info.load_options["payloads"] == "0:1,4KiB:2"
     assert info.server.pid == server.pid
 
@@ -74,11 +89,13 @@ def test_compare(tmp_path):
     opened = sum(name.connections for line in lines for name in line.names.values())
     assert opened <= accepted <= opened + 1  # one looked whether a server is there
     last = {line.phase: line for line in run_folder.read_uploads(folder) if isinstance(line, HistogramsLine)}
-    assert set(last["short-1"].names["short ≤4 KiB"]) == set(run_folder.DURATIONS)
-    assert "close" not in last["long-2"].names["long ≤4 KiB"]
+    happened = set(run_folder.DURATIONS) - {"schedule_lag", "pool_wait", "response", "unanswered"}
+    assert set(last["short-1"].names["short ≤4 KiB"]) == happened
+    assert set(last["long-2"].names["long ≤4 KiB"]) == happened - {"close"}
+    assert any(line.hiccups for line in last.values())
 
-    roles = {sample.role for tick in run_folder.read_processes(folder) for sample in tick.processes}
-    assert roles == {"server-master", "server-worker", "load-master", "recorder"}
+    roles = {"server-master", "server-worker", "load-master", "hiccup-meter", "recorder"}
+    assert set(pids_by_role(folder)) == roles
     [*_, tick] = run_folder.read_host(folder)
     assert sum(slot.uploads_stored for slot in tick.scoreboard) == stored  # the recorder saw the last upload
     kinds = [event.kind for event in run_folder.read_events(folder) if event.source == "load"]
@@ -113,7 +130,7 @@ def test_a_master_and_two_workers_have_one_run_folder(tmp_path):
         ]
         options += ["--plan", "long", "--phase-seconds", "1", "--payloads", "4KiB"]
         with started(tmp_path, *against(server, *options, users=4)) as master:
-            assert master.wait() == 0, master.said()
+            assert master.ends_well(), master.said()
         stored = server.stored()
 
     [folder] = tmp_path.glob("**/reports/runs/*")
@@ -121,25 +138,41 @@ def test_a_master_and_two_workers_have_one_run_folder(tmp_path):
     assert (info.users, info.ended.how) == (4, "completed")
     assert failures(folder) == {}
     assert acked(folder) == stored
-    assert events(folder, "batch-missing") == []
-    roles = {}
-    for tick in run_folder.read_processes(folder):
-        for sample in tick.processes:
-            roles.setdefault(sample.role, set()).add(sample.pid)
-    assert roles["load-worker"] == {worker.process.pid for worker in workers}
-    assert roles["load-master"] == {master.process.pid}
+    assert events(folder, "load-process-lost") == []
+    pids = pids_by_role(folder)
+    assert pids["load-worker"] == {worker.process.pid for worker in workers}
+    assert pids["load-master"] == {master.process.pid}
+    assert len(pids["hiccup-meter"]) == len(workers)  # one on the core of each that makes load
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
 def test_a_signal_in_a_run_leaves_its_report(tmp_path, number):
-    with running() as server, started(tmp_path, *against(server, "--phase-seconds", "600", "--plan", "long")) as job:
+    """Before anything was measured, so its exit code says that there are no numbers."""
+    options = ["--plan", "long", "--phase-seconds", "600", "--warm-up", "600"]
+    with running() as server, started(tmp_path, *against(server, *options)) as job:
         job.in_phase("warm-up")
         job.process.send_signal(number)
-        assert job.wait() == 0, job.said()
-        info = assert_complete(job.runs()[0])
-        assert info.ended.how == "stopped"
-        assert failures(job.runs()[0]) == {}  # uploads under way were finished
-        assert acked(job.runs()[0]) == server.stored()
+        assert job.wait() == 4, job.said()
+        [folder] = job.runs()
+        assert assert_complete(folder).ended.how == "stopped"
+        assert "nothing was measured" in run_folder.read_outcome(folder).reason
+        assert failures(folder) == {}  # uploads under way were finished
+        assert acked(folder) == server.stored()
+
+
+def test_a_run_that_is_stopped_early_is_judged_by_what_was_measured(tmp_path):
+    with running() as server, started(tmp_path, *against(server, "--plan", "long", "--phase-seconds", "600")) as job:
+        job.in_phase("long-1")
+        [folder] = job.runs()
+        lines = eventually(
+            lambda: len(found := [line for line in seconds(folder) if line.phase == "long-1"]) > 3 and found, "3 s"
+        )
+        assert not any(name.failures for line in lines for name in line.names.values())
+        job.process.send_signal(signal.SIGTERM)
+        assert job.ends_well(), job.said()
+        info = assert_complete(folder)
+        assert (info.ended.how, info.phases[-1].name) == ("stopped", "long-1")
+        assert (failures(folder), acked(folder)) == ({}, server.stored())
 
 
 def test_the_report_can_be_left_for_later(tmp_path):
@@ -153,12 +186,16 @@ def test_the_report_can_be_left_for_later(tmp_path):
         "--run-folder",
         str(folder),
         "--no-verify-digest",
+        "--compressible",
     ]
-    with running() as server, started(tmp_path, *against(server, *options, users=1)) as job:
-        assert job.wait() == 0, job.said()
+    with running() as server:
+        command = [*HEADLESS, "--host", f"tcp://127.0.0.1:{server.port}", *options]
+        with started(tmp_path, *command) as job:
+            assert job.wait() == 0, job.said()
     assert job.runs() == []
-    assert run_folder.read_run(folder).ended.how == "completed"
-    assert run_folder.read_run(folder).load_options["verify_digest"] is False
+    info = run_folder.read_run(folder)
+    assert (info.ended.how, info.users) == ("completed", 1)  # as many as Locust starts when nobody says how many
+    assert (info.load_options["verify_digest"], info.load_options["compressible"]) == (False, True)
     assert acked(folder, "short-1")
     assert not (folder / run_folder.REPORT_HTML).exists()
 
@@ -167,11 +204,12 @@ def test_a_server_that_refuses_everything(tmp_path):
     with running("--max-file-size", "1KiB") as server:
         options = ["--plan", "long", "--phase-seconds", "1", "--payloads", "4KiB"]
         with started(tmp_path, *against(server, *options)) as job:
-            assert job.wait() == 1
+            assert job.wait() == 4, job.said()
     [folder] = job.runs()
     assert set(failures(folder)) == {"too_large"}
     assert acked(folder) == 0
-    assert (folder / run_folder.REPORT_HTML).exists()
+    assert "nothing was measured" in run_folder.read_outcome(folder).reason
+    assert_report(folder)
 
 
 @pytest.mark.parametrize(
@@ -184,9 +222,12 @@ def test_a_server_that_refuses_everything(tmp_path):
             ["--host", "tcp://127.0.0.1:{closed}"],
             "no server at tcp://127.0.0.1:{closed}: Connection refused; start one",
         ),
-        (["--wait=-1"], "phase seconds or wait: '-1' is not a duration"),
+        (["--wait=-1"], "wait: '-1' is not a duration"),
+        (["--plan", "middle"], "plan is 'middle', not one of compare, long, short, sweep"),
+        (["--users", "0"], "number of users is 0: a run of the closed model needs at least 1"),
+        (["--fail-if", "failures > 1%", "--fail-if", "p99 > 1"], "there is no metric 'p99'"),
     ],
-    ids=["payloads", "folder", "host", "no server", "wait"],
+    ids=["payloads", "folder", "host", "no server", "wait", "plan", "users", "condition"],
 )
 def test_wrong_options(tmp_path, options, said):
     closed = free_port()
@@ -198,26 +239,27 @@ def test_wrong_options(tmp_path, options, said):
     assert not (tmp_path / "reports").exists()
 
 
-def test_an_unknown_plan(tmp_path):
-    code, everything = run(tmp_path, *HEADLESS, "--host", "tcp://127.0.0.1:1", "--plan", "middle")
+def test_an_unknown_choice(tmp_path):
+    code, everything = run(tmp_path, *HEADLESS, "--host", "tcp://127.0.0.1:1", "--at-cap", "wait")
     assert code == 2
-    assert "invalid choice: 'middle' (choose from 'compare', 'long', 'short')" in everything
+    assert "invalid choice: 'wait' (choose from 'queue', 'drop')" in everything
 
 
 def test_a_server_that_hangs_at_the_end_is_not_passed_over(tmp_path):
-    """Locust kills what has not ended by its stop timeout; such an upload was counted nowhere."""
+    """Locust kills what has not ended by the end of the drain; such an upload must not be counted nowhere."""
     with running() as server:
-        command = against(server, "--plan", "long", "--phase-seconds", "3", "--stop-timeout", "1")
+        command = against(server, "--plan", "long", "--phase-seconds", "3", "--drain", "1s")
         with started(tmp_path, *command) as job:
             job.in_phase("long-1")
             [worker] = server.workers()
             os.kill(worker, signal.SIGSTOP)
             try:
-                assert job.wait() == 1, job.said()
+                assert job.wait() == 4, job.said()
             finally:
                 os.kill(worker, signal.SIGCONT)
         [folder] = job.runs()
         assert failures(folder) == {"unfinished": 3}
+        assert run_folder.read_outcome(folder).verdict == "INVALID"
         assert "3 uploads were never answered" in (folder / run_folder.REPORT_MD).read_text()
 
 
