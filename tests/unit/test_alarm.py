@@ -49,7 +49,7 @@ def test_in_the_order_of_their_times_and_then_as_they_were_set(after):
         alarm.close()
 
 
-@pytest.mark.parametrize("due_ns", [-1, 1], ids=["before all time", "long over"])
+@pytest.mark.parametrize("due_ns", [-1, 0, 1], ids=["before all time", "zero", "long over"])
 def test_what_is_over_rings_at_once(alarm, due_ns):
     """A timerfd takes no time before 0, and 0 would disarm it."""
     rung = []

@@ -282,3 +282,17 @@ def test_failures_do_not_end_it(caplog):
     assert len(load.ended) == 60
     assert set(load.codes()) == {"ok", "connection_lost"}
     assert caplog.records == []
+
+
+def test_a_mistake_in_a_wire_is_a_failed_upload(caplog):
+    """It is nobody's upload that is lost then, and no uploader."""
+
+    def babble(sock):
+        while sock.recv(1 << 16):
+            sock.sendall(b"?\n")
+
+    options = {"arrival_rate": "10", "max_in_flight": "2", "wire": "line_wire:BrokenWire"}
+    with serving(babble) as host, over(host, **options) as (load, model):
+        soon(model.finished.is_set, "all that was due has ended")
+    assert load.codes() == ["client_failed"] * 10
+    assert "on purpose" in caplog.text

@@ -1,0 +1,87 @@
+"""The hiccup meter: a process that sleeps beside the load, and says how late it woke."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+from servers import DEADLINE_S, ROOT, eventually
+
+from loadtest import hiccups
+from loadtest.hiccup_meter import HiccupMeter
+
+SCRIPT = ROOT / "loadtest" / "hiccups.py"
+
+
+@pytest.fixture
+def meter():
+    meter = HiccupMeter()
+    yield meter
+    meter.close()
+
+
+def delays(meter):
+    """Those of its first second."""
+    found = []
+    eventually(lambda: found.extend(meter.take().tolist()) or found, "a second of delays")
+    return found
+
+
+def test_a_second_of_sleeps(meter):
+    found = delays(meter)
+    assert min(found) >= 0
+    assert sum(found) / 1e6 + len(found) / 1e3 >= 0.99  # with their 1 ms each they are that second
+    assert meter.take().tolist() == []  # each is told once
+
+
+def test_it_sleeps_on_the_core_of_the_load():
+    """Of one that stays on its core, so that there is one answer."""
+    before = os.sched_getaffinity(0)
+    core = max(before)
+    try:
+        os.sched_setaffinity(0, {core})
+        assert hiccups.core_of(os.getpid()) == core
+        meter = HiccupMeter()
+        try:
+            os.sched_setaffinity(meter.pid, before)  # it inherits ours
+            delays(meter)
+            eventually(lambda: os.sched_getaffinity(meter.pid) == {core}, "it has moved")
+        finally:
+            meter.close()
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def test_close_ends_it(meter):
+    pid = meter.pid
+    assert psutil.pid_exists(pid)
+    meter.close()
+    assert not psutil.pid_exists(pid)
+
+
+def test_one_that_died_says_nothing(meter):
+    """The run goes on without."""
+    os.kill(meter.pid, signal.SIGKILL)
+    psutil.wait_procs([psutil.Process(meter.pid)], timeout=DEADLINE_S)
+    assert meter.take().tolist() == []
+
+
+def test_it_ends_with_the_load():
+    """However that ended."""
+    code = "import os; from loadtest.hiccup_meter import HiccupMeter; print(HiccupMeter().pid, flush=True); os._exit(0)"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    pid = int(ended.stdout)
+    eventually(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, "it ends")
+
+
+def test_it_ends_when_nobody_reads():
+    process = subprocess.Popen([sys.executable, "-S", "-E", str(SCRIPT)], stdout=subprocess.PIPE)
+    process.stdout.close()
+    assert process.wait(DEADLINE_S) == 0
+
+
+def test_ctrl_c_is_for_the_load(meter):
+    """It has a session of its own, so that a terminal does not end it in the middle of the drain."""
+    assert os.getsid(meter.pid) == meter.pid
