@@ -1,13 +1,11 @@
-"""The open model, plans and wires, as real runs of Locust: what was due is what was uploaded, and is counted."""
+"""The open model and the plans, as real runs of Locust: what was due is what was uploaded, and is counted."""
 
 import os
 import signal
-import socket
 from collections import Counter
 from contextlib import ExitStack
 
 import pytest
-from benches import NGINX, nginx
 from headless import (
     answer,
     ends_fine,
@@ -16,14 +14,13 @@ from headless import (
     load,
     measured,
     outcome,
-    script,
     serving,
     spread,
     summary,
     together,
     users,
 )
-from loads import LOADTEST, LOCUST, acked, assert_complete, events, failures, free_port, run, seconds, started
+from loads import LOADTEST, LOCUST, acked, assert_complete, events, failures, run, seconds, started
 from servers import eventually, running
 
 from loadtest import arrivals, payloads
@@ -35,7 +32,7 @@ from reports import run_folder
 def test_every_arrival_is_acknowledged(tmp_path):
     """Whatever the connections are like, and each with a response, which begins when it was due."""
     with running(store=tmp_path / "store", workers=2) as server:
-        command = load(host_of(server), "--arrival-rate", 300, "--uploads-per-connection", "0,5,1")
+        command = load(host_of(server), "--arrival-rate", 300, "--uploads-per-connection", "5,1")
         command += ["--fail-if", "failures > 0"]
         with started(tmp_path, *command) as job:
             assert ends_fine(job), job.said()
@@ -44,7 +41,7 @@ def test_every_arrival_is_acknowledged(tmp_path):
         assert (failures(folder), acked(folder)) == ({}, server.stored())
     assert (info.model, info.users) == ("open", 0)
     assert {line.users for line in seconds(folder)} == {0}
-    assert [phase.name for phase in measured(folder)] == ["long-1", "5-per-connection-1", "short-1"]
+    assert [phase.name for phase in measured(folder)] == ["5-per-connection-1", "short-1"]
     for phase, told in zip(measured(folder), summary(folder)["phases"][1:-1], strict=True):
         assert phase.offered == acked(folder, phase.name) == 300
         assert phase.end_ns - phase.start_ns == 1_000_000_000
@@ -258,50 +255,3 @@ def test_an_unknown_profile(tmp_path):
     code, everything = run(tmp_path, *LOADTEST, "run", "--arrival-rate", "100", "--arrival-profile", "square")
     assert code == 2
     assert "'square' is not one of 'constant', 'poisson', 'ramp', 'step'" in everything
-
-
-# ── HTTP ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def accepts(port):
-    with socket.socket() as sock:
-        return sock.connect_ex(("127.0.0.1", port)) == 0
-
-
-def test_a_web_server(tmp_path):
-    """In both models; and one that says no."""
-    port = free_port()
-    with script(tmp_path, "http_store.py", str(port)):
-        eventually(lambda: accepts(port), "the web server listens")
-        host, modes = f"http://127.0.0.1:{port}", ["--uploads-per-connection", "0,1"]
-        commands = {
-            "open": load(f"{host}/dir", *modes, "--arrival-rate", 100),
-            "closed": load(f"{host}/dir/", *modes, *users(3), "--wait", "10ms", "--no-report"),
-            "refused": load(f"{host}/elsewhere", "--plan", "long", "--arrival-rate", 50, "--no-report"),
-        }
-        opened, closed, refused = together(tmp_path, commands)
-    assert ends_fine(opened), opened.said()
-    assert_complete(opened.runs()[0])
-    assert [acked(opened.runs()[0], phase.name) for phase in measured(opened.runs()[0])] == [100, 100]
-    assert "the server shows no scoreboard" in (opened.runs()[0] / run_folder.REPORT_MD).read_text()
-    assert closed.wait() == 0, closed.said()
-    for phase in measured(closed.runs()[0]):
-        assert acked(closed.runs()[0], phase.name)
-    assert refused.wait() == 1
-    assert failures(refused.runs()[0]) == {"http_507": 50}
-
-
-@pytest.mark.skipif(NGINX is None, reason="needs nginx: apt-get install nginx-light")
-def test_nginx(tmp_path):
-    folder = tmp_path / "nginx"
-    folder.mkdir()
-    with nginx(folder, "dav_methods PUT;") as port:
-        options = ["--arrival-rate", 100, "--uploads-per-connection", "0,1", "--no-report"]
-        with started(tmp_path, *load(f"http://127.0.0.1:{port}/", *options)) as job:
-            assert job.wait() == 0, job.said()
-    [found] = job.runs()
-    assert failures(found) == {}
-    assert [acked(found, phase.name) for phase in measured(found)] == [100, 100]
-    sizes = {path.stat().st_size for path in (folder / "store").iterdir()}
-    assert sizes == {4096}
-    assert len(list((folder / "store").iterdir())) == payloads.NAMES_PER_PAYLOAD * payloads.VARIANTS_PER_SIZE
