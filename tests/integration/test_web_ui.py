@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import psutil
 import pytest
-from loads import LOCUST, Command, acked, assert_complete, failures, free_port, started
+from loads import LOCUST, Command, acked, assert_complete, events, failures, free_port, started
 from servers import DEADLINE_S, ROOT, eventually, running
 
+from loadtest.options import OPTIONS
 from reports import run_folder
 
 
@@ -34,10 +35,17 @@ class Page:
             return json.load(answer)
 
     def start(self, **fields):
-        """Start as the page's form does: all fields are sent, a checkbox as true or not at all."""
-        form = {"user_count": 2, "spawn_rate": 100, "host": self.host, "plan": "long", "phase_seconds": "600"}
-        form |= {"payloads": "4KiB", "payload_dir": "", "wait": "25ms", "verify_digest": "true", "seed": "1"}
-        return self.post("/swarm", **form | {"label": "page"} | fields)
+        """Start as the page's form does: all fields are sent, each as a text, a checkbox as true or false."""
+        form = {option.field: option.default for option in OPTIONS if option.in_form}
+        form |= {"plan": "long", "phase_seconds": "600", "payloads": "4KiB", "wait": "25ms", "label": "page"}
+        form |= {"user_count": 2, "spawn_rate": 100, "host": self.host} | fields
+        checkboxes = {key: str(value).lower() for key, value in form.items() if isinstance(value, bool)}
+        return self.post("/swarm", **form | checkboxes)
+
+    def trust(self):
+        """What the tab "Trust" says: (now, means) of each of its rows."""
+        [table] = json.loads(self.get("/stats/requests"))["extended_stats"]
+        return {row["what"]: (row["now"], row["means"]) for row in table["data"]}
 
     def wait_for(self, state):
         """Until the page shows this state; it shows one that is up to 2 s old."""
@@ -98,9 +106,9 @@ def page(session):
 
 def test_the_form_has_our_fields(page):
     html = page.get("/")
-    for field in ("plan", "phase_seconds", "payloads", "payload_dir", "wait", "verify_digest", "seed", "label"):
-        assert f'"{field}"' in html
-    for field in ("run_folder", "no_report"):
+    for option in OPTIONS:
+        assert (f'"{option.field}"' in html) is option.in_form
+    for field in ("run_folder", "run_command", "no_report"):
         assert f'"{field}"' not in html
 
 
@@ -109,17 +117,26 @@ def test_the_form_has_our_fields(page):
     [
         ({"plan": "middle"}, "plan is 'middle', not one of compare, long, short"),
         ({"phase_seconds": "abc"}, "'abc' is not a duration: write seconds"),
-        ({"phase_seconds": "0"}, "a phase needs at least 1 s"),
+        ({"phase_seconds": "0"}, "phase seconds is 0: it must be at least 1 s"),
         ({"payloads": "4KX"}, "payloads: '4KX' is not a size"),
         ({"payload_dir": "/no/such/folder"}, "payload folder: '/no/such/folder' is not a folder"),
         ({"wait": "-1"}, "'-1' is not a duration"),
         ({"seed": "one"}, "seed is 'one', not a whole number"),
         ({"host": "tcp://127.0.0.1:{closed}"}, "no server at tcp://127.0.0.1:{closed}: Connection refused"),
-        ({"host": "http://127.0.0.1:1"}, "'http://127.0.0.1:1' is not a host: write tcp://HOST:PORT"),
+        ({"host": "http://127.0.0.1:{closed}/"}, "no server at http://127.0.0.1:{closed}/: Connection refused"),
+        ({"host": "https://127.0.0.1:1"}, "'https://127.0.0.1:1' is not a host: write tcp://HOST:PORT"),
         ({"host": ""}, "'' is not a host"),
         ({"host": "tcp://a..b:1"}, "'tcp://a..b:1' is not a host"),
         ({"user_count": "many"}, "Invalid user_count"),
-        ({"user_count": "0"}, "at least 1 user"),
+        ({"user_count": "0"}, "number of users is 0: a run of the closed model needs at least 1"),
+        ({"user_count": "0", "arrival_rate": "x"}, "arrival rate 'x' is not one of profile constant"),
+        ({"arrival_rate": "100"}, "an arrival rate and 2 users: the open model has no users; set users to 0"),
+        ({"arrival_rate": "100", "user_count": "-1"}, "Missing or invalid user_count"),
+        ({"arrival_profile": "square"}, "not one of constant, poisson, ramp, step"),
+        ({"shape": "square"}, "shape is 'square', not one of none, ramp, step, soak"),
+        ({"max_store": "1KiB"}, "over 1 KiB: allow it with --max-store"),
+        ({"fail_if": "p99 > 1ms"}, "there is no metric 'p99'"),
+        ({"wire": "loadtest.wires:FramedWire"}, "wire can be set on the command line only"),
     ],
     ids=str,
 )
@@ -166,7 +183,7 @@ def test_two_runs_in_one_session(page, server):
 
 def test_users_can_be_added_to_a_run(page):
     number = len(page.job.runs()) + 1
-    assert page.start()["success"] is True
+    assert page.start(warm_up="600")["success"] is True
     page.loading(number)
     assert page.start(user_count=4)["success"] is True
     eventually(
@@ -174,6 +191,57 @@ def test_users_can_be_added_to_a_run(page):
     )
     assert page.post("/stop")["success"] is True
     assert_complete(page.finished(number))
+
+
+OPEN = {"user_count": 0, "arrival_rate": "50"}
+
+
+def test_the_open_model(page, server):
+    """Its users are 0, which Locust takes for a test like any other."""
+    stored, number = server.stored(), len(page.job.runs()) + 1
+    assert page.start(**OPEN, phase_seconds="2", warm_up="0", plan="short", label="open")["success"] is True
+    folder = page.finished(number)
+    page.wait_for("stopped")
+    info = assert_complete(folder)
+    assert (info.model, info.users, info.ended.how) == ("open", 0, "completed")
+    assert [phase.offered for phase in info.phases if phase.kind == "measure"] == [100]
+    assert (failures(folder), acked(folder), acked(folder, "short-1")) == ({}, 100, 100)
+    assert server.stored() - stored == 100
+
+
+def test_the_open_model_is_stopped(page, server):
+    stored, number = server.stored(), len(page.job.runs()) + 1
+    assert page.start(**OPEN, warm_up="600")["success"] is True
+    page.loading(number)
+    assert page.post("/stop")["success"] is True
+    info = assert_complete(folder := page.finished(number))
+    assert (info.model, info.ended.how, info.phases[-1].name) == ("open", "stopped", "warm-up")
+    assert failures(folder) == {}
+    assert acked(folder) == server.stored() - stored
+
+
+def test_a_shape(page):
+    number = len(page.job.runs()) + 1
+    assert page.start(user_count=4, shape="ramp", phase_seconds="4", warm_up="0")["success"] is True
+    folder = page.finished(number)
+    page.wait_for("stopped")
+    assert assert_complete(folder).ended.how == "completed"
+    numbers = [event.details["users"] for event in events(folder, "users-changed")]
+    assert numbers[0] < numbers[-1] == 4
+
+
+def test_trust_is_shown_while_a_run_goes_on(page):
+    nothing = {"Verdict": ("–", "nothing was uploaded yet")}
+    assert page.trust() == nothing
+    number = len(page.job.runs()) + 1
+    assert page.start(warm_up="600")["success"] is True
+    page.loading(number)
+    rows = eventually(lambda: (rows := page.trust()).get("Phase") == ("warm-up", "") and rows, "the tab shows the run")
+    assert rows["Verdict"][0] in ("VALID so far", "LOWER BOUND", "NOISY")
+    assert rows["Uploads"][0].endswith("/s")
+    assert page.post("/stop")["success"] is True
+    page.finished(number)
+    assert page.trust() == nothing
 
 
 def test_it_listens_on_loopback_only(tmp_path):
