@@ -4,9 +4,10 @@ import os
 import signal
 
 import pytest
-from loads import LOADTEST, acked, assert_complete, assert_report, failures, free_port, run, started
+from loads import LOADTEST, acked, assert_complete, assert_report, failures, free_port, pids_by_role, run, started
 from servers import eventually, running
 
+from loadtest.options import FIELDS
 from reports import run_folder
 
 RUN = [*LOADTEST, "run", "--users", "2", "--workers", "2"]
@@ -19,7 +20,7 @@ def test_to_the_end(tmp_path):
     with started(tmp_path, *RUN, *options) as job:
         server = job.find("-m server")
         store = job.find_store()
-        assert job.wait() == 0, job.said()
+        assert job.ends_well(), job.said()
     [folder] = job.runs()
     info = assert_complete(folder)
     assert info.ended.how == "completed"
@@ -30,8 +31,97 @@ def test_to_the_end(tmp_path):
     assert failures(folder) == {}
     assert "server    listening on 127.0.0.1:" in job.said()
     assert job.said().rstrip().endswith(str(folder.relative_to(tmp_path) / "report.html"))
-    roles = {sample.role for tick in run_folder.read_processes(folder) for sample in tick.processes}
-    assert roles == {"server-master", "server-worker", "load-master", "recorder"}
+    roles = {"server-master", "server-worker", "load-master", "hiccup-meter", "recorder"}
+    assert set(pids_by_role(folder)) == roles
+
+
+def test_all_options_reach_the_load(tmp_path):
+    """Each has to pass from this command line to Locust's, which has its own way with switches and repetitions."""
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "one").write_bytes(b"data")
+    given = {
+        "plan": "short",
+        "uploads_per_connection": "2",
+        "phase_seconds": "1s",
+        "warm_up": "100ms",
+        "drain": "5s",
+        "arrival_rate": "20-60",
+        "arrival_profile": "ramp",
+        "max_in_flight": "50",
+        "at_cap": "drop",
+        "shape": "none",
+        "payloads": "4KiB:2,1KiB",
+        "payload_dir": "files",
+        "max_store": "1MiB",
+        "wait": "5ms",
+        "timeout": "20s",
+        "closer": "client",
+        "close": "rst",
+        "wire": "loadtest.wires:FramedWire",
+        "seed": "9",
+        "label": "a 'quoted' --label",
+    }
+    options = [f"--{field.replace('_', '-')}={value}" for field, value in given.items()]
+    options += ["--compressible", "--no-verify-digest", "--fail-if", "failures > 50%", "--fail-if", "uploads/s < 1"]
+    given |= {"compressible": True, "verify_digest": False, "fail_if": "failures > 50%; uploads/s < 1"}
+    assert set(given) == set(FIELDS)
+    with started(tmp_path, *LOADTEST, "run", "--workers", "1", *options) as job:
+        assert job.ends_well(), job.said()
+    [folder] = job.runs()
+    info = assert_complete(folder)
+    assert info.load_options == given
+    assert (info.model, info.users, info.thresholds) == ("open", 0, ["failures > 50%", "uploads/s < 1"])
+    assert info.command == ["python", "-m", "loadtest", "run", "--workers", "1", *options]  # to repeat the run
+    assert {phase.uploads_per_connection for phase in info.phases if phase.kind == "measure"} == {2}
+
+
+def test_a_store_of_ones_own(tmp_path):
+    """In a folder of the run's own below it, which is gone afterwards."""
+    (tmp_path / "disk").mkdir()
+    options = ["--plan", "long", "--phase-seconds", "1", "--warm-up", "0", "--payloads", "4KiB", "--store", "disk"]
+    with started(tmp_path, *RUN, *options) as job:
+        assert job.ends_well(), job.said()
+    [folder] = job.runs()
+    store = assert_complete(folder).server.options["store"]
+    assert (tmp_path / store).parent == tmp_path / "disk"
+    assert list((tmp_path / "disk").iterdir()) == []
+
+
+# ── exit codes ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+SHORT_RUN = ["--plan", "long", "--phase-seconds", "1", "--warm-up", "0"]
+
+
+def test_some_uploads_failed(tmp_path):
+    """And with a condition that says how many may, they did not."""
+    with running("--max-file-size", "8KiB") as server:
+        options = [*SHORT_RUN, "--payloads", "4KiB:3,16KiB:1", "--host", f"tcp://127.0.0.1:{server.port}"]
+        with started(tmp_path, *LOADTEST, "run", *options) as job:
+            assert job.ends_with_failures(), job.said()
+        with started(tmp_path, *LOADTEST, "run", *options, "--fail-if", "failures > 90%") as allowed:
+            assert allowed.ends_well(), allowed.said()
+    for folder in job.runs():
+        assert set(failures(folder)) == {"too_large"}
+        assert assert_complete(folder).ended.how == "completed"
+
+
+def test_a_condition_came_true(tmp_path):
+    with started(tmp_path, *RUN, *SHORT_RUN, "--fail-if", "p50(transaction) > 1us") as job:
+        code = job.wait()
+    assert code in (3, 4), job.said()
+    outcome = run_folder.read_outcome(job.runs()[0])
+    assert (outcome.exit_code, outcome.verdict == "NOISY") == (code, code == 4), job.said()
+    assert "p50(transaction) > 1us" in job.said()
+
+
+def test_nothing_was_measured(tmp_path):
+    """Whatever the conditions are: there are no numbers for them."""
+    with running("--max-file-size", "1KiB") as server:
+        options = [*SHORT_RUN, "--payloads", "4KiB", "--host", f"tcp://127.0.0.1:{server.port}", "--fail-if"]
+        with started(tmp_path, *LOADTEST, "run", *options, "failures > 100%") as job:
+            assert job.wait() == 4, job.said()
+    assert "INVALID: nothing was measured" in job.said()
+    assert_report(job.runs()[0])
 
 
 # ── Ctrl-C ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -116,8 +206,10 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path):
     ("options", "said"),
     [
         (["--no-such-option"], "No such option '--no-such-option'"),
-        (["--plan", "middle"], "'middle' is not one of 'compare', 'long', 'short'"),
-        (["--users", "0"], "0 is not in the range"),
+        (["--plan", "middle"], "plan is 'middle', not one of compare, long, short, sweep"),
+        (["--at-cap", "wait"], "'wait' is not one of 'queue', 'drop'"),
+        (["--users", "-1"], "-1 is not in the range"),
+        (["--users", "0"], "number of users is 0: a run of the closed model needs at least 1"),
         (["--payloads", "4KX"], "payloads: '4KX' is not a size"),
         (["--payload-dir", "/no/such/folder"], "payload folder: '/no/such/folder' is not a folder"),
         (["--payload-dir", "empty"], "payload folder: 'empty' has no files"),

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from headless import script
 from loads import free_port
-from servers import DEADLINE_S, running
+from servers import DEADLINE_S, eventually, running
 
 from server.protocol import Limits, ServerConnection
 
@@ -120,10 +121,32 @@ def test_no_server(tmp_path):
     assert f"connect_refused: nobody listens at the address (tcp://127.0.0.1:{port})" in said
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1:12345", "http://127.0.0.1:1", "tcp://127.0.0.1", "tcp://a..b:1"])
+def test_a_web_server(tmp_path):
+    """Which tells nothing of what it has, so nothing is compared; what it refuses is named by its status."""
+    (tmp_path / "load-1").write_bytes(bytes(100_000))
+    (tmp_path / "load-2").touch()
+    (tmp_path / "other").touch()
+    port = free_port()
+    with script(tmp_path, "http_store.py", str(port)):
+        eventually(lambda: accepts(port), "the web server listens")
+        done = upload("--host", f"http://127.0.0.1:{port}/dir", tmp_path / "load-1", tmp_path / "load-2")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == f"2 files, 100,000 bytes stored at http://127.0.0.1:{port}/dir\n"
+        refused = upload("--host", f"http://127.0.0.1:{port}/dir", "--close", tmp_path / "load-1", tmp_path / "other")
+        assert "other: http_507: the server answered 507" in refusal(refused)
+
+
+def accepts(port):
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:12345", "https://127.0.0.1:1", "tcp://127.0.0.1", "tcp://a..b:1"])
 def test_a_bad_host(tmp_path, host):
     (tmp_path / "file").touch()
-    assert "is not a host: write tcp://HOST:PORT" in refusal(upload("--host", host, tmp_path / "file"), code=2)
+    said = refusal(upload("--host", host, tmp_path / "file"), code=2)
+    assert f"{host!r} is not a host: write tcp://HOST:PORT, such as " in said
+    assert "or http://HOST:PORT/PATH" in said
 
 
 @pytest.mark.parametrize(("file", "said"), [("none", "does not exist"), (".", "is a directory")])
