@@ -13,6 +13,7 @@ import asyncio
 import logging
 import socket
 import time
+from collections.abc import Callable
 from typing import cast
 
 from msgspec import UNSET
@@ -89,6 +90,8 @@ class Connection(asyncio.BufferedProtocol):
         "_batched",
         "_closing",
         "_connections",
+        "_is_counted",
+        "_is_too_many",
         "_linger_timer",
         "_lingered",
         "_parser",
@@ -102,9 +105,18 @@ class Connection(asyncio.BufferedProtocol):
     _transport: asyncio.Transport
 
     def __init__(
-        self, worker: WorkerContext, batch: Batch, connections: "set[Connection]", received: bytes = b""
+        self,
+        worker: WorkerContext,
+        batch: Batch,
+        connections: "set[Connection]",
+        received: bytes = b"",
+        *,
+        accepted_ns: int | None = None,
+        is_too_many: bool = False,
     ) -> None:
-        """`connections` is the worker's set of all that are open; `received` has been read from the socket already."""
+        """`connections` is the worker's set of all that are open; `received` has been read from the socket already.
+        With `accepted_ns` its first upload was answered at accept, and it is counted. One that `is_too_many` is told
+        so."""
         self._worker = worker
         self._batch = batch
         self._connections = connections
@@ -115,7 +127,9 @@ class Connection(asyncio.BufferedProtocol):
         self._closing = False
         self._lingered = 0
         self._linger_timer: asyncio.TimerHandle | None = None
-        self.accepted_ns = time.monotonic_ns()
+        self._is_counted = accepted_ns is not None
+        self._is_too_many = is_too_many
+        self.accepted_ns = time.monotonic_ns() if accepted_ns is None else accepted_ns
 
     # ── the loop's callbacks ──
 
@@ -123,9 +137,10 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
         worker = self._worker
         self._connections.add(self)
-        worker.accepted()
+        if not self._is_counted:
+            worker.accepted()
         worker.record[scoreboard.CONNECTIONS_NOW] = len(self._connections)
-        if len(self._connections) > worker.max_connections:
+        if self._is_too_many:
             self._refuse("busy", f"this worker holds {worker.max_connections} connections, its most")
         received, self._received = self._received, b""
         if received:
@@ -297,22 +312,23 @@ class Connection(asyncio.BufferedProtocol):
             upload.incoming.abort()
 
 
-class ShortConnection:
-    """A connection whose only upload was there whole when it was accepted: answered without a transport."""
+class AtAccept:
+    """A connection whose first upload was there whole when it was accepted: answered before it has a transport."""
 
-    __slots__ = ("_socket", "_worker", "accepted_ns")
+    __slots__ = ("_go_on", "_socket", "_worker", "accepted_ns")
 
-    def __init__(self, worker: WorkerContext, sock: socket.socket, accepted_ns: int) -> None:
+    def __init__(self, worker: WorkerContext, sock: socket.socket, accepted_ns: int, go_on: "GoOn") -> None:
         self._worker = worker
         self._socket = sock
+        self._go_on = go_on
         self.accepted_ns = accepted_ns
 
     def answer(self, reply: bytes, *, keep: bool) -> None:
-        with self._socket as sock:
-            try:
-                sock.send(reply)  # a few hundred bytes always fit a fresh socket's buffer
-            except OSError:
-                pass  # the client is gone; its file is stored all the same
+        try:
+            self._socket.send(reply)  # a few hundred bytes always fit a fresh socket's buffer
+        except OSError:
+            keep = False  # the client is gone; its file is stored all the same
+        self._go_on(self._socket, self.accepted_ns if keep else None)
 
     def refuse(self, error: StoreError, upload: UploadStarted, received: int) -> None:
         """Nothing is unread, so the reply is readable in spite of the close."""
@@ -320,12 +336,18 @@ class ShortConnection:
         self.answer(self._worker.failed(error.code, error.message, timing, upload.file_name, received), keep=False)
 
 
-def serve_at_once(worker: WorkerContext, batch: Batch, sock: socket.socket) -> bytes | None:
+GoOn = Callable[[socket.socket, int | None], None]
+"""What becomes of a connection then: with the time at which it was accepted it goes on, with None it is closed."""
+
+
+def serve_at_once(worker: WorkerContext, batch: Batch, sock: socket.socket, go_on: GoOn) -> bytes | None:
     """Look once at a connection just accepted: on a busy worker the client's bytes are there already.
 
-    If they are one whole upload that asks to close, it goes into the batch without a transport: a short connection
-    then costs two thirds of the CPU and one turn of the loop instead of three, so that it does not starve beside long
-    ones. Returns None when that is all to be done, otherwise the bytes that were read, for a Connection to go on with.
+    If they are one whole upload, it goes into the batch before the connection has a transport. A short connection never
+    needs one: it costs two thirds of the CPU and one turn of the loop instead of three, so that it does not starve
+    beside long ones. A long one gets it after the reply: where hundreds wait, as after a stall, none waits for the
+    others' transports. Returns None when the upload is taken, otherwise the bytes that were read, for a Connection to
+    go on with.
     """
     accepted_ns = time.monotonic_ns()
     try:
@@ -336,13 +358,13 @@ def serve_at_once(worker: WorkerContext, batch: Batch, sock: socket.socket) -> b
         count = 0
     if not count:
         worker.accepted()
-        sock.close()
+        go_on(sock, None)
         return None
     view = batch.received(count)
     whole = ServerConnection(worker.limits).take_whole(view)
-    if whole is None or whole[0].header.connection != "close" or whole[2]:
+    if whole is None or whole[2]:
         return bytes(view)
     worker.accepted()
-    batch.add(ShortConnection(worker, sock, accepted_ns), whole[0], whole[1])
+    batch.add(AtAccept(worker, sock, accepted_ns, go_on), whole[0], whole[1])
     batch.claim(count)
     return None

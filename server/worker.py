@@ -56,6 +56,7 @@ class Worker:
         self._record = record
         self._drain_timeout_s = config.drain_timeout_s
         self._opening: set[asyncio.Task[object]] = set()  # a task that nobody holds may be collected
+        self._answering: set[socket.socket] = set()  # those whose first upload is answered before they are opened
         self._stopped = loop.create_future()
         store: Store = DiscardStore() if config.store is None else FileStore(config.store, slot)
         limits = Limits(max_header_size=config.max_header_size, max_file_size=config.max_file_size)
@@ -84,7 +85,8 @@ class Worker:
         if listener is None:
             return False
         for _ in range(ACCEPT_BURST):
-            if len(self._connections) + len(self._opening) >= self._context.max_connections + MAX_REFUSALS:
+            held = len(self._connections) + len(self._opening) + len(self._answering)
+            if held >= self._context.max_connections + MAX_REFUSALS:
                 self._pause_accepting("more connections than can be told that the worker is busy")
                 return False
             try:
@@ -96,15 +98,41 @@ class Worker:
                     self._pause_accepting(str(error.strerror))
                     return False
                 continue  # that client is gone already (ECONNABORTED and the like)
-            received: bytes | None = b""
-            if len(self._connections) < self._context.max_connections:
-                received = serve_at_once(self._context, self._batch, client)
+            if held >= self._context.max_connections:
+                self._open(client, is_too_many=True)
+                continue
+            self._answering.add(client)
+            received = serve_at_once(self._context, self._batch, client, self._go_on)
             if received is not None:
+                self._answering.discard(client)
                 self._open(client, received)
         return True
 
-    def _open(self, client: socket.socket, received: bytes) -> None:
-        factory = partial(Connection, self._context, self._batch, self._connections, received)
+    def _go_on(self, client: socket.socket, accepted_ns: int | None) -> None:
+        """The first upload of a connection has been answered: open it for more, or close it."""
+        self._answering.discard(client)
+        if accepted_ns is None:
+            client.close()
+        else:
+            self._open(client, accepted_ns=accepted_ns)
+
+    def _open(
+        self,
+        client: socket.socket,
+        received: bytes = b"",
+        *,
+        accepted_ns: int | None = None,
+        is_too_many: bool = False,
+    ) -> None:
+        factory = partial(
+            Connection,
+            self._context,
+            self._batch,
+            self._connections,
+            received,
+            accepted_ns=accepted_ns,
+            is_too_many=is_too_many,
+        )
         task = self._loop.create_task(self._loop.connect_accepted_socket(factory, client))
         self._opening.add(task)
         task.add_done_callback(self._opened)
@@ -135,7 +163,7 @@ class Worker:
         self._stop_when_idle()
 
     def _stop_when_idle(self) -> None:
-        if self._connections or self._opening:
+        if self._connections or self._opening or self._answering:
             self._loop.call_later(DRAIN_CHECK_S, self._stop_when_idle)
         else:
             self._stop()

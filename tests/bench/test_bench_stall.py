@@ -63,7 +63,7 @@ def stall(server: Server, folder: Path, *options: str) -> HdrHistogram:
 
 @pytest.mark.timeout(300)
 def test_a_stall_in_both_models(tmp_path: Path) -> None:
-    with running(store=tmp_path / "store", workers=4) as server:
+    with running(workers=4) as server:
         opened = stall(server, tmp_path / "open", "--arrival-rate", str(RATE))
         closed = stall(server, tmp_path / "closed", "--users", "20", "--spawn-rate", "100")
     expected_s = STALL_S - 0.01 * opened.get_total_count() / RATE
