@@ -6,14 +6,18 @@ import shutil
 import signal
 
 import psutil
+import pytest
 from loads import LOADTEST, acked, assert_complete, assert_report, events, failures, started
 from servers import eventually
 
 from reports import run_folder
+from reports.run_folder import HistogramsLine
 from server import scoreboard
 
 USERS = 4
-RUN = [*LOADTEST, "run", "--users", str(USERS), "--workers", "2", "--plan", "long", "--payloads", "4KiB,64KiB"]
+START = [*LOADTEST, "run", "--workers", "2", "--plan", "long", "--payloads", "4KiB,64KiB"]
+RUN = [*START, "--users", str(USERS)]
+RATE, MEASURE_S = 100, 3
 
 
 def workers(job, server):
@@ -24,8 +28,10 @@ def workers(job, server):
     return {sample.slot: sample.pid for sample in ticks[-1].processes if sample.role == "server-worker"}
 
 
-def test_a_worker_is_killed(tmp_path):
-    with started(tmp_path, *RUN, "--phase-seconds", "3") as job:
+@pytest.mark.parametrize("model", ["closed", "open"])
+def test_a_worker_is_killed(tmp_path, model):
+    command = RUN if model == "closed" else [*START, "--arrival-rate", str(RATE)]
+    with started(tmp_path, *command, "--phase-seconds", str(MEASURE_S)) as job:
         server = job.in_phase("long-1").server.pid
         before = workers(job, server)
         assert len(before) == 2
@@ -39,8 +45,12 @@ def test_a_worker_is_killed(tmp_path):
     assert assert_complete(folder).ended.how == "completed"
     assert after[1] == before[1]
     assert set(failures(folder)) <= {"connection_lost"}
-    assert sum(failures(folder).values()) <= USERS  # those that were under way, and no other
-    assert job.process.returncode == (1 if failures(folder) else 0)
+    lost = sum(failures(folder).values())  # those that were under way, and no other
+    if model == "closed":
+        assert lost <= USERS
+    else:
+        assert acked(folder, "long-1") + lost == RATE * MEASURE_S
+    assert job.ends_with_failures() if lost else job.ends_well(), job.said()
 
     [ended] = [event for event in events(folder, "worker-ended") if event.details["pid"] == before[0]]
     assert (ended.source, ended.details["slot"]) == ("server", 0)
@@ -56,7 +66,7 @@ def test_the_server_is_killed(tmp_path):
     with started(tmp_path, *RUN, "--phase-seconds", "3") as job:
         server = job.in_phase("long-1").server.pid
         os.kill(server, signal.SIGKILL)
-        assert job.wait() == 1, job.said()
+        assert job.wait() == 4, job.said()
         # Nobody was left to remove what it shared; the next server does.
         shutil.rmtree(scoreboard.runtime_root(os.geteuid()) / str(server), ignore_errors=True)
     [folder] = job.runs()
@@ -67,7 +77,9 @@ def test_the_server_is_killed(tmp_path):
     assert [event.details["pid"] for event in events(folder, "server-gone")] == [server]
     markdown = (folder / run_folder.REPORT_MD).read_text().replace("\\_", "_")
     assert "connect_refused" in markdown
-    assert "**VALID**" not in markdown  # most of its uploads failed
+    outcome = run_folder.read_outcome(folder)
+    assert outcome.verdict == "INVALID"
+    assert "the server was gone in phase long-1" in outcome.reason
 
 
 def test_locust_is_killed(tmp_path):
@@ -88,7 +100,7 @@ def test_the_recorder_is_killed(tmp_path):
         job.in_phase("warm-up")
         recorder = job.find("-m reports record")
         os.kill(recorder, signal.SIGKILL)
-        job.wait()
+        assert job.wait() == 4, job.said()
     [folder] = job.runs()
     info = assert_complete(folder)
     assert info.ended.how == "completed"
@@ -98,3 +110,17 @@ def test_the_recorder_is_killed(tmp_path):
     assert event.text == f"the recorder, pid {recorder}, ended with exit code -9 before the run did"
     assert event.text in (folder / run_folder.REPORT_MD).read_text()
     assert json.loads((folder / run_folder.SUMMARY).read_text())
+
+
+def test_the_hiccup_meter_is_killed(tmp_path):
+    """Nobody can say how quiet the machine was, but everything else is known."""
+    with started(tmp_path, *RUN, "--phase-seconds", "1", "--warm-up", "5s") as job:
+        job.in_phase("warm-up")
+        os.kill(job.find("hiccups.py"), signal.SIGKILL)
+        assert job.ends_well(), job.said()
+    [folder] = job.runs()
+    assert assert_complete(folder).ended.how == "completed"
+    assert failures(folder) == {}
+    lines = [line for line in run_folder.read_uploads(folder) if line.phase == "long-1"]
+    assert lines
+    assert not any(line.hiccups if isinstance(line, HistogramsLine) else line.hiccup_us for line in lines)
