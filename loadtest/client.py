@@ -19,6 +19,7 @@ from loadtest.link import Address, Link, PollWaiter, WaiterFactory, lookup
 from loadtest.wires import CLIENT_FAILURES, Answer, Target, Wire, WireError, WireFactory, wire_of
 
 JOIN_BYTES = 64 << 10  # up to here header and body are one send: apart they would meet Nagle and delayed ACK, 40 ms
+CLOSE_LIMIT_S = 1.0  # for a server to close after its last answer; then we do
 NOT = -1  # of a duration: it did not happen
 
 Closer = Literal["server", "client"]
@@ -196,6 +197,7 @@ class UploadClient:
     def _finish(self, link: Link) -> None:
         """End a connection whose last answer is in hand: whatever happens to it now changes nothing."""
         if self._server_closes:
+            link.limit(CLOSE_LIMIT_S)
             try:
                 while link.receive()[0]:
                     pass

@@ -18,10 +18,10 @@ _READ, _WRITE = 1, 2
 class HubWaiter:
     """Waits for one descriptor in the calling greenlet. See `link.Waiter`."""
 
-    __slots__ = ("_fd", "_hub", "_read", "_sweep", "_timeout_s", "_write")
+    __slots__ = ("_fd", "_hub", "_read", "_sweep", "_write", "timeout_s")
 
     def __init__(self, fd: int, timeout_s: float) -> None:
-        self._fd, self._timeout_s = fd, timeout_s
+        self._fd, self.timeout_s = fd, timeout_s
         self._hub: Hub = gevent.get_hub()
         self._sweep = _sweep_of(self._hub)
         self._read: Any = self._hub.loop.io(fd, _READ)
@@ -38,7 +38,7 @@ class HubWaiter:
     def _wait(self, watcher: Any) -> None:
         waiting = self._sweep.waiting
         greenlet = gevent.getcurrent()
-        waiting[greenlet] = time.monotonic() + self._timeout_s
+        waiting[greenlet] = time.monotonic() + self.timeout_s
         try:
             self._hub.wait(watcher)
         finally:

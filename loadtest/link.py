@@ -46,7 +46,9 @@ def lookup(host: str, port: int) -> list[Address]:
 
 
 class Waiter(Protocol):
-    """How the owner of one descriptor waits for it. Both raise TimeoutError after its silence limit."""
+    """How the owner of one descriptor waits for it. Both raise TimeoutError when that took `timeout_s`."""
+
+    timeout_s: float
 
     def readable(self) -> None: ...
     def writable(self) -> None: ...
@@ -62,7 +64,7 @@ class PollWaiter:
     """Blocks the thread."""
 
     def __init__(self, fd: int, timeout_s: float) -> None:
-        self._fd, self._timeout_ms = fd, timeout_s * 1000
+        self._fd, self.timeout_s = fd, timeout_s
         self._poll = select.poll()
 
     def readable(self) -> None:
@@ -73,7 +75,7 @@ class PollWaiter:
 
     def _wait(self, event: int) -> None:
         self._poll.register(self._fd, event)
-        if not self._poll.poll(self._timeout_ms):
+        if not self._poll.poll(self.timeout_s * 1000):
             raise TimeoutError
 
     def close(self) -> None:
@@ -150,6 +152,10 @@ class Link:
                     lag_ns = wall_ns - (seconds * 1_000_000_000 + nanoseconds)
                     return data, now_ns - lag_ns if lag_ns > 0 else now_ns
             return data, now_ns
+
+    def limit(self, timeout_s: float) -> None:
+        """From now on the peer may be silent for so long, if it could for longer."""
+        self._waiter.timeout_s = min(self._waiter.timeout_s, timeout_s)
 
     def close(self, *, reset: bool = False) -> None:
         """Close; with `reset` by an RST instead of a FIN, which leaves no TIME_WAIT."""

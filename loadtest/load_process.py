@@ -78,6 +78,8 @@ class LoadProcess:
         self.alarm: Alarm
         self.phase = RunningPhase("", 0)
         self.in_flight = 0
+        self.mistakes = 0
+        """Uploads that failed for a reason nobody foresaw."""
         self.addresses: dict[Target, Address] = {}
         self._telemetry = Telemetry()
         self._users = 0

@@ -71,7 +71,9 @@ class Uploader:
             done = _failed("unfinished", start_ns)
             raise
         except Exception:
-            log.exception("an upload failed for a reason nobody foresaw")
+            if not load.mistakes:  # the others are most likely the same, and thousands
+                log.exception("an upload failed for a reason nobody foresaw; others like it are only counted")
+            load.mistakes += 1
             done = _failed("client_failed", start_ns)
         finally:
             load.in_flight -= 1

@@ -159,6 +159,8 @@ def wire_of(target: Target, name: str = "") -> WireFactory:
         found = getattr(importlib.import_module(module), attribute) if colon else None
     except (ImportError, AttributeError, ValueError) as error:
         raise WireNameError(f"wire {name!r} cannot be had: {error}") from None
+    except Exception as error:  # a module that is imported may do anything
+        raise WireNameError(f"wire {name!r} cannot be had: {type(error).__name__}: {error}") from error
     if not callable(found):
         raise WireNameError(f"wire is {name!r}: write MODULE:CLASS, such as my_wire:MyWire")
     return found  # type: ignore[no-any-return]  # what it returns is its author's promise

@@ -43,6 +43,7 @@ class FakeLoad:
         self.wire = self.options.wire
         self.alarm = Alarm()
         self.in_flight = 0
+        self.mistakes = 0
         self.addresses: dict[object, object] = {}
         self.ended: list[Ended] = []
         self.dropped: list[tuple[RunningPhase, str]] = []
