@@ -98,10 +98,14 @@ def test_a_wire_by_its_name(scheme):
         (":LineWire", "cannot be had: Empty module name"),
         ("line_wire:NoWire", "cannot be had: module 'line_wire' has no attribute 'NoWire'"),
         ("no_such.module:Wire", "cannot be had: No module named 'no_such'"),
+        (".line_wire:LineWire", "cannot be had: TypeError"),
+        ("broken_wire:Wire", "cannot be had: ZeroDivisionError: on purpose"),
         ("line_wire:__name__", "write MODULE:CLASS"),
     ],
 )
-def test_wrong_names(name, said):
+def test_wrong_names(tmp_path, monkeypatch, name, said):
+    (tmp_path / "broken_wire.py").write_text("raise ZeroDivisionError('on purpose')")
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(WireNameError, match=said):
         wire_of(TARGET, name)
 
