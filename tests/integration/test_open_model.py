@@ -20,8 +20,8 @@ from headless import (
     together,
     users,
 )
-from loads import LOADTEST, LOCUST, acked, assert_complete, events, failures, run, seconds, started
-from servers import eventually, running
+from loads import LOADTEST, LOCUST, USERS_PY, acked, assert_complete, events, failures, run, seconds, started
+from servers import ROOT, eventually, running
 
 from loadtest import arrivals, payloads
 from reports import run_folder
@@ -192,6 +192,18 @@ def test_shapes(tmp_path):
         assert 1 <= min(numbers) < max(numbers) == 4
         assert run_folder.read_run(folder).ended.how == "completed"
         assert failures(folder) == {}
+
+
+@pytest.mark.xfail(strict=True, reason="the shape answers anew while its test still starts")
+def test_a_shape_waits_for_the_start(tmp_path):
+    """Locust asks it each second; told of other users before the test has begun, it would begin another."""
+    with running() as server:
+        options = [*users(4), "--plan", "long", "--phase-seconds", 2, "--no-report", "--shape", "ramp"]
+        files = f"{USERS_PY},{ROOT / 'tests' / 'slow_start.py'}"
+        with started(tmp_path, *load(host_of(server), *options, "-f", files)) as job:
+            assert job.wait() == 0, job.said()
+    [folder] = job.runs()
+    assert acked(folder, "long-1")
 
 
 # ── thresholds ────────────────────────────────────────────────────────────────────────────────────────────────────
