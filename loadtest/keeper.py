@@ -67,6 +67,9 @@ class RunKeeper:
             self._run = _Run(self._environment)
         except OSError as error:
             self._give_up(f"the run folder cannot be written: {error}")
+        shape = self._environment.shape_class
+        if shape is not None:
+            shape.reset_time()  # not while it waited for the last run's report
 
     def _give_up(self, reason: str) -> None:
         """No run without its evidence: end the test, and a headless Locust with it."""

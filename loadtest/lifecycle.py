@@ -28,7 +28,7 @@ from loadtest import shapes
 from loadtest.keeper import RunKeeper
 from loadtest.live import Live
 from loadtest.load_process import LoadProcess, Prepared, option_fields
-from loadtest.options import OptionError
+from loadtest.options import LoadOptions, OptionError
 from loadtest.payloads import PayloadError
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -42,6 +42,7 @@ class Lifecycle:
         assert runner is not None
         self._environment = environment
         self._prepared = Prepared()
+        self._options: LoadOptions | None = None  # of the test that was started last
         self.load = None if isinstance(runner, MasterRunner) else LoadProcess(environment, self._prepared)
         self._keeper = None if isinstance(runner, WorkerRunner) else RunKeeper(environment)
         # The keeper goes first at the start, so that the recorder runs before the first upload, and last at the end.
@@ -72,6 +73,7 @@ class Lifecycle:
             socket.create_connection(options.target.address, timeout=5).close()
         except OSError as error:
             return f"no server at {host}: {error.strerror or error}; start one with: make serve"
+        self._options = options
         environment = self._environment
         environment.stop_timeout = options.drain_s
         environment.shape_class = None
@@ -97,22 +99,35 @@ class Lifecycle:
             refused = jsonify({"success": False, "message": "this request comes from a page of another site"})
             refused.status_code = 403
             return refused
-        if request.endpoint != "locust.swarm" or runner is None or runner.state in ("spawning", "running"):
+        if request.endpoint != "locust.swarm" or runner is None:
             return None
         own = option_fields(self._environment)
         fields = {**own, **request.form.to_dict()}
         for option in load_options.OPTIONS:
             if isinstance(option.default, bool):
                 fields[option.field] = str(fields[option.field]).lower() == "true"
-            if (
-                not option.in_form and fields[option.field] != own[option.field]
-            ):  # it would import code of a name it is told
-                return self._refuse(f"{option.field} can be set on the command line only")
+        # Locust takes any option from a form. A wire would import code of a name that it is told.
+        hidden = [option.field for option in load_options.OPTIONS if not option.in_form]
+        for field in (*hidden, "run_folder", "run_command", "no_report"):
+            if field in request.form and fields[field] != own.get(field):
+                return self._refuse(f"{field} can be set on the command line only")
         users = request.form.get("user_count", type=int)
+        if runner.state in ("spawning", "running"):
+            return self._check_change(users)
         if users is None:
+            self._environment.shape_class = None  # or Locust would start the last run's, with unchecked options
             return None  # what is no number, Locust refuses itself
         problem = self.prepare(fields.get("host", self._environment.host), fields, users)
         return None if problem is None else self._refuse(problem)
+
+    def _check_change(self, users: int | None) -> Response | None:
+        """While a test runs, only its number of users may change: in the open model they would come on top."""
+        try:
+            if users is not None and self._options is not None:
+                load_options.check_users(self._options, users)
+        except OptionError as error:
+            return self._refuse(str(error))
+        return None
 
     def _refuse(self, problem: str) -> Response:
         return jsonify({"success": False, "message": problem, "host": self._environment.host})

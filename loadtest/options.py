@@ -21,6 +21,7 @@ from reports.thresholds import Threshold, ThresholdError
 from server.units import format_size, parse_duration, parse_size
 
 SHORTEST_PHASE_S = 1.0
+LONGEST_S = 30 * 86_400.0  # of anything: longer is a slip of the pen, and timers overflow
 
 
 class OptionError(ValueError):
@@ -132,7 +133,7 @@ def validate(host: str, fields: Mapping[str, Any]) -> LoadOptions:
             raise OptionError(f"{option.field} is {text[option.field]!r}, not one of {', '.join(option.choices)}")
     phase_s = _seconds(text, "phase_seconds", at_least=SHORTEST_PHASE_S)
     payload_dir = text["payload_dir"]
-    if payload_dir and not Path(payload_dir).is_dir():
+    if payload_dir and not payloads.is_folder(Path(payload_dir)):
         raise OptionError(f"payload folder: {payload_dir!r} is not a folder")
     if text["close"] == "rst" and text["closer"] == "server":
         raise OptionError("close is 'rst', but the server closes: set closer to client")
@@ -173,7 +174,7 @@ def validate(host: str, fields: Mapping[str, Any]) -> LoadOptions:
 
 def check_users(options: LoadOptions, users: int) -> None:
     """OptionError when so many users do not go with the model."""
-    if options.profile is not None and users > 0:
+    if options.profile is not None and users != 0:
         raise OptionError(
             f"an arrival rate and {users} users: the open model has no users; set users to 0, or the arrival rate to 0"
         )
@@ -198,8 +199,10 @@ def _seconds(text: Mapping[str, str], field: str, *, at_least: float = 0) -> flo
         value = parse_duration(text[field])
     except ValueError as error:
         raise OptionError(f"{_words(field)}: {error}") from None
-    if value < at_least:
-        raise OptionError(f"{_words(field)} is {value:g}: it must be at least {at_least:g} s")
+    if not at_least <= value <= LONGEST_S:
+        raise OptionError(
+            f"{_words(field)} is {value:g} s: it must be from {at_least:g} s to {LONGEST_S / 86_400:g} days"
+        )
     return value
 
 

@@ -231,8 +231,16 @@ def from_folder(folder: Path, seed: int, *, with_digests: bool) -> PayloadSet:
     return PayloadSet(payloads, [1.0] * len(payloads), seed)
 
 
+def is_folder(path: Path) -> bool:
+    """As `Path.is_dir`, which raises for a name that is too long, or in a folder that may not be looked into."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def _files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise PayloadError(f"payload folder: {str(folder)!r} is not a folder")
     try:
         paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())

@@ -15,6 +15,7 @@ import math
 from itertools import pairwise
 
 from locust import LoadTestShape
+from locust.runners import STATE_INIT
 
 # (share of the plan, share of the peak), with straight lines between; two points at one time are a jump.
 _POINTS = {
@@ -59,13 +60,19 @@ class _Stages(LoadTestShape):
     """A shape as Locust wants it. It asks only while the test runs, and counts from the test's start."""
 
     abstract = True
+    use_common_options = True  # or Locust's page would hide the number of users from then on
 
     def __init__(self, shape: str, peak: int, total_s: float) -> None:
         super().__init__()
         self._shape, self._peak, self._total_s = shape, peak, total_s
         self._spawn_rate = spawn_rate(shape, peak, total_s)
+        self._first: tuple[int, float] | None = None
 
     def tick(self) -> tuple[int, float]:
         """(users, users a second to start or stop), never None, which would end the test."""
+        if self._first is not None and self.runner is not None and self.runner.state == STATE_INIT:
+            return self._first  # the test still starts; another answer would start another one
         elapsed_s: float = self.get_run_time()
-        return users_at(self._shape, self._peak, self._total_s, elapsed_s), self._spawn_rate
+        now = users_at(self._shape, self._peak, self._total_s, elapsed_s), self._spawn_rate
+        self._first = self._first or now
+        return now

@@ -1,6 +1,7 @@
 """Locust's web page through its HTTP API, as a browser uses it: runs are started, stopped and refused there."""
 
 import json
+import re
 import signal
 import urllib.error
 import urllib.parse
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 
 import psutil
 import pytest
-from loads import LOCUST, Command, acked, assert_complete, events, failures, free_port, started
+from loads import LOCUST, Command, acked, assert_complete, events, failures, free_port, seconds, started
 from servers import DEADLINE_S, ROOT, eventually, running
 
 from loadtest.options import OPTIONS
@@ -117,7 +118,7 @@ def test_the_form_has_our_fields(page):
     [
         ({"plan": "middle"}, "plan is 'middle', not one of compare, long, short"),
         ({"phase_seconds": "abc"}, "'abc' is not a duration: write seconds"),
-        ({"phase_seconds": "0"}, "phase seconds is 0: it must be at least 1 s"),
+        ({"phase_seconds": "0"}, "phase seconds is 0 s: it must be from 1 s to 30 days"),
         ({"payloads": "4KX"}, "payloads: '4KX' is not a size"),
         ({"payload_dir": "/no/such/folder"}, "payload folder: '/no/such/folder' is not a folder"),
         ({"wait": "-1"}, "'-1' is not a duration"),
@@ -131,8 +132,11 @@ def test_the_form_has_our_fields(page):
         ({"user_count": "0"}, "number of users is 0: a run of the closed model needs at least 1"),
         ({"user_count": "0", "arrival_rate": "x"}, "arrival rate 'x' is not one of profile constant"),
         ({"arrival_rate": "100"}, "an arrival rate and 2 users: the open model has no users; set users to 0"),
-        ({"arrival_rate": "100", "user_count": "-1"}, "Missing or invalid user_count"),
+        ({"arrival_rate": "100", "user_count": "-1"}, "an arrival rate and -1 users"),
         ({"arrival_profile": "square"}, "not one of constant, poisson, ramp, step"),
+        ({"run_folder": "elsewhere"}, "run_folder can be set on the command line only"),
+        ({"run_command": "rm"}, "run_command can be set on the command line only"),
+        ({"no_report": "true"}, "no_report can be set on the command line only"),
         ({"shape": "square"}, "shape is 'square', not one of none, ramp, step, soak"),
         ({"max_store": "1KiB"}, "over 1 KiB: allow it with --max-store"),
         ({"fail_if": "p99 > 1ms"}, "there is no metric 'p99'"),
@@ -220,14 +224,46 @@ def test_the_open_model_is_stopped(page, server):
     assert acked(folder) == server.stored() - stored
 
 
-def test_a_shape(page):
+def test_the_open_model_gets_no_users_later(page):
     number = len(page.job.runs()) + 1
+    assert page.start(**OPEN, warm_up="600")["success"] is True
+    page.loading(number)
+    answer = page.start(user_count=4)
+    assert answer["success"] is False
+    assert "an arrival rate and 4 users: the open model has no users" in answer["message"]
+    assert page.post("/stop")["success"] is True
+    assert {line.users for line in seconds(page.finished(number))} == {0}
+
+
+def test_a_wire_cannot_be_set_during_a_run_either(page):
+    """It would be imported by the next one."""
+    number = len(page.job.runs()) + 1
+    assert page.start(warm_up="600")["success"] is True
+    page.loading(number)
+    answer = page.start(wire="loadtest.wires:FramedWire")
+    assert (answer["success"], answer["message"]) == (False, "wire can be set on the command line only")
+    assert page.post("/stop")["success"] is True
+    page.finished(number)
+
+
+def test_a_shape(page):
+    """Its time begins when the run before has its report. And it is not in the way of the next run."""
+    number = len(page.job.runs()) + 2
+    assert page.start(warm_up="600")["success"] is True
+    page.loading(number - 1)
+    assert page.post("/stop")["success"] is True
     assert page.start(user_count=4, shape="ramp", phase_seconds="4", warm_up="0")["success"] is True
     folder = page.finished(number)
     page.wait_for("stopped")
     assert assert_complete(folder).ended.how == "completed"
     numbers = [event.details["users"] for event in events(folder, "users-changed")]
     assert numbers[0] < numbers[-1] == 4
+
+    assert re.search('"hide_common_options": (null|false)', page.get("/"))
+    answer = page.post("/swarm", spawn_rate=1, host=page.host, payloads="4KX")
+    assert (answer["success"], answer["message"][:29]) == (False, "Missing or invalid user_count")
+    page.wait_for("stopped")
+    assert len(page.job.runs()) == number
 
 
 def test_trust_is_shown_while_a_run_goes_on(page):

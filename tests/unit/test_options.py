@@ -172,8 +172,8 @@ MISTAKES = [
     ("phase_seconds", "abc", "phase seconds: 'abc' is not a duration: write seconds"),
     ("phase_seconds", "", "phase seconds: '' is not a duration"),
     ("phase_seconds", "-5", "'-5' is not a duration"),
-    ("phase_seconds", "0", "phase seconds is 0: it must be at least 1 s"),
-    ("phase_seconds", "999ms", "phase seconds is 0.999: it must be at least 1 s"),
+    ("phase_seconds", "0", "phase seconds is 0 s: it must be from 1 s to 30 days"),
+    ("phase_seconds", "999ms", "phase seconds is 0.999 s: it must be from 1 s to 30 days"),
     ("phase_seconds", "nan", "'nan' is not a duration"),
     ("phase_seconds", "inf", "'inf' is not a duration"),
     ("phase_seconds", "9" * 400, "is not a duration"),
@@ -201,6 +201,7 @@ MISTAKES = [
     ("payloads", "lognormal:16KiB", "payloads: '' is not a sigma"),
     ("payload_dir", "/no/such/folder", "payload folder: '/no/such/folder' is not a folder"),
     ("payload_dir", __file__, "is not a folder"),
+    ("payload_dir", "a" * 300, "is not a folder"),
     ("payload_dir", "a\0b", r"payload folder: 'a\x00b' is not a folder"),
     ("max_store", "", "max store: '' is not a size"),
     ("max_store", "-1", "max store: '-1' is not a size"),
@@ -208,8 +209,9 @@ MISTAKES = [
     ("wait", "-1", "wait: '-1' is not a duration"),
     ("wait", "soon", "wait: 'soon' is not a duration"),
     ("wait", "9" * 400, "is not a duration"),
-    ("timeout", "0", "timeout is 0: it must be at least 0.1 s"),
-    ("timeout", "99ms", "timeout is 0.099: it must be at least 0.1 s"),
+    ("phase_seconds", "99999999999h", "it must be from 1 s to 30 days"),
+    ("timeout", "0", "timeout is 0 s: it must be from 0.1 s to 30 days"),
+    ("timeout", "99ms", "timeout is 0.099 s: it must be from 0.1 s to 30 days"),
     ("timeout", "never", "timeout: 'never' is not a duration"),
     ("closer", "nobody", "closer is 'nobody', not one of server, client"),
     ("close", "abort", "close is 'abort', not one of fin, rst"),
@@ -220,6 +222,7 @@ MISTAKES = [
     ("wire", "loadtest.wires:CLIENT_FAILURES", "write MODULE:CLASS"),
     ("wire", ":Wire", "wire ':Wire' cannot be had: "),
     ("wire", ":", "wire ':' cannot be had: "),
+    ("wire", ".wires:FramedWire", "wire '.wires:FramedWire' cannot be had: "),
     ("fail_if", "p99(response)", "'p99(response)' is no condition: write METRIC > VALUE"),
     ("fail_if", "p98(response) > 1ms", "there is no 'p98' of a duration"),
     ("fail_if", "failures > 1%; speed > 1", "there is no metric 'speed'"),
@@ -337,6 +340,8 @@ def test_users_of_the_open_model():
         OptionError, match=r"^an arrival rate and 5 users: .*; set users to 0, or the arrival rate to 0$"
     ):
         check_users(valid(arrival_rate="100"), 5)
+    with pytest.raises(OptionError):
+        check_users(valid(arrival_rate="100"), -1)
 
 
 NAMES = payloads.VARIANTS_PER_SIZE * payloads.NAMES_PER_PAYLOAD
