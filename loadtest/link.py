@@ -5,7 +5,9 @@ the plain client. Under Locust `green.HubWaiter` lets the other users run meanwh
 C object, not gevent's: waiting first and reading once, instead of reading in vain first, and no timer for each wait
 made an upload cost the generator half (39 instead of 80 µs of CPU, 4 KiB, 50 users in one process).
 
-- When bytes arrived is when the kernel received them (SO_TIMESTAMPNS, read with recvmsg; no privilege needed).
+- When bytes arrived is when the kernel received them (SO_TIMESTAMPNS, read with recvmsg; no privilege needed). A kernel
+  begins to stamp a moment after the host's first socket asked (net_enable_timestamp in net/core/dev.c defers it to a
+  work queue); bytes before that have the time at which they were read.
 - How long the handshake took is the kernel's SYN to SYN-ACK time (tcp_info.tcpi_rtt right after connect), which has
   none of the caller's own delays in it.
 """

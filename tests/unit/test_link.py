@@ -140,6 +140,7 @@ def test_a_connection_that_takes_its_time():
 def test_bytes_have_the_time_at_which_the_kernel_had_them(waiter):
     """However much later they are read."""
     with joined(waiter) as (link, peer):
+        eventually(lambda: stamped(link, peer), "the kernel stamps what it receives")
         before_ns = time.monotonic_ns()
         peer.sendall(b"now")
         eventually(lambda: readable(link), "the kernel has it")
@@ -150,6 +151,15 @@ def test_bytes_have_the_time_at_which_the_kernel_had_them(waiter):
         assert (
             before_ns - NS // 1000 <= in_kernel_ns <= after_ns + NS // 1000
         )  # the clocks are read one after the other
+
+
+def stamped(link, peer):
+    """Whether one more byte has its time in the kernel: not before a moment after the host's first socket asked."""
+    peer.sendall(b".")
+    eventually(lambda: readable(link), "the kernel has it")
+    after_ns = time.monotonic_ns()
+    eventually(lambda: time.monotonic_ns() > after_ns + NS // 200, "some time has passed")
+    return link.receive()[1] <= after_ns + NS // 1000
 
 
 def readable(link):
