@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 from hdrh.codec import HdrCookieException, HdrLengthException
 from hdrh.histogram import HdrHistogram
 
@@ -33,6 +34,16 @@ def added(histograms: Iterable[HdrHistogram]) -> HdrHistogram:
     for histogram in histograms:
         total.add(histogram)
     return total
+
+
+def mean(histogram: HdrHistogram) -> float:
+    """Of its values, each the middle of its bucket; 0 without any. The library's own, but of the buckets that have
+    samples: that one visits all 23,000, which takes longer than the rest of the analysis."""
+    counts = np.asarray(histogram.counts)
+    [taken] = np.nonzero(counts)
+    middles = [histogram.get_value_from_index(int(bucket)) for bucket in taken]
+    middles = [(low + histogram.get_highest_equivalent_value(low) + 1) // 2 for low in middles]
+    return float(np.average(middles, weights=counts[taken])) if middles else 0.0
 
 
 def by_size(lines: Iterable[HistogramsLine], duration: str) -> dict[str, HdrHistogram]:

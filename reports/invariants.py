@@ -166,7 +166,7 @@ def _mean_s(evidence: Evidence, phase: PhaseSummary, duration: str, missing: int
     histogram = histograms.of_all([line], duration)
     if histogram.get_total_count() < phase.uploads * (1 - SAMPLES_MISSING_LIMIT) - missing:
         return None
-    return float(histogram.get_mean_value()) / 1e6
+    return histograms.mean(histogram) / 1e6
 
 
 # --- counts -----------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from hdrh.histogram import HdrHistogram
 
-from reports import run_folder
+from reports import histograms, run_folder
 from reports.analysis import analyse
 from reports.evidence import Count, count
 from reports.run_folder import (
@@ -354,7 +354,7 @@ def add_pauses(scenario: Scenario, small: Durations, large: Durations, duration_
     number = sum(found.get_total_count() for found in transactions)
     if not number:
         return
-    busy_us = sum(found.get_mean_value() * found.get_total_count() for found in transactions)
+    busy_us = sum(histograms.mean(found) * found.get_total_count() for found in transactions)
     pause_us = (scenario.users * duration_s * 1e6 * (1 - scenario.idle) - busy_us) / number
     for durations, found in zip((small, large), transactions, strict=True):
         durations.histograms["think"].record_value(max(1, round(pause_us)), found.get_total_count())
