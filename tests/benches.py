@@ -4,6 +4,7 @@ Machines are shared and noisy. So two things are compared in pairs of runs that 
 first, and the figure is the median of the pairs' ratios. Nothing is asserted but that a bench was valid.
 """
 
+import json
 import os
 import shutil
 import socket
@@ -18,6 +19,7 @@ import numpy as np
 from loads import free_port
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+SENDER = Path(__file__).with_name("bench") / "raw_sender.py"
 PAIRS = 15
 
 
@@ -71,6 +73,17 @@ def nginx(folder: Path, location: str) -> Iterator[int]:
     )
     with pinned([str(NGINX), "-e", f"{folder}/error.log", "-c", str(config)], port):
         yield port
+
+
+def sending(port: int, wire: str, *options: str) -> list[str]:
+    """The raw sender's command, on core 1. At its end it prints what it did."""
+    return ["taskset", "-c", "1", sys.executable, str(SENDER), "--port", str(port), "--wire", wire, *options]
+
+
+def send(port: int, wire: str, *options: str) -> dict[str, float]:
+    return json.loads(
+        subprocess.run(sending(port, wire, *options), stdout=subprocess.PIPE, check=True, timeout=120).stdout
+    )
 
 
 def median_with_interval(values: list[float]) -> tuple[float, float, float]:

@@ -7,12 +7,11 @@ must not starve the short: each turn of the worker's loop serves both.
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import pytest
-from bench.test_bench_nginx import SENDER, ours, send
+from benches import our_server, send, sending
 
 ROUNDS = 7
 SHORT = ("--connections", "25", "--size", "4096", "--close", "--seconds", "1")
@@ -24,11 +23,10 @@ def test_short_beside_long() -> None:
     folder = Path(tempfile.mkdtemp(prefix="socketswarm-bench-", dir="/dev/shm"))
     shares = []
     try:
-        with ours(folder) as port:
+        with our_server("--store", str(folder)) as port:
             for _ in range(ROUNDS):
                 alone = send(port, "framed", *SHORT)
-                command = ["taskset", "-c", "1", sys.executable, str(SENDER), "--port", str(port), "--wire", "framed"]
-                beside_long = subprocess.Popen([*command, *LONG], stdout=subprocess.DEVNULL)
+                beside_long = subprocess.Popen(sending(port, "framed", *LONG), stdout=subprocess.DEVNULL)
                 beside = send(port, "framed", *SHORT)
                 assert beside_long.wait(60) == 0
                 shares.append((beside["uploads"] / beside["seconds"]) / (alone["uploads"] / alone["seconds"]))

@@ -8,11 +8,8 @@ that the bench was valid: speed is read, not tested.
 Needs Debian's nginx-light, at least 2 cores and /dev/shm.
 """
 
-import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -20,10 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benches import NGINX, PAIRS, median_with_interval, nginx, our_server
+from benches import NGINX, PAIRS, median_with_interval, nginx, our_server, send
 
 SECONDS = 1.0
-SENDER = Path(__file__).with_name("raw_sender.py")
 
 pytestmark = [
     pytest.mark.skipif(NGINX is None, reason="needs nginx: apt-get install nginx-light"),
@@ -42,11 +38,6 @@ def both() -> Iterator[tuple[int, int]]:
             yield ours, stack.enter_context(nginx(folder, "dav_methods PUT;"))
     finally:
         shutil.rmtree(folder)
-
-
-def send(port: int, wire: str, *options: str) -> dict[str, float]:
-    command = ["taskset", "-c", "1", sys.executable, str(SENDER), "--port", str(port), "--wire", wire, *options]
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=120).stdout)
 
 
 @pytest.mark.parametrize(
