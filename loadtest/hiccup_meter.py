@@ -8,7 +8,20 @@ from typing import IO, cast
 
 import numpy as np
 
+from loadtest.hiccups import SLEEP_NS
 from loadtest.telemetry import Nanoseconds
+
+SLEEP_US = SLEEP_NS // 1000
+LONGEST_US = 60_000_000  # of a pause, in the sleeps that it is taken to have cost
+
+
+def with_missed(delays_us: Nanoseconds) -> Nanoseconds:
+    """As if a sleep had begun each millisecond: those that should have ended while one was late were late too, each by
+    what was left of it. Without them a pause of a second would be one late sleep among thousands (the sleeper's own
+    coordinated omission; HdrHistogram's recordValueWithExpectedInterval is the same)."""
+    late = delays_us[delays_us > SLEEP_US]
+    missed = [np.arange(delay - SLEEP_US, 0, -SLEEP_US) for delay in np.minimum(late, LONGEST_US).tolist()]
+    return np.concatenate([delays_us, *missed])
 
 
 class HiccupMeter:
@@ -31,12 +44,12 @@ class HiccupMeter:
         return self._process.pid
 
     def take(self) -> Nanoseconds:
-        """How late its sleeps ended since the last call, in microseconds."""
+        """How late its sleeps ended since the last call, in microseconds, with those that it missed meanwhile."""
         try:
             data = os.read(self._fd, 1 << 16)
         except BlockingIOError:
             data = b""
-        return np.frombuffer(data, dtype=np.uint32).astype(np.int64)
+        return with_missed(np.frombuffer(data, dtype=np.uint32).astype(np.int64))
 
     def close(self) -> None:
         self._process.kill()

@@ -93,6 +93,7 @@ class Scenario:
     label: str = "synthetic"
     thresholds: tuple[str, ...] = ()
     hiccup_us: float = 80.0
+    sleeps_per_s: int = 1000
     """Typical; of 100, one is three times as long."""
     run_delay_share: float = 0.02
     other_load_share: float | None = None
@@ -303,7 +304,7 @@ def phase_uploads(
     if scenario.model == "closed":
         add_pauses(scenario, found[small], found[large], end_s - start_s)
     hiccups = histogram()
-    fill(hiccups, int(1000 * (end_s - start_s)), scenario.hiccup_us)
+    fill(hiccups, int(scenario.sleeps_per_s * (end_s - start_s)), scenario.hiccup_us)
     yield HistogramsLine(
         **stamp(end_s + (0.5 if scenario.late else 0)),
         phase=phase.name,

@@ -4,13 +4,15 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
+import numpy as np
 import psutil
 import pytest
 from servers import DEADLINE_S, ROOT, eventually
 
 from loadtest import hiccups
-from loadtest.hiccup_meter import HiccupMeter
+from loadtest.hiccup_meter import HiccupMeter, with_missed
 
 SCRIPT = ROOT / "loadtest" / "hiccups.py"
 
@@ -34,6 +36,31 @@ def test_a_second_of_sleeps(meter):
     assert min(found) >= 0
     assert sum(found) / 1e6 + len(found) / 1e3 >= 0.99  # with their 1 ms each they are that second
     assert meter.take().tolist() == []  # each is told once
+
+
+@pytest.mark.parametrize(
+    ("delays_us", "all_us"),
+    [
+        ([], []),
+        ([60, 1000, 70], [60, 1000, 70]),
+        ([60, 3500, 70], [60, 3500, 70, 2500, 1500, 500]),
+        ([2000, 1001], [2000, 1001, 1000, 1]),
+    ],
+)
+def test_sleeps_that_were_missed_were_late_too(delays_us, all_us):
+    assert with_missed(np.array(delays_us, dtype=np.int64)).tolist() == all_us
+
+
+def test_a_pause_counts_for_its_time(meter):
+    """One of 0.2 s is a fifth of a second of sleeps, most of them late by more than 5 ms."""
+    delays(meter)
+    process = psutil.Process(meter.pid)
+    process.suspend()
+    eventually(lambda: process.status() == psutil.STATUS_STOPPED, "it has stopped")
+    stopped_s = time.monotonic()
+    eventually(lambda: time.monotonic() - stopped_s > 0.2, "it missed 200 sleeps")
+    process.resume()
+    assert sum(delay > 5000 for delay in delays(meter)) >= 190
 
 
 def test_it_sleeps_on_the_core_of_the_load():
