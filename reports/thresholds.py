@@ -113,7 +113,7 @@ def _threshold(text: str, metric: str, sign: Operator, value: str) -> Threshold:
         cores = _share(value) if value.endswith("%") else _number(value, "cores, or a share of one such as 80%")
         return Threshold(text, "cpu", sign, cores)
     if metric == "memory(server)":
-        return Threshold(text, "memory", sign, parse_size(value))
+        return Threshold(text, "memory", sign, parse_size(_with_unit(value, "KiB, MiB or GiB", "MiB")))
     return _latency(text, metric, sign, value)
 
 
@@ -126,9 +126,15 @@ def _latency(text: str, metric: str, sign: Operator, value: str) -> Threshold:
         raise ValueError(f"there is no {percentile!r} of a duration, write one of {', '.join(PERCENTILES)}")
     if duration not in DURATIONS:
         raise ValueError(f"there is no duration {duration!r}, write one of {', '.join(DURATIONS)}")
+    limit_us = parse_duration(_with_unit(value, "us, ms or s", "ms")) * 1e6
+    return Threshold(text, "latency", sign, limit_us, duration, PERCENTILES[percentile])
+
+
+def _with_unit(value: str, units: str, example: str) -> str:
+    """The value, unless it is a bare number: whoever writes 500 hardly means 500 bytes or seconds."""
     if _NUMBER.fullmatch(value):
-        raise ValueError(f"{value!r} has no unit, write us, ms or s, such as {value}ms")
-    return Threshold(text, "latency", sign, parse_duration(value) * 1e6, duration, PERCENTILES[percentile])
+        raise ValueError(f"{value!r} has no unit, write {units}, such as {value}{example}")
+    return value
 
 
 def _share(value: str) -> float:

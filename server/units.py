@@ -1,7 +1,8 @@
 """Sizes and durations as people write them: `64KiB`, `1.5MB`, `30s`, `500ms`. A leaf: both ends of the wire read these.
 
 Units are exact: KiB, MiB, GiB are powers of 1024 (`K`, `M`, `G` and lower case mean the same); kB, MB, GB are powers of
-1000. What cannot be read is a ValueError whose text says what would be right.
+1000. A minute is `min`: of `m`, which is a size too, nobody knows what is meant. What cannot be read is a ValueError
+whose text says what would be right.
 """
 
 import math
@@ -9,7 +10,7 @@ import re
 
 _BINARY = {"": 1, "b": 1, "k": 1 << 10, "kib": 1 << 10, "m": 1 << 20, "mib": 1 << 20, "g": 1 << 30, "gib": 1 << 30}
 _SIZES = _BINARY | {"kb": 1000, "mb": 1000**2, "gb": 1000**3}
-_SECONDS = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "m": 60.0, "min": 60.0, "h": 3600.0}
+_SECONDS = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "min": 60.0, "h": 3600.0}
 _QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zµ]*)\s*", re.IGNORECASE | re.ASCII)
 
 

@@ -54,7 +54,7 @@ def test_what_is_no_size_is_refused_with_the_right_form(text: str) -> None:
     ("text", "seconds"),
     [
         *(("0", 0.0), ("30", 30.0), ("30s", 30.0), ("500ms", 0.5), ("250us", 0.00025), ("250µs", 0.00025)),
-        *(("2m", 120.0), ("2min", 120.0), ("1.5h", 5400.0), ("1 s", 1.0), ("2S", 2.0)),
+        *(("2min", 120.0), ("1.5h", 5400.0), ("1 s", 1.0), ("2S", 2.0)),
     ],
 )
 def test_a_duration(text: str, seconds: float) -> None:
@@ -62,7 +62,7 @@ def test_a_duration(text: str, seconds: float) -> None:
     assert type(parse_duration(text)) is float
 
 
-@pytest.mark.parametrize("text", ["", "s", "-1s", "5x", "5 minutes", "1e3", "inf", "nan", "1:30", "4KiB"])
+@pytest.mark.parametrize("text", ["", "s", "-1s", "5x", "5 minutes", "1e3", "inf", "nan", "1:30", "4KiB", "2m", "20M"])
 def test_what_is_no_duration_is_refused_with_the_right_form(text: str) -> None:
     with pytest.raises(ValueError) as caught:
         parse_duration(text)
