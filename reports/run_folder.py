@@ -351,9 +351,16 @@ class Appender:
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._torn = False
 
     def append(self, line: msgspec.Struct) -> None:
-        os.write(self._fd, msgspec.json.encode(line) + b"\n")
+        """OSError when not all of it could be written. What is left of it then costs no other line: the next one begins
+        with a line end, and an empty line is none."""
+        rest = (b"\n" if self._torn else b"") + msgspec.json.encode(line) + b"\n"
+        self._torn = True
+        while rest:  # a disk that is filling up takes a part
+            rest = rest[os.write(self._fd, rest) :]
+        self._torn = False
 
     def close(self) -> None:
         os.close(self._fd)
@@ -382,8 +389,13 @@ def read_run(folder: Path) -> RunInfo:
         return msgspec.json.decode(data, type=RunInfo)
     except FileNotFoundError:
         raise RunFolderError(f"{folder} is not a run folder: it has no {RUN}") from None
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, *_UNDECODABLE) as error:
         raise RunFolderError(f"{path} cannot be read: {error}") from error
+
+
+# What msgspec raises for bytes that are no value of a type: the second for bad UTF-8 within a string, the third for what
+# is nested a thousand deep.
+_UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class _AnySchema(msgspec.Struct):
@@ -396,13 +408,14 @@ T = TypeVar("T")
 
 
 def _lines(path: Path, decoder: "msgspec.json.Decoder[T]") -> Iterator[T]:
-    """Decoded lines of a file; none when it is missing."""
+    """Decoded lines of a file; none when it is missing. RunFolderError when it is there and cannot be read."""
     try:
-        file = path.open("rb")
+        with path.open("rb") as file:
+            yield from _decoded(file, decoder)
     except FileNotFoundError:
         return
-    with file:
-        yield from _decoded(file, decoder)
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _decoded(lines: Iterable[bytes], decoder: "msgspec.json.Decoder[T]") -> Iterator[T]:
@@ -411,7 +424,7 @@ def _decoded(lines: Iterable[bytes], decoder: "msgspec.json.Decoder[T]") -> Iter
     for line in lines:
         try:
             yield decoder.decode(line)
-        except msgspec.DecodeError:
+        except _UNDECODABLE:
             continue
 
 
@@ -450,7 +463,7 @@ def read_outcome(folder: Path) -> Outcome | None:
         return msgspec.json.decode(path.read_bytes(), type=Outcome)
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, *_UNDECODABLE) as error:
         raise RunFolderError(f"{path} cannot be read: {error}") from error
 
 

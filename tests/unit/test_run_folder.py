@@ -1,6 +1,8 @@
 """The run folder's readers and writers: what a kill leaves behind is still readable."""
 
+import errno
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
@@ -25,6 +27,7 @@ from reports.run_folder import (
 )
 
 CLOCKS = {"mono_ns": 1, "wall_ns": 2}
+UNDECODABLE = [b'{"reason": "\xff", "id": "\xff"}', b'{"details": ' + b"[" * 5000 + b"]" * 5000 + b"}"]
 
 
 def event(n):
@@ -61,9 +64,9 @@ def test_without_a_report_there_is_no_outcome(tmp_path):
     assert run_folder.read_outcome(tmp_path) is None
 
 
-@pytest.mark.parametrize("content", ["{", '{"verdict": "VALID", "reason": ""}'])
+@pytest.mark.parametrize("content", [b"{", b'{"verdict": "VALID", "reason": ""}', *UNDECODABLE])
 def test_a_summary_that_cannot_be_read_is_one_clear_line(tmp_path, content):
-    (tmp_path / run_folder.SUMMARY).write_text(content)
+    (tmp_path / run_folder.SUMMARY).write_bytes(content)
     with pytest.raises(RunFolderError, match=r"summary\.json cannot be read: "):
         run_folder.read_outcome(tmp_path)
 
@@ -107,7 +110,14 @@ def test_a_writer_that_was_restarted_goes_on_behind_a_torn_line(tmp_path):
     assert list(run_folder.read_events(tmp_path)) == [event(1), event(4)]
 
 
-@pytest.mark.parametrize("line", [b"", b"{}", b"[]", b"\xff\xfe", b'{"mono_ns": "x"}', b"[" * 5000])
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(b"", b"{}", b"[]", b"\xff\xfe", b'{"mono_ns": "x"}', b"[" * 5000),
+        msgspec.json.encode(event(3)).replace(b"event", b"\xff"),
+        msgspec.json.encode(event(3)).replace(b'{"n":3}', b'{"n":' + b"[" * 5000 + b"]" * 5000 + b"}"),
+    ],
+)
 def test_lines_of_no_schema_are_skipped(tmp_path, line):
     path = tmp_path / run_folder.EVENTS
     append(path, event(1))
@@ -115,6 +125,59 @@ def test_lines_of_no_schema_are_skipped(tmp_path, line):
         file.write(line + b"\n")
     append(path, event(2))
     assert list(run_folder.read_events(tmp_path)) == [event(1), event(2)]
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        *(run_folder.read_events, run_folder.read_host, run_folder.read_processes, run_folder.read_uploads),
+        run_folder.read_load,
+    ],
+)
+def test_a_file_that_is_there_and_cannot_be_read_is_one_clear_line(tmp_path, read):
+    for name in (run_folder.EVENTS, run_folder.HOST, run_folder.PROCESSES, run_folder.UPLOADS, run_folder.LOAD):
+        (tmp_path / name).mkdir()
+    with pytest.raises(RunFolderError, match=r"\.jsonl cannot be read: Is a directory$"):
+        list(read(tmp_path))
+
+
+class FillingDisk:
+    """os.write of a disk with so much room left; it takes what fits, and nothing more until there is room again."""
+
+    def __init__(self, monkeypatch, room):
+        self.room = room
+        self._write = os.write
+        monkeypatch.setattr(run_folder.os, "write", self.write)
+
+    def write(self, fd, data):
+        if not self.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        taken = self._write(fd, data[: self.room])
+        self.room -= taken
+        return taken
+
+
+def test_a_line_of_which_a_part_was_written_is_written_on(tmp_path, monkeypatch):
+    write = os.write
+    monkeypatch.setattr(run_folder.os, "write", lambda fd, data: write(fd, data[:7]))
+    append(tmp_path / run_folder.EVENTS, event(1), event(2))
+    assert list(run_folder.read_events(tmp_path)) == [event(1), event(2)]
+
+
+@pytest.mark.parametrize("room", [0, 10])
+def test_a_line_that_the_disk_had_no_room_for_costs_no_other(tmp_path, monkeypatch, room):
+    appender = Appender(tmp_path / run_folder.EVENTS)
+    disk = FillingDisk(monkeypatch, room=1 << 20)
+    appender.append(event(1))
+    disk.room = room
+    for number in (2, 3):
+        with pytest.raises(OSError, match="No space left"):
+            appender.append(event(number))
+    disk.room = 1 << 20
+    appender.append(event(4))
+    appender.append(event(5))
+    appender.close()
+    assert list(run_folder.read_events(tmp_path)) == [event(1), event(4), event(5)]
 
 
 def test_many_writers_do_not_mix_their_lines(tmp_path):
@@ -175,15 +238,16 @@ def test_run_json(tmp_path):
     ("content", "said"),
     [
         (None, "is not a run folder: it has no run.json$"),
-        ("", "run.json cannot be read: "),
-        ("{", "run.json cannot be read: "),
-        ("[]", "run.json cannot be read: "),
-        ("{}", "run.json cannot be read: .*`id`"),
+        (b"", "run.json cannot be read: "),
+        (b"{", "run.json cannot be read: "),
+        (b"[]", "run.json cannot be read: "),
+        (b"{}", "run.json cannot be read: .*`id`"),
+        *((content, "run.json cannot be read: ") for content in UNDECODABLE),
     ],
 )
 def test_what_is_no_run(tmp_path, content, said):
     if content is not None:
-        (tmp_path / run_folder.RUN).write_text(content)
+        (tmp_path / run_folder.RUN).write_bytes(content)
     with pytest.raises(RunFolderError, match=said):
         run_folder.read_run(tmp_path)
 
