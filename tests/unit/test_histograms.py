@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from reports import histograms
 
 
-@settings(max_examples=25)  # hdrh takes its time
+@settings(max_examples=25, deadline=None)  # hdrh takes its time
 @given(st.lists(st.integers(0, 3_600_000_000)))
 def test_the_mean_is_hdrhs_own(values_us):
     histogram = histograms.empty()
