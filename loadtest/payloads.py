@@ -10,6 +10,7 @@ Generated payloads are windows into one buffer as large as the largest: many siz
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import NormalDist
 
@@ -71,17 +72,16 @@ class PayloadSet:
         self.largest_bytes = max(payload.size_bytes for payload in payloads)
         shares = np.asarray(weights, dtype=float)
         shares /= shares.sum()
-        self.mean_bytes = float(np.dot(shares, [payload.size_bytes for payload in payloads]))
+        self._seed = seed
         generator = np.random.default_rng(seed)
         self._sequence: list[int] = generator.choice(len(payloads), size=_SEQUENCE_LENGTH, p=shares).tolist()
         self._earlier, self._in_sequence = _count_earlier(self._sequence, len(payloads))
 
     def pick(self, user: int, upload: int) -> tuple[Payload, str]:
         """The payload of a user's n-th upload in a phase, and the name to store it under."""
-        # Users start far apart in one shared sequence; an odd stride reaches every place of it.
-        place = (user * 40503 + upload) % _SEQUENCE_LENGTH
-        payload = self.payloads[self._sequence[place]]
-        return payload, payload.names[(user + upload) % len(payload.names)]
+        start, stride, first_name = _course(self._seed, user)
+        payload = self.payloads[self._sequence[(start + upload * stride) % _SEQUENCE_LENGTH]]
+        return payload, payload.names[(first_name + upload) % len(payload.names)]
 
     def pick_arrival(self, index: int) -> tuple[Payload, str]:
         """The payload of a phase's arrival in the open model, and the name to store it under.
@@ -102,6 +102,15 @@ class PayloadSet:
             for name in payload.names:  # of a folder's files, several may have the same
                 sizes[name] = max(payload.size_bytes, sizes.get(name, 0))
         return sum(sizes.values()) + at_once * self.largest_bytes
+
+
+@cache
+def _course(seed: int, user: int) -> tuple[int, int, int]:
+    """How a user goes through the sequence of payloads: (place to start, places from one upload to the next, first
+    name). Mixed from the number, not a multiple of it: numbers of one load process are 1,024 apart, see
+    `LoadProcess.next_user`, so multiples would meet again after 16 users. An odd stride visits every place."""
+    start, stride, first_name = np.random.SeedSequence((seed, user)).generate_state(3).tolist()
+    return start % _SEQUENCE_LENGTH, stride % _SEQUENCE_LENGTH | 1, first_name
 
 
 def _count_earlier(sequence: Sequence[int], kinds: int) -> tuple[list[int], list[int]]:
