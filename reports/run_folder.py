@@ -393,8 +393,8 @@ def read_run(folder: Path) -> RunInfo:
         raise RunFolderError(f"{path} cannot be read: {error}") from error
 
 
-# What msgspec raises for bytes that are no value: the second for bad UTF-8 within a string, the third for what is nested
-# a thousand deep.
+# What msgspec raises for bytes that are no value: the second for bad UTF-8 within a string, the third for what is
+# nested a thousand deep.
 _UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
