@@ -17,7 +17,6 @@ class _Response(HTTPResponseParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.headers_complete = False
         self.complete = False
 
     def _on_message_begin(self) -> None:
@@ -36,7 +35,7 @@ class _Response(HTTPResponseParser):
         pass
 
     def _on_headers_complete(self) -> None:
-        self.headers_complete = self.get_code() >= 200
+        pass
 
     def _on_message_complete(self) -> None:
         self.complete = self.get_code() >= 200  # 1xx announces the answer, it is none
@@ -64,9 +63,13 @@ class HttpPutWire:
         return self._answer(keeps_open=bool(response.should_keep_alive())) if response.complete else None
 
     def end(self) -> Answer | None:
-        if self._response.headers_complete and not self._response.should_keep_alive():
-            return self._answer(keeps_open=False)  # a body without a length ends with its connection
-        raise WireError("connection_lost")
+        try:
+            self._response.feed(b"")  # the end, to the parser: only a body without a length is whole by it
+        except HTTPParseError:
+            raise WireError("connection_lost") from None
+        if not self._response.complete:
+            raise WireError("connection_lost")
+        return self._answer(keeps_open=False)
 
     def _answer(self, *, keeps_open: bool) -> Answer:
         status = self._response.get_code()

@@ -76,19 +76,39 @@ def test_what_is_no_http(response: bytes) -> None:
     assert caught.value.code == "bad_reply"
 
 
-def test_the_end_of_a_connection() -> None:
+def answer_to_end_after(response: bytes) -> Answer | None:
     wire = HttpPutWire(TARGET)
     wire.encode("file", 0, close=False)
-    with pytest.raises(WireError) as caught:
-        wire.end()
-    assert caught.value.code == "connection_lost"
-    assert wire.decode(b"HTTP/1.0 200 OK\r\n\r\nsome") is None  # a body without a length
-    assert wire.end() == Answer("ok", keeps_open=False)
+    if response:
+        assert wire.decode(response) is None
+    return wire.end()
 
 
-def test_an_end_within_a_body_of_known_length() -> None:
-    wire = HttpPutWire(TARGET)
-    wire.encode("file", 0, close=False)
-    assert wire.decode(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nsome") is None
-    with pytest.raises(WireError):
-        wire.end()
+@pytest.mark.parametrize(
+    "response",
+    [
+        b"HTTP/1.0 200 OK\r\n\r\n",
+        b"HTTP/1.0 200 OK\r\n\r\nsome",
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nsome",
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\nsome",
+    ],
+)
+def test_a_body_without_a_length_ends_with_its_connection(response: bytes) -> None:
+    assert answer_to_end_after(response) == Answer("ok", keeps_open=False)
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        *WHOLE,
+        b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n0123456789",
+        b"HTTP/1.0 200 OK\r\nContent-Length: 10\r\n\r\n0123456789",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+    ],
+)
+def test_an_answer_that_is_cut_off(response: bytes) -> None:
+    """Wherever it is, of one that tells its length it is known; whether the server said that it would close or not."""
+    for length in range(len(response)):
+        with pytest.raises(WireError) as caught:
+            answer_to_end_after(response[:length])
+        assert caught.value.code == "connection_lost"
