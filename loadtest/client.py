@@ -94,13 +94,15 @@ class UploadClient:
     def upload(self, name: str, body: Body, *, last: bool = False) -> Upload:
         """Upload one file. Failures are in the result, never raised; after one the connection is closed.
 
-        After the `last` of a connection it is closed, and the result includes that.
+        After the `last` of a connection it is closed, and the result includes that. If the server closed it before, the
+        upload is the first of another one instead, which stays.
         """
         start_ns = first_byte_ns = time.monotonic_ns()
         connect_ns = handshake_ns = NOT
         try:
             link = self._link
             if link is None or not link.established():  # one that the server closed meanwhile is replaced, not counted
+                last = last and link is None
                 link = self._connect()
                 first_byte_ns = time.monotonic_ns()
                 connect_ns, handshake_ns = first_byte_ns - start_ns, link.handshake_ns

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import gevent
 
-from loadtest.client import Upload, UploadClient, UploadError
+from loadtest.client import NOT, Upload, UploadClient, UploadError
 from loadtest.green import HubWaiter
 from loadtest.payloads import Payload
 from loadtest.telemetry import Arrival
@@ -59,8 +59,7 @@ class Uploader:
         if phase is not self._phase:
             self._phase = phase
             self.close()
-        self._on_connection += 1
-        last = self._on_connection == phase.uploads_per_connection  # never, with 0
+        last = self._on_connection + 1 == phase.uploads_per_connection  # never, with 0
         load = self._load
         load.in_flight += 1
         start_ns = time.monotonic_ns()
@@ -79,9 +78,14 @@ class Uploader:
             load.in_flight -= 1
             if done is not None:
                 load.record(phase, row_of(phase.uploads_per_connection, payload.size_bytes), payload, done, arrival)
-        if last or done.error is not None:
-            self._on_connection = 0
+        self._count(done)
         return done
+
+    def _count(self, done: Upload) -> None:
+        """The server may have closed the connection before this upload, so that it was the first of another one."""
+        before = 0 if done.connected else self._on_connection
+        closed = done.error is not None or done.close_ns != NOT
+        self._on_connection = 0 if closed else before + 1
 
     def close(self) -> None:
         self._client.close()

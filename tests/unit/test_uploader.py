@@ -3,9 +3,10 @@
 import threading
 
 import gevent
+import psutil
 import pytest
 from fake_load import fake_load, soon
-from headless import answer, read_exactly, read_header, reset, serving
+from headless import answer, read_exactly, read_header, reset, serving, stored
 from servers import DEADLINE_S
 
 from loadtest import client
@@ -100,6 +101,39 @@ def test_after_a_failure_a_connection_is_counted_anew(end):
         uploader.close()
     assert load.codes() == ["ok", "ok", "connection_lost", "ok", "ok", "ok"]
     assert served == [2, 3]
+
+
+@pytest.mark.parametrize("first", [1, 2])
+@pytest.mark.parametrize("says_so", [True, False], ids=["in its answer", "later"])
+def test_a_connection_that_the_server_closed_is_counted_anew(first, says_so):
+    """Also when the next upload would have been its last: that one is the first of another then."""
+    uploads = []
+
+    def close_early(sock):
+        uploads.append(0)
+        while True:
+            header = read_header(sock)
+            data = read_exactly(sock, header["file_size"])
+            uploads[-1] += 1
+            ends = uploads == [first]
+            sock.sendall(stored(header | {"connection": "close"} if ends and says_so else header, data))
+            if ends or header.get("connection") == "close":
+                return
+
+    with serving(close_early) as host, fake_load(host) as load:
+        uploader, phase = Uploader(load), RunningPhase("p", 3)
+        upload(load, uploader, phase, times=first)
+        soon(lambda: not established_to(load.options.target.port), "the server has closed")
+        upload(load, uploader, phase, times=6)
+        uploader.close()
+    assert load.codes() == ["ok"] * (first + 6)
+    assert uploads == [first, 3, 3]
+
+
+def established_to(port):
+    """Our side of the connections to this port."""
+    found = psutil.Process().net_connections("tcp")
+    return [one for one in found if one.raddr and one.raddr.port == port and one.status == "ESTABLISHED"]
 
 
 def test_a_host_is_looked_up_once(monkeypatch):
