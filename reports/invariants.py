@@ -1,6 +1,6 @@
 """What must hold, or the numbers must not be used. Each invariant that does not is one sentence.
 
-    counts        what the load had acknowledged is what the server stored, in uploads, connections and bytes
+    counts        the server stored what the load had acknowledged, and no more than failed unheard; so with connections
     users         closed model: uploading and pausing fill the users' time (Little's law)
     arrivals      open model: each was acknowledged or failed, and 99 % in time, or it is known who was the limit
     processes     the server stayed, no load process was lost, the recorder was there
@@ -10,10 +10,11 @@ no second side: N users who each go round upload and pause, R + Z long, make X =
 came, users were held up somewhere that no duration shows, which is nowhere but in the load itself.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from reports import histograms
-from reports.evidence import Evidence, count, spans, stored
+from reports.evidence import Count, Evidence, Stored, count, spans, stored
+from reports.run_folder import NEVER_CONNECTED, NEVER_SENT
 from reports.summary import ACHIEVED_LIMIT, MISSED_TICKS_LIMIT, PhaseSummary
 from reports.texts import percent, significant
 
@@ -78,14 +79,19 @@ def _unaccounted(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[s
     if evidence.run.ended is None or evidence.run.ended.how != "completed":
         return []
     known = [phase for phase in measured if phase.offered is not None]
-    lost = {phase.name: (phase.offered or 0) - phase.uploads - sum(phase.failures.values()) for phase in known}
-    lost = {name: number for name, number in lost.items() if number > 0}
-    if not lost:
-        return []
-    return [
-        f"{sum(lost.values()):,} uploads that were due in {', '.join(lost)} were neither acknowledged nor failed: the "
-        "load lost count of them"
-    ]
+    missing = {phase.name: (phase.offered or 0) - phase.uploads - sum(phase.failures.values()) for phase in known}
+    found = []
+    if lost := {name: number for name, number in missing.items() if number > 0}:
+        found.append(
+            f"{sum(lost.values()):,} uploads that were due in {', '.join(lost)} were neither acknowledged nor failed: "
+            "the load lost count of them"
+        )
+    if twice := {name: -number for name, number in missing.items() if number < 0}:
+        found.append(
+            f"{sum(twice.values()):,} more uploads were acknowledged or failed in {', '.join(twice)} than were due: "
+            "the load sent or counted them twice"
+        )
+    return found
 
 
 def _not_achieved(measured: Sequence[PhaseSummary]) -> list[str]:
@@ -172,34 +178,53 @@ def _mean_s(evidence: Evidence, phase: PhaseSummary, duration: str, missing: int
 # --- counts -----------------------------------------------------------------------------------------------------------
 
 
-def _differences(evidence: Evidence) -> Iterator[str]:
+def _differences(evidence: Evidence) -> list[str]:
     """What the load counted against what the server counted, over the whole run.
 
-    The two may differ by the failures, since an upload may be stored and its reply lost, and by what happened in
-    stretches that the scoreboard's ticks do not surround. How large a failed upload was is not known, so bytes are
-    compared only when none failed.
+    What was acknowledged is stored, so the server has at least that many. It may have more by the failures after which
+    nobody knows: an upload may be stored and its reply lost, a connection made and never accepted. Either way the two
+    may differ by what happened in stretches that the scoreboard's ticks do not surround.
     """
     board = stored(evidence)
     if board is None:
-        return
+        return []
     total = count(evidence.seconds)
     outside = count(span.line for span in spans(evidence) if span.start_s < board.first_s or span.end_s > board.last_s)
-    failed = sum(total.failures.values())
-    if abs(board.uploads - total.uploads) > failed + outside.uploads:
+    return [
+        *_uploads_differ(board, total, outside),
+        *_connections_differ(board, total, outside),
+        *_bytes_differ(board, total, outside),
+    ]
+
+
+def _uploads_differ(board: Stored, total: Count, outside: Count) -> Iterator[str]:
+    told = f"the server stored {board.uploads:,} uploads, but {total.uploads:,} were acknowledged to the load"
+    if board.uploads < total.uploads - outside.uploads:
+        yield f"{told}: some that it acknowledged are not there"
+    unclear = _failed_but(NEVER_SENT, total)
+    if board.uploads > total.uploads + unclear + outside.uploads:
+        yield f"{told} and only {unclear:,} that failed may be there (did something else upload to this server?)"
+
+
+def _connections_differ(board: Stored, total: Count, outside: Count) -> Iterator[str]:
+    unclear = _failed_but(NEVER_CONNECTED, total)
+    if abs(board.connections - total.connections) > unclear + outside.connections:
         yield (
-            f"the server stored {board.uploads:,} uploads, but {total.uploads:,} were acknowledged to the load and "
-            f"{failed:,} failed there: the two may differ by the failures only (did something else upload to this "
-            "server?)"
+            f"the server accepted {board.connections:,} connections, but the load opened {total.connections:,}, and no "
+            f"more than {unclear:,} of failed uploads are in doubt (did something else connect to this server?)"
         )
-    if abs(board.connections - total.connections) > failed + outside.connections:
-        yield (
-            f"the server accepted {board.connections:,} connections, but the load opened {total.connections:,} and "
-            f"{failed:,} uploads failed there: the two may differ by the failures only (did something else connect to "
-            "this server?)"
-        )
-    if not failed and abs(board.bytes - total.bytes) > outside.bytes:
+
+
+def _bytes_differ(board: Stored, total: Count, outside: Count) -> Iterator[str]:
+    """Not compared where a failed upload may be stored: nobody knows how large it was."""
+    if not _failed_but(NEVER_SENT, total) and abs(board.bytes - total.bytes) > outside.bytes:
         yield (
             f"the server stored {significant(board.bytes / 1e6)} MB, but {significant(total.bytes / 1e6)} MB were "
             f"acknowledged to the load ({abs(board.bytes - total.bytes):,} bytes differ): without failures they must "
             "agree"
         )
+
+
+def _failed_but(codes: Collection[str], total: Count) -> int:
+    """Uploads that failed by any other code than these."""
+    return sum(number for code, number in total.failures.items() if code not in codes)

@@ -75,6 +75,10 @@ DURATIONS = (
 # Codes of failures that mean: no answer came. In the open model their elapsed time is kept, see `unanswered`.
 UNANSWERED = ("timeout", "unfinished")
 DROPPED = "dropped"  # the code of an arrival that was due while the most uploads were in flight, with --at-cap drop
+# Codes of failures that prove that no byte of the upload left, and that no connection was made for it. After any other
+# the server may have stored the upload, or accepted the connection, and only its answer was lost.
+NEVER_SENT = (DROPPED, "connect_refused", "connect_failed")
+NEVER_CONNECTED = (DROPPED, "connect_refused")
 
 
 class RunFolderError(Exception):

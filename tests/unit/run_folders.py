@@ -85,6 +85,7 @@ class Scenario:
     killed_at_s: float | None = None
     """When the worker in slot 0 dies and is replaced."""
     failures_per_s: int = 0
+    failure_code: str = "connection_lost"
     ended: Ending | None = COMPLETED
     cut_off_at_s: float | None = None
     recorder_gap_s: tuple[float, float] | None = None
@@ -148,7 +149,7 @@ class Scenario:
     @property
     def failures_by_code(self) -> dict[str, int]:
         """Of each second."""
-        found = {"connection_lost": self.failures_per_s}
+        found = {self.failure_code: self.failures_per_s}
         if self.model == "open":
             found |= {"unfinished": self.unanswered_per_s, "dropped": self.dropped_per_s}
         return {code: number for code, number in found.items() if number}

@@ -116,14 +116,29 @@ def _shift_stored(folder, by):
     rewrite(folder / run_folder.HOST, [*ticks[:-1], msgspec.structs.replace(ticks[-1], scoreboard=[slot, *others])])
 
 
-@pytest.mark.parametrize(("shift", "verdict"), [(42, "VALID"), (43, "INVALID"), (-42, "VALID"), (-43, "INVALID")])
-def test_stored_and_acknowledged_uploads_may_differ_by_the_failures_only(tmp_path, shift, verdict):
-    folder = run_folders.write(tmp_path / "run", failures_per_s=1)  # 42 s of phases: 42 failures
+@pytest.mark.parametrize(
+    ("code", "shift", "verdict"),
+    [
+        ("connection_lost", 42, "VALID"),
+        ("connection_lost", 43, "INVALID"),
+        ("connection_lost", -1, "INVALID"),
+        ("timeout", 42, "VALID"),
+        ("connect_refused", 1, "INVALID"),
+        ("connect_failed", 1, "INVALID"),
+        ("dropped", 1, "INVALID"),
+    ],
+)
+def test_what_was_acknowledged_is_stored_and_more_only_of_failures_that_were_sent(tmp_path, code, shift, verdict):
+    """An upload whose reply was lost may be stored."""
+    model = {"model": "open"} if code == "timeout" else {}  # in the closed model, nobody may wait in vain
+    folder = run_folders.write(tmp_path / "run", failures_per_s=1, failure_code=code, **model)  # 42 s of phases
     _shift_stored(folder, shift)
     summary = analyse(folder).summary
     assert summary.verdict == verdict
     if verdict == "INVALID":
-        assert "30,000 were acknowledged" in summary.reason
+        assert f"stored {30_000 + shift:,} uploads, but 30,000 were acknowledged to the load" in summary.reason
+        assert ("some that it acknowledged are not there" in summary.reason) == (shift < 0)
+        assert ("did something else upload to this server?" in summary.reason) == (shift > 0)
 
 
 def test_seconds_that_the_scoreboard_does_not_surround_are_not_held_against_it(tmp_path):
