@@ -6,7 +6,8 @@ is left to the worker's batch; one that arrives in pieces is parsed in place, wr
 returns.
 
 A refusal must be readable: when a connection is closed with unread data, TCP sends a reset and the client may never
-see the reason. So after a refusal the write side is shut down, and what still arrives is discarded within bounds.
+see the reason. So after a refusal the write side is shut down, and what still arrives is discarded within bounds. The
+same goes for the last reply in a drain, whose client knows only then that it shall send no more.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable
-from typing import cast
+from typing import Literal, cast
 
 from msgspec import UNSET
 
@@ -91,6 +92,7 @@ class Connection(asyncio.BufferedProtocol):
         "_closing",
         "_connections",
         "_is_counted",
+        "_is_over",
         "_is_too_many",
         "_linger_timer",
         "_lingered",
@@ -112,11 +114,12 @@ class Connection(asyncio.BufferedProtocol):
         received: bytes = b"",
         *,
         accepted_ns: int | None = None,
+        is_over: bool = False,
         is_too_many: bool = False,
     ) -> None:
         """`connections` is the worker's set of all that are open; `received` has been read from the socket already.
-        With `accepted_ns` its first upload was answered at accept, and it is counted. One that `is_too_many` is told
-        so."""
+        With `accepted_ns` its first upload was answered at accept, and it is counted; one that `is_over` had its last
+        answer there and only lingers. One that `is_too_many` is told so."""
         self._worker = worker
         self._batch = batch
         self._connections = connections
@@ -128,6 +131,7 @@ class Connection(asyncio.BufferedProtocol):
         self._lingered = 0
         self._linger_timer: asyncio.TimerHandle | None = None
         self._is_counted = accepted_ns is not None
+        self._is_over = is_over
         self._is_too_many = is_too_many
         self.accepted_ns = time.monotonic_ns() if accepted_ns is None else accepted_ns
 
@@ -142,6 +146,8 @@ class Connection(asyncio.BufferedProtocol):
         worker.record[scoreboard.CONNECTIONS_NOW] = len(self._connections)
         if self._is_too_many:
             self._refuse("busy", f"this worker holds {worker.max_connections} connections, its most")
+        if self._is_over:
+            self._linger()
         received, self._received = self._received, b""
         if received:
             self._batch.buffer()[: len(received)] = received
@@ -205,7 +211,7 @@ class Connection(asyncio.BufferedProtocol):
             return  # the client is gone, or was refused before; its file is stored all the same
         self._transport.write(reply)
         if not keep:
-            self._close_first()
+            self._end(is_asked=self._closing)
 
     def refuse(self, error: StoreError, upload: UploadStarted, received: int) -> None:
         self._batched -= 1
@@ -214,19 +220,22 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._refuse(error.code, error.message, upload.file_name, received)
 
+    def close(self) -> None:
+        """Close when what was written is sent."""
+        self._closing = True
+        self._transport.close()
+
     # ── what the worker asks for ──
 
     def shut_down(self) -> None:
         """The drain timeout has passed: refuse what is under way, close what is idle."""
         self._answer_batched()
-        if self._linger_timer is not None:
-            self._transport.abort()
-        elif self._closing:
-            pass  # its last reply is on the way
-        elif self._parser.in_upload:
+        if self._closing:
+            return  # its last reply is on the way
+        if self._parser.in_upload:
             self._refuse("shutting_down", "the server is shutting down")
         else:
-            self._close_first()
+            self.close()
 
     # ── an upload in pieces ──
 
@@ -268,7 +277,7 @@ class Connection(asyncio.BufferedProtocol):
             timing = Timing(self.accepted_ns, upload.header_ns, last_byte_ns, time.monotonic_ns())
             self._transport.write(worker.ok(upload.name, upload.received, upload.digest(), keep, timing))
         if not keep:
-            self._close_first()
+            self._end(is_asked=not upload.keep)
 
     def _answer_batched(self) -> None:
         """Replies keep the order of the uploads."""
@@ -277,14 +286,20 @@ class Connection(asyncio.BufferedProtocol):
 
     # ── how a connection ends ──
 
-    def _close_first(self) -> None:
-        """Close after the reply is sent, before the client does: that saves a wake-up."""
-        self._closing = True
-        self._transport.close()
+    def _end(self, *, is_asked: bool) -> None:
+        """End after the last reply. A client that asked for that has sent everything, and closing before it does saves
+        a wake-up; another, in a drain, may be sending its next upload already."""
+        if is_asked:
+            self.close()
+        else:
+            self._linger()
 
     def _refuse(self, code: str, message: str, name: str | None = None, received: int = 0) -> None:
-        """Answer, say that no more will be sent, and discard what still comes for a while."""
         self._fail(code, message, name, received)
+        self._linger()
+
+    def _linger(self) -> None:
+        """Say that no more will be sent, and discard what still comes for a while: the last reply must be readable."""
         self._closing = True
         if self._transport.can_write_eof():
             self._transport.write_eof()
@@ -315,29 +330,42 @@ class Connection(asyncio.BufferedProtocol):
 class AtAccept:
     """A connection whose first upload was there whole when it was accepted: answered before it has a transport."""
 
-    __slots__ = ("_go_on", "_socket", "_worker", "accepted_ns")
+    __slots__ = ("_asks_to_close", "_go_on", "_socket", "_worker", "accepted_ns")
 
-    def __init__(self, worker: WorkerContext, sock: socket.socket, accepted_ns: int, go_on: "GoOn") -> None:
+    def __init__(
+        self, worker: WorkerContext, sock: socket.socket, accepted_ns: int, go_on: "GoOn", *, asks_to_close: bool
+    ) -> None:
         self._worker = worker
         self._socket = sock
         self._go_on = go_on
+        self._asks_to_close = asks_to_close
         self.accepted_ns = accepted_ns
 
     def answer(self, reply: bytes, *, keep: bool) -> None:
         try:
             self._socket.send(reply)  # a few hundred bytes always fit a fresh socket's buffer
         except OSError:
-            keep = False  # the client is gone; its file is stored all the same
-        self._go_on(self._socket, self.accepted_ns if keep else None)
+            self.close()  # the client is gone; its file is stored all the same
+            return
+        if self._asks_to_close:
+            self.close()  # it has sent everything, and nothing is unread
+        else:
+            self._go_on(self._socket, self.accepted_ns, "serve" if keep else "linger")
 
     def refuse(self, error: StoreError, upload: UploadStarted, received: int) -> None:
-        """Nothing is unread, so the reply is readable in spite of the close."""
         timing = Timing(self.accepted_ns)
         self.answer(self._worker.failed(error.code, error.message, timing, upload.file_name, received), keep=False)
 
+    def close(self) -> None:
+        self._go_on(self._socket, self.accepted_ns, "close")
 
-GoOn = Callable[[socket.socket, int | None], None]
-"""What becomes of a connection then: with the time at which it was accepted it goes on, with None it is closed."""
+
+Next = Literal["serve", "linger", "close"]
+"""What becomes of a connection after its first upload. One that ends lingers where the second upload may have arrived
+meanwhile: that would be unread."""
+
+GoOn = Callable[[socket.socket, int, Next], None]
+"""Told the time at which the connection was accepted, in monotonic nanoseconds."""
 
 
 def serve_at_once(worker: WorkerContext, batch: Batch, sock: socket.socket, go_on: GoOn) -> bytes | None:
@@ -358,13 +386,14 @@ def serve_at_once(worker: WorkerContext, batch: Batch, sock: socket.socket, go_o
         count = 0
     if not count:
         worker.accepted()
-        go_on(sock, None)
+        go_on(sock, accepted_ns, "close")
         return None
     view = batch.received(count)
     whole = ServerConnection(worker.limits).take_whole(view)
     if whole is None or whole[2]:
         return bytes(view)
     worker.accepted()
-    batch.add(AtAccept(worker, sock, accepted_ns, go_on), whole[0], whole[1])
+    asks_to_close = whole[0].header.connection == "close"
+    batch.add(AtAccept(worker, sock, accepted_ns, go_on, asks_to_close=asks_to_close), whole[0], whole[1])
     batch.claim(count)
     return None

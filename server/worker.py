@@ -23,7 +23,7 @@ import uvloop
 from server import scoreboard
 from server.batch import AT_ONCE, Batch
 from server.config import ServerConfig
-from server.connection import Connection, serve_at_once
+from server.connection import Connection, Next, serve_at_once
 from server.context import WorkerContext
 from server.protocol import Limits
 from server.storage import DiscardStore, FileStore, Store
@@ -108,13 +108,13 @@ class Worker:
                 self._open(client, received)
         return True
 
-    def _go_on(self, client: socket.socket, accepted_ns: int | None) -> None:
-        """The first upload of a connection has been answered: open it for more, or close it."""
+    def _go_on(self, client: socket.socket, accepted_ns: int, then: Next) -> None:
+        """The first upload of a connection has been answered: open it, for more or to linger, or close it."""
         self._answering.discard(client)
-        if accepted_ns is None:
+        if then == "close":
             client.close()
         else:
-            self._open(client, accepted_ns=accepted_ns)
+            self._open(client, accepted_ns=accepted_ns, is_over=then == "linger")
 
     def _open(
         self,
@@ -122,6 +122,7 @@ class Worker:
         received: bytes = b"",
         *,
         accepted_ns: int | None = None,
+        is_over: bool = False,
         is_too_many: bool = False,
     ) -> None:
         factory = partial(
@@ -131,6 +132,7 @@ class Worker:
             self._connections,
             received,
             accepted_ns=accepted_ns,
+            is_over=is_over,
             is_too_many=is_too_many,
         )
         task = self._loop.create_task(self._loop.connect_accepted_socket(factory, client))

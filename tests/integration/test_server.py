@@ -754,8 +754,27 @@ def test_term_finishes_every_upload_that_has_begun_or_begins_on_an_open_connecti
         assert [(reply.code, reply.connection) for reply in replies] == [("ok", "close")] * 3
         for client in (busy, idle, short):
             client.expect_eof()
+            client.sock.close()
         assert server.wait() == 0
         assert server.files() == {"busy": 2000, "before": 6, "idle": 300_000, "short": 1000}
+
+
+def test_a_reply_in_a_drain_is_readable_though_the_client_is_sending_its_next_upload() -> None:
+    """Closing with that unread would be a reset, which may overtake the reply."""
+    with running() as server, Client(server.port) as client:
+        client.upload(b"before")
+        server.process.terminate()
+        eventually(lambda: draining(server), "it drains")
+        first = client.connection.send_upload(UploadHeader(3, "first")) + b"abc"
+        second = client.connection.send_upload(UploadHeader(MIB, "second")) + bytes(MIB)
+        client.sock.setblocking(False)
+        client.sock.send(first + second)  # as much of it as there is room for
+        client.sock.setblocking(True)
+        reply = client.reply()
+        assert (reply.code, reply.file_name, reply.connection) == ("ok", "first", "close")
+        client.expect_eof()
+        client.sock.close()
+        assert server.wait() == 0
 
 
 @pytest.mark.parametrize("kinds", [("close", "keep-alive"), ("close",)], ids=["mixed", "short only"])
@@ -819,6 +838,7 @@ def test_ctrl_c_to_the_whole_process_group_drains(tmp_path: Path) -> None:
         eventually(lambda: draining(server), "it drains")
         client.sock.sendall(bytes(90))
         assert client.reply().code == "ok"
+        client.sock.close()
         assert server.wait() == 0
         assert server.files() == {"a": 100}
         assert "Traceback" not in server.messages()
@@ -840,6 +860,7 @@ def test_term_to_the_whole_process_group_is_no_accident_of_the_workers(tmp_path:
         eventually(lambda: draining(server), "it drains")
         client.sock.sendall(bytes(90))
         assert client.reply().code == "ok"
+        client.sock.close()
         assert server.wait() == 0
         assert "replacing" not in server.messages()
 

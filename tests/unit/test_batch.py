@@ -217,7 +217,34 @@ def test_draining_answers_with_close(worker: Worker) -> None:
     worker.context.draining = True
     worker.loop.turn()
     assert [reply.connection for reply in transport.replies()] == ["close"]
-    assert transport.closed
+    assert transport.ended
+
+
+@pytest.mark.parametrize("size", [1, RECEIVE_BYTES], ids=["whole", "in pieces"])
+def test_a_drain_closes_at_once_only_on_who_asked_for_it(worker: Worker, size: int) -> None:
+    """Another may be sending its next upload, and unread data would turn the close into a reset."""
+    worker.context.draining = True
+    for keys, is_closed in (({}, False), ({"connection": "keep-alive"}, False), ({"connection": "close"}, True)):
+        connection, transport = worker.connect()
+        upload = frame("a", bytes(size), **keys)
+        receive(connection, upload[:RECEIVE_BYTES])
+        receive(connection, upload[RECEIVE_BYTES:])
+        worker.loop.turn()
+        assert [(reply.code, reply.connection) for reply in transport.replies()] == [("ok", "close")]
+        assert (transport.closed, transport.ended) == (is_closed, not is_closed)
+        receive(connection, frame("second", b"x"))
+        worker.loop.turn()
+        assert worker.names() == {"a"}
+
+
+def test_the_end_of_a_drain_cuts_nobody_off_who_may_still_be_reading_its_last_reply(worker: Worker) -> None:
+    worker.context.draining = True
+    connection, transport = worker.connect()
+    receive(connection, frame("a", b"x"))
+    connection.shut_down()
+    assert [reply.code for reply in transport.replies()] == ["ok"]
+    connection.shut_down()
+    assert not transport.closed
 
 
 def test_a_digest_to_check_takes_the_long_way(worker: Worker) -> None:
