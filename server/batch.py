@@ -39,6 +39,9 @@ class Sender(Protocol):
     def refuse(self, error: StoreError, upload: UploadStarted, received: int) -> None:
         """The store would not take it: say so, and close."""
 
+    def close(self) -> None:
+        """Its answer failed for a reason nobody foresaw: close without one, rather than let the client wait."""
+
 
 # (sender, upload, body, when it had arrived in monotonic nanoseconds); a bare tuple, made for every upload
 _Item = tuple[Sender, UploadStarted, memoryview, int]
@@ -106,6 +109,7 @@ class Batch:
                 sender.answer(worker.ok(upload.file_name, len(body), digests[index], keep, timing), keep=keep)
             except Exception:  # one connection's trouble must not keep the others waiting
                 log.exception("worker %d: an upload could not be answered", worker.slot)
+                sender.close()
 
     def _store(self, items: list[_Item]) -> tuple[list[str | None], list[StoreError | None]]:
         try:

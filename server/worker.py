@@ -100,13 +100,23 @@ class Worker:
                 continue  # that client is gone already (ECONNABORTED and the like)
             if held >= self._context.max_connections:
                 self._open(client, is_too_many=True)
-                continue
-            self._answering.add(client)
-            received = serve_at_once(self._context, self._batch, client, self._go_on)
-            if received is not None:
-                self._answering.discard(client)
-                self._open(client, received)
+            else:
+                self._serve(client)
         return True
+
+    def _serve(self, client: socket.socket) -> None:
+        """Answer its first upload at once if that is here already, otherwise open it."""
+        self._answering.add(client)
+        try:
+            received = serve_at_once(self._context, self._batch, client, self._go_on)
+        except Exception:  # one connection's trouble must not keep the others waiting, nor a drain
+            log.exception("worker %d: a connection could not be served", self._context.slot)
+            self._answering.discard(client)
+            client.close()
+            return
+        if received is not None:
+            self._answering.discard(client)
+            self._open(client, received)
 
     def _go_on(self, client: socket.socket, accepted_ns: int, then: Next) -> None:
         """The first upload of a connection has been answered: open it, for more or to linger, or close it."""

@@ -12,8 +12,9 @@ from servers import Client, eventually
 
 from server import scoreboard
 from server.config import ServerConfig
+from server.context import WorkerContext
 from server.listener import close_all, listen_per_slot
-from server.protocol import FAILURE_CODES, UploadHeader
+from server.protocol import FAILURE_CODES, ServerConnection, UploadHeader
 from server.scoreboard import Scoreboard
 from server.storage import FileStore, StoreError, prepare_store
 from server.worker import run_worker
@@ -90,3 +91,46 @@ def test_a_refusal_at_accept_is_readable_though_the_client_sends_more_meanwhile(
             client.expect_eof()
             client.half_close()
     assert not (bench.store / "second").exists()
+
+
+def test_an_answer_that_fails_for_no_known_reason_ends_its_connection_and_no_other(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ok = WorkerContext.ok
+
+    def broken(worker: WorkerContext, name: str, *rest: object) -> bytes:
+        if name == "bad":
+            raise RuntimeError("a bug")
+        return ok(worker, name, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(WorkerContext, "ok", broken)
+    with Client(bench.port) as at_accept, Client(bench.port) as later, Client(bench.port) as other:
+        at_accept.send(b"abc", "bad")
+        with bench.working():
+            at_accept.expect_eof()
+            assert later.upload(b"abc", "good").code == "ok"
+            later.send(b"abc", "bad")
+            later.expect_eof()
+            assert other.upload(b"abc", "good").code == "ok"
+            for client in (at_accept, later, other):
+                client.half_close()
+
+
+def test_a_failure_at_accept_for_no_known_reason_ends_its_connection_and_no_other(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_whole = ServerConnection.take_whole
+
+    def broken(parser: ServerConnection, view: memoryview) -> object:
+        if b"bad" in bytes(view):
+            raise RuntimeError("a bug")
+        return take_whole(parser, view)
+
+    monkeypatch.setattr(ServerConnection, "take_whole", broken)
+    with Client(bench.port) as client, Client(bench.port) as other:
+        client.send(b"abc", "bad")
+        with bench.working():
+            client.expect_eof()
+            assert other.upload(b"abc", "good").code == "ok"
+            for one in (client, other):
+                one.half_close()

@@ -287,3 +287,25 @@ def test_a_store_that_fails_for_no_known_reason_leaves_nobody_waiting(
         receive(connection, frame("a", b"x"))
     worker.loop.turn()
     assert [transport.replies()[0].code for _, transport in clients] == ["internal", "internal"]
+
+
+def test_an_answer_that_fails_for_no_known_reason_ends_its_connection_behind_the_replies_before_it(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ok = WorkerContext.ok
+
+    def broken(context: WorkerContext, name: str, *rest: object) -> bytes:
+        if name == "bad":
+            raise RuntimeError("a bug")
+        return ok(context, name, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(WorkerContext, "ok", broken)
+    connection, transport = worker.connect()
+    other, other_transport = worker.connect()
+    receive(connection, frame("a", b"x") + frame("bad", b"x") + frame("c", b"x"))
+    receive(other, frame("b", b"x"))
+    worker.loop.turn()
+    assert [reply.file_name for reply in transport.replies()] == ["a"]
+    assert transport.closed
+    assert [reply.file_name for reply in other_transport.replies()] == ["b"]
+    assert not other_transport.closed
