@@ -4,10 +4,10 @@ It measures the machine, not the server and not the generator: a load process on
 where this sleeper wakes late, latencies are the machine's. It must be a process of its own: a thread would also wait
 for the interpreter's lock, a greenlet for the other users.
 
-    python hiccups.py        writes each second's delays to standard output, as native u32 microseconds
+    python hiccups.py        writes delays to standard output as they come, as native u32 microseconds
 
-It ends when nobody reads them any more. Each second it moves to the core that its parent ran on last. Run as a file,
-without site packages: it takes 15 ms to start and 1 % of a core.
+It ends when nobody reads them any more. Ten times a second it moves to the core that its parent ran on last. Run as a
+file, without site packages: it takes 15 ms to start and 1 % of a core.
 """
 
 import array
@@ -16,7 +16,7 @@ import sys
 import time
 
 SLEEP_NS = 1_000_000
-REPORT_NS = 1_000_000_000
+REPORT_NS = 100_000_000  # delays belong to the phase in which they are read
 _PROCESSOR = 36  # of /proc/PID/stat, counted behind the bracket that closes the name (proc(5): field 39)
 
 
@@ -44,7 +44,7 @@ def main() -> None:
             delays_us.append(min(0xFFFF_FFFF, (now_ns - before_ns - SLEEP_NS) // 1000))
             before_ns = now_ns
         try:
-            os.write(1, delays_us)  # at most 4,000 bytes: a pipe takes that whole or not at all
+            os.write(1, delays_us)  # at most 400 bytes: a pipe takes that whole or not at all
         except BlockingIOError:
             pass  # the generator has stopped reading; what it missed is lost
         except BrokenPipeError:

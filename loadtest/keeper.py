@@ -10,6 +10,9 @@ import shlex
 import socket
 import sys
 import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +21,7 @@ import gevent.event
 import msgspec
 from locust.env import Environment
 from locust.rpc.protocol import Message
-from locust.runners import MasterRunner, Runner
+from locust.runners import STATE_MISSING, STATE_RUNNING, STATE_SPAWNING, MasterRunner, Runner
 
 from loadtest import arrivals, messages
 from loadtest import options as load_options
@@ -26,6 +29,7 @@ from loadtest.load_process import BATCH_S, option_fields
 from loadtest.phases import PlannedPhase
 from loadtest.pulse import Pulse
 from loadtest.recorder_process import RecorderProcess, build_report
+from loadtest.roster import Roster
 from loadtest.telemetry import Merger
 from reports import environment as machine
 from reports import run_folder
@@ -34,8 +38,10 @@ from reports.run_folder import Appender, Ending, Event, LoadTick, Phase, RunInfo
 RUNS = Path("reports/runs")
 HISTOGRAMS_EVERY = 10  # batches
 FINAL_BATCHES_TIMEOUT_S = 5.0
-HELLO_TIMEOUT_S = 10.0
-LOST_S = 5.0  # a load process that was silent for so long is lost: five batches
+READY_TIMEOUT_S = 60.0  # for load processes to read or make their payloads
+STARTS_WITHIN_S = 10.0
+POLL_S = 0.01
+SKEW_LIMIT_S = 0.2  # that another host's clock may be off, its message's way included
 HEAD_START_S = 0.3  # from the schedule's sending to its first arrival
 
 log = logging.getLogger("socketswarm")
@@ -50,6 +56,8 @@ class RunKeeper:
         self._run: _Run | None = None
         self._ending: _Run | None = None
         self._finishing: gevent.Greenlet[..., Any] | None = None
+        self.starts = 0
+        """How many tests have started so far."""
         self._runner.register_message(messages.BATCH, self._on_batch)
         self._runner.register_message(messages.HELLO, self._on_hello)
         self._runner.register_message(messages.DONE, self._on_done)
@@ -60,13 +68,24 @@ class RunKeeper:
         """Of the run that goes on, or an empty one."""
         return self._run.pulse if self._run is not None else Pulse()
 
+    def wait_until_idle(self, timeout_s: float) -> bool:
+        """Whether no run goes on any more, nor is ending, after at most so long."""
+        return _until(lambda: self._run is None and (self._finishing is None or self._finishing.ready()), timeout_s)
+
     def on_test_start(self, **_: Any) -> None:
+        self.starts += 1
         if self._finishing is not None:
             self._finishing.join()
+        self._environment.process_exit_code = None  # that was the last run's
+        parsed = self._environment.parsed_options
+        setattr(parsed, messages.RUN, uuid.uuid4().hex)
         try:
             self._run = _Run(self._environment)
         except OSError as error:
             self._give_up(f"the run folder cannot be written: {error}")
+        except Exception as error:  # Locust would swallow it, and make load that nobody counts
+            log.exception("a run could not be started")
+            self._give_up(f"the run could not be started: {error}")
         shape = self._environment.shape_class
         if shape is not None:
             shape.reset_time()  # not while it waited for the last run's report
@@ -76,16 +95,19 @@ class RunKeeper:
         print(f"Error: {reason}", file=sys.stderr)
         self._environment.process_exit_code = 2
         headless = getattr(self._environment.parsed_options, "headless", False)
-        gevent.spawn(self._runner.quit if headless else self._runner.stop)
+        gevent.spawn(self._runner.quit if headless else lambda: stop_soon(self._runner))
 
     def on_spawning_complete(self, user_count: int, **_: Any) -> None:
         if self._run is not None:
             self._run.spawned(user_count)
 
+    def on_test_stopping(self, **_: Any) -> None:
+        if self._run is not None:
+            self._run.stopping()
+
     def on_test_stop(self, **_: Any) -> None:
         run, self._run = self._run, None
         if run is not None:
-            run.stopping()
             # Not here: the web page waits for this handler. `on_quitting` waits for the greenlet instead.
             self._finishing = gevent.spawn(self._finish, run)
 
@@ -100,23 +122,42 @@ class RunKeeper:
         if self._finishing is not None:
             self._finishing.join()
 
+    def _of(self, msg: Message) -> "_Run | None":
+        """The run that a message is about, if it still goes on or ends."""
+        return next((run for run in (self._run, self._ending) if run and run.token == msg.data[messages.RUN]), None)
+
     def _on_batch(self, environment: Environment, msg: Message, **_: Any) -> None:
-        run = self._run or self._ending
-        if run is not None:
+        if (run := self._of(msg)) is not None:
             run.add_batch(str(msg.node_id), msg.data)
 
     def _on_hello(self, environment: Environment, msg: Message, **_: Any) -> None:
-        if self._run is not None:
-            self._run.add_load_process(str(msg.node_id), msg.data)
+        if (run := self._of(msg)) is not None:
+            run.add_load_process(str(msg.node_id), msg.data)
 
     def _on_done(self, environment: Environment, msg: Message, **_: Any) -> None:
-        if self._run is not None:
-            self._run.done(str(msg.node_id))
+        if (run := self._of(msg)) is not None:
+            run.done(str(msg.node_id))
 
     def _on_failed(self, environment: Environment, msg: Message, **_: Any) -> None:
-        if self._run is not None:
-            self._run.fail(msg.data["text"])
-        self._give_up(msg.data["text"])
+        if (run := self._of(msg)) is not None:
+            run.fail(msg.data["text"])
+            self._give_up(msg.data["text"])
+
+
+def stop_soon(runner: Runner) -> None:
+    """Stop a test that may only just be starting: Locust ignores a stop before it runs."""
+    _until(lambda: runner.state in (STATE_SPAWNING, STATE_RUNNING), STARTS_WITHIN_S)
+    runner.stop()
+
+
+def _until(condition: Callable[[], bool], timeout_s: float) -> bool:
+    """Whether it came true in that time."""
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline_s:
+            return False
+        gevent.sleep(POLL_S)
+    return True
 
 
 class _Run:
@@ -126,6 +167,7 @@ class _Run:
         self._environment = environment
         self._runner = cast(Runner, environment.runner)
         fields = option_fields(environment)
+        self.token: str = getattr(environment.parsed_options, messages.RUN)
         self._options = load_options.validate(environment.host or "", fields)
         self.folder = _make_folder(environment, str(fields["label"]))
         self._uploads = Appender(self.folder / run_folder.UPLOADS)
@@ -137,17 +179,13 @@ class _Run:
         self._phases: list[Phase] = []
         self._planned: dict[str, PlannedPhase] = {}
         self._ending: Ending | None = None
-        self._heard_s: dict[str, float] = {}
-        """load process -> when it last said something; it is there from its first word to its last"""
-        self._final: set[str] = set()
-        self._busy: set[str] = set()
-        """Open model: those whose arrivals have not all ended."""
+        self._roster = Roster()
         self._all_final = gevent.event.Event()
         self._all_done = gevent.event.Event()
         self._users = 0
+        self._stopping = False
         self._closed = False
         self._failed = False
-        self._reported: set[str] = set()  # load processes heard of since the last line
         self._line_s = time.monotonic()
         self._lines = 0
         self._info = self._describe(fields)
@@ -158,11 +196,25 @@ class _Run:
         )
         first = self._options.plan[0]
         self._begin(PlannedPhase("ramp-up", "warm-up", first.uploads_per_connection, 0), time.monotonic_ns())
-        self._plan: gevent.Greenlet[..., Any] | None = None
-        if self._options.profile is not None:
-            self._plan = gevent.spawn(self._follow_schedule)
-        self._watch = gevent.spawn(self._watch_load)
+        self._plan = self._spawn(self._follow_schedule) if self._options.profile is not None else None
+        self._watch = self._spawn(self._watch_load)
         self._note("run-started", f"run {self._info.id} started")
+
+    def _spawn(self, work: Callable[[], None]) -> "gevent.Greenlet[..., Any]":
+        """A greenlet of this run's. One that died of a full disk, say, would leave Locust running for ever."""
+
+        def guarded() -> None:
+            try:
+                work()
+            except Exception as error:
+                self._cannot_go_on(error)
+
+        return gevent.spawn(guarded)
+
+    def _cannot_go_on(self, error: Exception) -> None:
+        if not isinstance(error, OSError):
+            log.exception("the run cannot go on")
+        self.fail(f"the run could not be written down: {error}")
 
     # ── while it runs ──
 
@@ -171,87 +223,142 @@ class _Run:
         self._users = user_count
         self._note("users-changed", f"{user_count} users", users=user_count)
         if self._plan is None:
-            self._plan = gevent.spawn(self._follow_plan)
+            self._plan = self._spawn(self._follow_plan)
 
     def add_batch(self, sender: str, data: dict[str, Any]) -> None:
         """One load process's last second. Once all have reported, it is a line of the file, stamped now: the clocks of
         other hosts are not ours. One that stopped reporting does not hold up the others."""
         if self._closed:
             return
+        try:
+            self._count(sender, data)
+            if data["final"]:
+                self._roster.final(sender)
+                if not self._stopping:
+                    self._leave(sender)
+                self._look_whether_all()
+        except OSError as error:
+            self._cannot_go_on(error)
+
+    def _count(self, sender: str, data: dict[str, Any]) -> None:
         batch = data["batch"]
         self._merger.add(batch)
         for phase, delays in data["hiccups"]:
             self._merger.add_hiccups(phase, delays)
         tick = msgspec.convert({**run_folder.now_ns(), **data["tick"]}, LoadTick)
-        self._load_ticks.append(tick)
         self.pulse.tick(tick)
         self._failed = self._failed or any(part["failures"] for names in batch.values() for part in names.values())
-        self._reported.add(sender)
-        if sender in self._heard_s:
-            self._heard_s[sender] = time.monotonic()
+        self._roster.heard(sender, time.monotonic())
+        self._load_ticks.append(tick)
         overdue = time.monotonic() - self._line_s > 1.9 * BATCH_S
-        if self._reported >= self._heard_s.keys() or overdue:
+        if self._roster.all_reported() or overdue:
             self._write_second()
-        if data["final"]:
-            self._final.add(sender)
-            self._look_whether_all()
 
     def add_load_process(self, sender: str, data: dict[str, Any]) -> None:
-        if self._plan is not None and isinstance(self._runner, MasterRunner):
-            if self._options.profile is not None and self._busy:
-                self.fail("a load process joined after the schedule was shared out")
-            else:  # it joined late
-                self._tell(self._phases[-1].name, self._phases[-1].uploads_per_connection, sender)
-        self._heard_s[sender] = time.monotonic()
+        self._check_clock(data)
+        if self._started and self._options.profile is not None:
+            self._note("load-process-late", "a load process came after the schedule was shared out, and has no share")
+        elif self._started:
+            self._tell(self._phases[-1].name, self._phases[-1].uploads_per_connection, sender)
+        self._roster.came(sender, time.monotonic())
         if data["host"] == socket.gethostname():
             self._recorder.follow(data["meter_pid"], "hiccup-meter")
             if data["pid"] != os.getpid():
                 self._recorder.follow(data["pid"], "load-worker")
 
+    @property
+    def _started(self) -> bool:
+        """Whether the load has been told what to do."""
+        return len(self._phases) > 1
+
+    def _check_clock(self, data: dict[str, Any]) -> None:
+        """Phases and arrivals of another host follow its clock, and the costs of the server ours."""
+        skew_s = (data["wall_ns"] - time.time_ns()) / 1e9
+        if data["host"] != socket.gethostname() and abs(skew_s) > SKEW_LIMIT_S:
+            self.fail(
+                f"the clock of {data['host']} is {skew_s:+.1f} s off ours (at most {SKEW_LIMIT_S} s): "
+                "have both follow NTP"
+            )
+
     def done(self, sender: str) -> None:
         """All arrivals of this load process have ended."""
-        self._busy.discard(sender)
+        self._roster.done(sender)
         self._look_whether_all()
+
+    def _leave(self, sender: str) -> None:
+        """It ended in good order, and all that it did is counted."""
+        had_share = self._options.profile is not None and self._roster.has_shares
+        self._roster.went(sender)
+        text = f"a load process left before the run's end: {len(self._roster)} remain"
+        self._note("load-process-left", text)
+        if had_share or not len(self._roster):
+            self.fail(text)
 
     def _watch_load(self) -> None:
         """A load process that is gone took its counts with it: end the run, whose numbers nobody should use."""
         while True:
+            before_s = time.monotonic()
             gevent.sleep(BATCH_S)
-            overdue_s = time.monotonic() - LOST_S
-            for sender in [sender for sender, heard_s in self._heard_s.items() if heard_s < overdue_s]:
-                if sender in self._final:
-                    continue
-                del self._heard_s[sender]
-                self._busy.discard(sender)
-                text = f"a load process was lost: {len(self._heard_s)} of {len(self._heard_s) + 1} are left"
-                self._note("load-process-lost", text)
-                self._look_whether_all()
-                if self._ending is None:
-                    self.fail(text)
-                    gevent.spawn(self._runner.stop)
+            now_s = time.monotonic()
+            if (
+                now_s - before_s > 2 * BATCH_S
+            ):  # we were stopped ourselves, and what they sent meanwhile is not read yet
+                self._roster.excuse_silence(now_s)
+            for sender in self._roster.lost(now_s):
+                self._roster.went(sender)
+                self._lost(f"a load process was lost: {len(self._roster)} of {len(self._roster) + 1} are left")
+
+    def _lost(self, text: str) -> None:
+        self._note("load-process-lost", text)
+        self._look_whether_all()
+        if not self._stopping:
+            self.fail(text)
 
     def _look_whether_all(self) -> None:
-        if self._final >= self._heard_s.keys():
+        if self._roster.all_final:
             self._all_final.set()
-        if not self._busy:
+        if not self._roster.has_shares:
             self._all_done.set()
 
     def stopping(self) -> None:
-        """No user runs any more; whoever stopped them may be waiting."""
+        """The test is about to stop, perhaps before its plan is over: what is uploaded or waited for from now on
+        belongs to no measured phase."""
+        self._stopping = True
         if self._plan is not None and self._plan is not gevent.getcurrent():
             self._plan.kill()
+        clients = self._runner.clients.all if isinstance(self._runner, MasterRunner) else []
+        if clients and all(client.state == STATE_MISSING for client in clients):
+            self._ending = self._ending or Ending(how="failed", reason="the last load process was lost")
         if self._ending is None:
             self._ending = Ending(how="stopped", reason="stopped before its plan was over")
+        try:
+            if self._phases[-1].kind != "drain":
+                self._announce(self._drain())
+        except OSError as error:
+            self._cannot_go_on(error)
 
     def fail(self, reason: str) -> None:
-        """The run cannot give what was asked for."""
-        self._ending = Ending(how="failed", reason=reason)
-        self._note("run-failed", reason)
+        """The run cannot give what was asked for, and is ended."""
+        if self._ending is None or self._ending.how != "failed":
+            self._ending = Ending(how="failed", reason=reason)
+            log.error(reason)
+            with suppress(OSError):
+                self._note("run-failed", reason)
+        if not self._stopping:
+            gevent.spawn(stop_soon, self._runner)
 
     # ── the plan ──
 
+    def _await_load(self) -> None:
+        """Until all load processes are ready: one that is not would miss part of the load."""
+        expected = self._runner.worker_count if isinstance(self._runner, MasterRunner) else 1
+        if not _until(lambda: len(self._roster) >= expected, READY_TIMEOUT_S):
+            self.fail(f"only {len(self._roster)} of {expected} load processes were ready in {READY_TIMEOUT_S:g} s")
+            raise gevent.GreenletExit
+
     def _follow_plan(self) -> None:
         """Closed model: each phase is told to the users as it begins."""
+        self._await_load()
         for planned in self._options.plan:
             self._announce(planned)
             gevent.sleep(planned.duration_s)
@@ -260,12 +367,8 @@ class _Run:
 
     def _follow_schedule(self) -> None:
         """Open model: the load processes know the plan and start together; here it is only written down."""
-        expected = self._runner.worker_count if isinstance(self._runner, MasterRunner) else 1
-        deadline_s = time.monotonic() + HELLO_TIMEOUT_S
-        while len(self._heard_s) < expected and time.monotonic() < deadline_s:
-            gevent.sleep(0.01)
-        shares = list(self._heard_s)
-        self._busy = set(shares)
+        self._await_load()
+        shares = self._roster.share_out()
         stamp = run_folder.now_ns()
         start_ns = stamp["mono_ns"] + round(HEAD_START_S * 1e9)
         for number, sender in enumerate(shares):
@@ -290,7 +393,7 @@ class _Run:
         return PlannedPhase("drain", "drain", self._options.plan[-1].uploads_per_connection, 0)
 
     def _complete(self) -> None:
-        self._ending = Ending(how="completed", reason="its plan was over")
+        self._ending = self._ending or Ending(how="completed", reason="its plan was over")
         self._runner.stop()
 
     def _announce(self, planned: PlannedPhase) -> None:
@@ -333,7 +436,7 @@ class _Run:
         return arrivals.offered(profile, planned.duration_s, self._options.seed, lasted_s)
 
     def _write_second(self) -> None:
-        self._reported.clear()
+        self._roster.begin_second()
         self._line_s = time.monotonic()
         lines = self._merger.take_second(self._users)
         for line in lines:
@@ -347,16 +450,28 @@ class _Run:
 
     def finish(self) -> None:
         """Collect what is under way, end the recorder, write everything down and build the report."""
-        if self._heard_s and not self._all_final.wait(FINAL_BATCHES_TIMEOUT_S):
-            missing = len(self._heard_s.keys() - self._final)
-            self._note("load-process-lost", f"{missing} load processes never sent their last second", missing=missing)
+        # Who was told to stop first finishes its uploads, for as long as a drain may take.
+        if len(self._roster) and not self._all_final.wait(self._options.drain_s + FINAL_BATCHES_TIMEOUT_S):
+            missing = self._roster.missing
+            self._lost(f"{missing} load processes never sent their last second")
         self._watch.kill()
         self._closed = True
-        self._end_phase(time.monotonic_ns())
+        end_ns = time.monotonic_ns()
+        recorder_problem = self._recorder.finish()
+        try:
+            self._close_books(end_ns, recorder_problem)
+        except Exception as error:
+            self._cannot_go_on(error)
+        self._set_exit_code()
+        parsed = self._environment.parsed_options
+        if parsed is not None and parsed.headless and self._ending is not None and self._ending.how != "stopped":
+            self._runner.quit()  # not before: workers that have just stopped would not hear of it
+
+    def _close_books(self, end_ns: int, recorder_problem: str | None) -> None:
+        self._end_phase(end_ns)
         self._write_second()
         for phase in self._merger.phases:
             self._uploads.append(self._merger.histograms(phase))
-        recorder_problem = self._recorder.finish()
         if recorder_problem is not None:
             self._note("recorder-failed", recorder_problem)
             log.error(recorder_problem)
@@ -367,10 +482,6 @@ class _Run:
             appender.close()
         if self._builds_report:
             build_report(self.folder)
-        self._set_exit_code()
-        parsed = self._environment.parsed_options
-        if parsed is not None and parsed.headless and self._ending is not None and self._ending.how != "stopped":
-            self._runner.quit()  # not before: workers that have just stopped would not hear of it
 
     def _set_exit_code(self) -> None:
         """The report's, which knows more than Locust; without one, whether an upload failed."""
@@ -379,7 +490,7 @@ class _Run:
         outcome = run_folder.read_outcome(self.folder)
         if outcome is not None:
             self._environment.process_exit_code = outcome.exit_code
-        elif self._failed:
+        elif self._failed or (self._ending is not None and self._ending.how == "failed"):
             self._environment.process_exit_code = 1
 
     def _save(self) -> None:

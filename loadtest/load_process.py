@@ -50,12 +50,21 @@ class Prepared:
 
     def get(self, host: str | None, fields: Mapping[str, Any]) -> tuple[LoadOptions, PayloadSet]:
         """OptionError or PayloadError when no test can start with these."""
-        key = (host, *(fields[field] for field in load_options.FIELDS))
+        key = (host, *(fields[field] for field in load_options.FIELDS), _contents(str(fields["payload_dir"]).strip()))
         if self._value is None or key != self._key:
             self._value = None  # its payloads may be large: not both at once
             options = load_options.validate(host or "", fields)
             self._key, self._value = key, (options, options.load_payloads())
         return self._value
+
+
+def _contents(folder: str) -> tuple[tuple[str, int, int], ...]:
+    """What tells one state of a payload folder from another; nothing of one that is not there."""
+    paths = [Path(base) / name for base, _, names in os.walk(folder) for name in names] if folder else []
+    try:
+        return tuple(sorted((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths))
+    except OSError:  # a file that has just gone, or points nowhere: reading them says so
+        return ()
 
 
 def option_fields(environment: Environment) -> dict[str, Any]:
@@ -78,6 +87,7 @@ class LoadProcess:
         self.alarm: Alarm
         self.phase = RunningPhase("", 0)
         self.in_flight = 0
+        self._run = ""
         self.mistakes = 0
         """Uploads that failed for a reason nobody foresaw."""
         self.addresses: dict[Target, Address] = {}
@@ -95,12 +105,14 @@ class LoadProcess:
     # ── a test's life ──
 
     def on_test_start(self, environment: Environment, **_: Any) -> None:
+        self._run = str(getattr(environment.parsed_options, messages.RUN))
         try:
             self.options, self.payloads = self._prepared.get(environment.host, option_fields(environment))
             self.alarm = Alarm()
         except (OptionError, PayloadError, OSError) as error:  # of a worker on another machine without that folder, say
             self._send(messages.FAILED, {"text": f"a load process on {socket.gethostname()}: {error}"})
             return
+        self.mistakes = 0
         self.wire = self.options.wire
         self.phase = RunningPhase("ramp-up", self.options.plan[0].uploads_per_connection)
         self.addresses = {}
@@ -111,7 +123,8 @@ class LoadProcess:
         gc.collect()
         gc.freeze()  # Locust's own objects, which no later collection has to look through while uploads wait
         self._meter = HiccupMeter()
-        self._send(messages.HELLO, {"pid": os.getpid(), "meter_pid": self._meter.pid, "host": socket.gethostname()})
+        hello = {"pid": os.getpid(), "meter_pid": self._meter.pid, "host": socket.gethostname()}
+        self._send(messages.HELLO, {**hello, "wall_ns": time.time_ns()})
         self._batches = gevent.spawn(self._send_batches)
 
     def on_test_stop(self, environment: Environment, **_: Any) -> None:
@@ -244,13 +257,17 @@ class LoadProcess:
         }
 
     def _send(self, message: str, data: dict[str, Any]) -> None:
-        self._runner.send_message(message, data)
+        """To the keeper, with the run that it is about."""
+        self._runner.send_message(message, {messages.RUN: self._run, **data})
 
 
-def _run_delay_ns() -> int | None:
+def _run_delay_ns(tasks: Path = Path("/proc/self/task")) -> int | None:
     """How long our threads were ready to run and had no core, all together: the second number of schedstat, which
-    /proc/PID/schedstat gives for the main thread only."""
+    /proc/PID/schedstat gives for the main thread only. None where the kernel does not count: it has no such files, or
+    they say `0 0 0`."""
     try:
-        return sum(int(path.read_text().split()[1]) for path in Path("/proc/self/task").glob("*/schedstat"))
-    except (OSError, IndexError):
+        told = [path.read_text().split() for path in tasks.glob("*/schedstat")]
+        delays = [int(delay) for _, delay, times_run in told if times_run != "0"]
+    except (OSError, ValueError):
         return None
+    return sum(delays) if delays else None

@@ -6,7 +6,12 @@ load    ─ HELLO ────► keeper a load process is there
 load    ─ BATCH ────► keeper what it did since the last one; `final` after its last upload
 load    ─ DONE ─────► keeper open model: all its arrivals have ended, or were given up
 load    ─ FAILED ───► keeper it cannot make this load
+
+Those to the keeper name their run (`RUN`), or a load process that comes late would speak into the next one.
 """
+
+RUN = "socketswarm_run"
+"""Both the key of a message and the attribute of Locust's parsed options, which its master sends with each start."""
 
 PHASE = "socketswarm-phase"
 SCHEDULE = "socketswarm-schedule"

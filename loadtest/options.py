@@ -5,6 +5,8 @@ text and is validated in one place, with one clear sentence for each mistake. `O
 command lines and the form are made from it, so that no option can be known to one and not to another.
 """
 
+import resource
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from reports.thresholds import Threshold, ThresholdError
 from server.units import format_size, parse_duration, parse_size
 
 SHORTEST_PHASE_S = 1.0
+SPARE_DESCRIPTORS = 200  # for all that is no connection: Locust's own, the run folder's, logs
 LONGEST_S = 30 * 86_400.0  # of anything: longer is a slip of the pen, and timers overflow
 
 
@@ -38,6 +41,8 @@ class Option:
     choices: tuple[str, ...] = ()
     in_form: bool = True
     """Whether Locust's page may set it, too."""
+    reads_files: bool = False
+    """Whether it names files of this machine, which not everybody who sees the page may have sent somewhere."""
 
     @property
     def flag(self) -> str:
@@ -65,7 +70,7 @@ OPTIONS = (
     ),
     Option("shape", "none", "closed model: how users come and go during the plan", ("none", "ramp", "step", "soak")),
     Option("payloads", payloads.DEFAULT_MIX, "sizes and weights such as 4KiB:70,1MiB:5, or lognormal:16KiB,1.5"),
-    Option("payload_dir", "", "upload the files of this folder instead"),
+    Option("payload_dir", "", "upload the files of this folder instead", reads_files=True),
     Option("compressible", False, "generate text instead of random bytes"),
     Option("max_store", "1GiB", "refuse a run that could need more of the store than this"),
     Option("wait", "40ms", "closed model: mean pause of a user between uploads; 0 for none"),
@@ -172,6 +177,15 @@ def validate(host: str, fields: Mapping[str, Any]) -> LoadOptions:
         raise OptionError(str(error)) from None
 
 
+def is_open(fields: Mapping[str, Any]) -> bool:
+    """Whether these texts ask for the open model, be they right or wrong."""
+    rate = str(fields["arrival_rate"]).strip()
+    try:
+        return rate != "" and float(rate) != 0
+    except ValueError:  # more than one rate, or a mistake that `validate` will name
+        return True
+
+
 def check_users(options: LoadOptions, users: int) -> None:
     """OptionError when so many users do not go with the model."""
     if options.profile is not None and users != 0:
@@ -192,6 +206,25 @@ def check_store(options: LoadOptions, payload_set: payloads.PayloadSet, users: i
             f"this run could need {format_size(needed)} of the server's store (each name once, and {at_once} uploads "
             f"under way of up to {largest}), over {limit}: allow it with --max-store, or take fewer or smaller ones"
         )
+
+
+def check_descriptors(options: LoadOptions, users: int) -> None:
+    """OptionError when this process may not have so many connections open."""
+    at_once = users if options.profile is None else options.max_in_flight
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if allowed != resource.RLIM_INFINITY and at_once + SPARE_DESCRIPTORS > allowed:
+        raise OptionError(
+            f"{at_once:,} connections at once need more than the {allowed:,} files that a process may have open here "
+            "(ulimit -Hn): allow it more, or take fewer users or a smaller --max-in-flight"
+        )
+
+
+def check_server(options: LoadOptions, host: str | None) -> None:
+    """OptionError when nobody answers there."""
+    try:
+        socket.create_connection(options.target.address, timeout=5).close()
+    except OSError as error:
+        raise OptionError(f"no server at {host}: {error.strerror or error}; start one with: make serve") from None
 
 
 def _seconds(text: Mapping[str, str], field: str, *, at_least: float = 0) -> float:

@@ -7,6 +7,7 @@ import shutil
 import signal
 from contextlib import ExitStack
 
+import pytest
 from headless import (
     answer,
     host_of,
@@ -146,6 +147,48 @@ def test_a_load_process_that_dies(tmp_path):
             assert "a load process was lost" in outcome(master).reason
             assert run_folder.read_run(folder).ended.how == "failed"
             assert [other.wait() for other in others] == [-signal.SIGKILL, 0]
+
+
+def test_the_last_load_process_dies(tmp_path):
+    """Locust sees that before we do, and stops the test."""
+    options = ["--plan", "long", "--phase-seconds", "600", *BOTH["closed"]]
+    with running() as server, spread(tmp_path, host_of(server), 1, *options) as (master, [only]):
+        master.in_phase("long-1")
+        only.process.kill()
+        master.wait()
+        assert outcome(master).verdict == "INVALID"
+        assert run_folder.read_run(master.runs()[0]).ended.how == "failed"
+        only.wait()
+
+
+@pytest.mark.parametrize("model", list(BOTH))
+def test_a_load_process_that_leaves(tmp_path, model):
+    """In good order, and with its counts. Its arrivals would be nobody's; users go to the other."""
+    options = ["--plan", "long", "--phase-seconds", "3", *BOTH[model]]
+    with running(workers=2) as server, spread(tmp_path, host_of(server), 2, *options) as (master, others):
+        master.in_phase("long-1")
+        others[0].process.terminate()
+        code = master.wait()
+        [folder] = master.runs()
+        [event] = events(folder, "load-process-left")
+        assert event.text == "a load process left before the run's end: 1 remain"
+        assert events(folder, "load-process-lost") == []
+        assert run_folder.read_run(folder).ended.how == ("failed" if model == "open" else "completed")
+        assert code != 0 or model == "closed"
+        assert failures(folder) == {} and acked(folder) == server.stored()
+        assert [other.wait() for other in others] == [0, 0]
+
+
+@pytest.mark.parametrize("name", [run_folder.UPLOADS, run_folder.EVENTS])
+def test_a_disk_that_is_full(tmp_path, name):
+    """What nobody can write down ends the run: it would go on for ever, and nobody would know how it went."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / name).symlink_to("/dev/full")  # opens like a file, and has no space for a single byte
+    options = ["--plan", "long", "--phase-seconds", "600", "--run-folder", folder, *BOTH["closed"]]
+    with running() as server, started(tmp_path, *load(host_of(server), *options)) as job:
+        assert job.wait() in (1, 2)
+        assert "No space left on device" in job.said()
 
 
 def test_a_load_that_is_starved(tmp_path):

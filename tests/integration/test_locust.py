@@ -2,9 +2,12 @@
 
 import os
 import signal
+import threading
+import time
 from contextlib import contextmanager
 
 import pytest
+from headless import load, measured, read_exactly, read_header, serving, stored
 from loads import (
     LOCUST,
     acked,
@@ -171,8 +174,33 @@ def test_a_run_that_is_stopped_early_is_judged_by_what_was_measured(tmp_path):
         job.process.send_signal(signal.SIGTERM)
         assert job.ends_well(), job.said()
         info = assert_complete(folder)
-        assert (info.ended.how, info.phases[-1].name) == ("stopped", "long-1")
+        assert (info.ended.how, [phase.name for phase in info.phases][-2:]) == ("stopped", ["long-1", "drain"])
         assert (failures(folder), acked(folder)) == ({}, server.stored())
+
+
+def test_what_is_waited_for_after_a_stop_is_in_no_measured_phase(tmp_path):
+    """Arrivals that nobody sends any more are not offered, however long the last uploads take: here 1.5 s."""
+
+    def answer_late(sock):
+        while True:
+            header = read_header(sock)
+            data = read_exactly(sock, header["file_size"])
+            threading.Event().wait(1.5)
+            sock.sendall(stored(header, data))
+
+    options = ["--arrival-rate", "20", "--plan", "long", "--phase-seconds", "600", "--drain", "30s"]
+    with serving(answer_late) as host, started(tmp_path, *load(host, *options)) as job:
+        job.in_phase("long-1")
+        [folder] = job.runs()
+        eventually(lambda: acked(folder) > 20, "some are answered")
+        stopped_ns = time.monotonic_ns()
+        job.process.send_signal(signal.SIGTERM)
+        job.wait()
+        [phase] = measured(folder)
+        assert 0 <= phase.end_ns - stopped_ns < 500_000_000
+        assert phase.offered == pytest.approx((phase.end_ns - phase.start_ns) / 1e9 * 20, abs=1)
+        sent = sum(name.count for line in seconds(folder) for name in line.names.values())
+        assert 0 <= sent - phase.offered <= 2  # some may have been due while they were told
 
 
 def test_the_report_can_be_left_for_later(tmp_path):

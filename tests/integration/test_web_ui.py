@@ -6,6 +6,7 @@ import signal
 import urllib.error
 import urllib.parse
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -68,11 +69,11 @@ class Page:
 
 
 @contextmanager
-def web_page(tmp_path, host):
+def web_page(tmp_path, host, web_host="127.0.0.1"):
     port = free_port()
-    options = ["--host", host, "--web-host", "127.0.0.1", "--web-port", str(port)]
+    options = ["--host", host, "--web-host", web_host, "--web-port", str(port)]
     with started(tmp_path, *LOCUST, *options) as job:
-        page = Page(f"http://127.0.0.1:{port}", job, host)
+        page = Page(f"http://{web_host}:{port}", job, host)
         eventually(lambda: answers(page), "the page answers")
         yield page
         job.process.send_signal(signal.SIGTERM)
@@ -189,7 +190,9 @@ def test_users_can_be_added_to_a_run(page):
     number = len(page.job.runs()) + 1
     assert page.start(warm_up="600")["success"] is True
     page.loading(number)
-    assert page.start(user_count=4)["success"] is True
+    answer = page.start(warm_up="600", user_count=4, seed="2")
+    assert (answer["success"], answer["message"]) == (False, "seed cannot change while a test runs")
+    assert page.start(warm_up="600", user_count=4)["success"] is True
     eventually(
         lambda: [e for e in run_folder.read_events(page.job.runs()[-1]) if e.details.get("users") == 4], "4 users"
     )
@@ -219,7 +222,7 @@ def test_the_open_model_is_stopped(page, server):
     page.loading(number)
     assert page.post("/stop")["success"] is True
     info = assert_complete(folder := page.finished(number))
-    assert (info.model, info.ended.how, info.phases[-1].name) == ("open", "stopped", "warm-up")
+    assert (info.model, info.ended.how, info.phases[-1].name) == ("open", "stopped", "drain")
     assert failures(folder) == {}
     assert acked(folder) == server.stored() - stored
 
@@ -228,7 +231,7 @@ def test_the_open_model_gets_no_users_later(page):
     number = len(page.job.runs()) + 1
     assert page.start(**OPEN, warm_up="600")["success"] is True
     page.loading(number)
-    answer = page.start(user_count=4)
+    answer = page.start(**OPEN | {"user_count": 4}, warm_up="600")
     assert answer["success"] is False
     assert "an arrival rate and 4 users: the open model has no users" in answer["message"]
     assert page.post("/stop")["success"] is True
@@ -302,6 +305,32 @@ def test_ending_locust_in_a_run_leaves_its_report(server, tmp_path):
         page.job.process.send_signal(signal.SIGTERM)
         page.job.wait()
         assert assert_complete(page.job.runs()[0]).ended.how == "stopped"
+
+
+def test_a_folder_of_this_machine_is_not_for_everybody_who_sees_the_page(server, tmp_path):
+    """Who could name it and the host would have its files."""
+    (tmp_path / "secret").write_text("s")
+    host = f"tcp://127.0.0.1:{server.port}"
+    with web_page(tmp_path, host, web_host="127.0.0.2") as page:
+        answer = page.start(payload_dir=str(tmp_path))
+        assert (answer["success"], answer["message"]) == (False, "payload_dir can be set on the command line only")
+        assert page.job.runs() == []
+
+
+def test_a_start_waits_for_the_end_of_the_test_before(page, server):
+    """And several starts at once are one test: those that come later change nothing, or are refused."""
+    number = len(page.job.runs()) + 1
+    assert page.start(warm_up="600")["success"] is True
+    page.loading(number)
+    assert page.post("/stop")["success"] is True
+    with ThreadPoolExecutor() as pool:
+        answers = list(pool.map(lambda _: page.start(warm_up="600"), range(3)))
+    assert any(answer["success"] for answer in answers)
+    assert {answer["message"] for answer in answers if not answer["success"]} <= {"a test is starting already"}
+    page.loading(number + 1)
+    assert page.post("/stop")["success"] is True
+    assert_complete(page.finished(number + 1))
+    assert_complete(page.job.runs()[number - 1])
 
 
 @pytest.mark.parametrize(
