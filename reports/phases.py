@@ -13,11 +13,13 @@ import numpy as np
 
 from reports import histograms
 from reports.accounts import Account, Track, busy_cpu
-from reports.evidence import Count, Evidence, Floats, count
+from reports.evidence import Count, Evidence, Floats, Span, count, spans
 from reports.histograms import Samples
 from reports.load_processes import LoadAccounts, load_accounts
 from reports.run_folder import HistogramsLine, Phase, UploadsLine
 from reports.summary import MISSED_TICKS_LIMIT, Latency, PhaseSummary
+
+SHORTEST_SPAN_S = 0.5  # less gives a wild rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +58,15 @@ def phase_summaries(evidence: Evidence, tracks: Sequence[Track], server: Account
         load_itself=load_accounts(evidence),
         ticks=evidence.times(evidence.ticks),
     )
-    lines: dict[str, list[UploadsLine]] = defaultdict(list)
-    for line in evidence.seconds:
-        lines[line.phase].append(line)
+    own: dict[str, list[Span]] = defaultdict(list)
+    for span in spans(evidence):
+        own[span.line.phase].append(span)
     # Whether the recorder was there is told by either of its files.
     ticks = costs.ticks if len(costs.ticks) else evidence.times(evidence.host)
     found: list[PhaseSummary] = []
     for phase in evidence.run.phases:
         carried = found[-1].late if found else 0
-        found.append(_phase(evidence, phase, lines[phase.name], costs, ticks, carried))
+        found.append(_phase(evidence, phase, own[phase.name], costs, ticks, carried))
     return found
 
 
@@ -77,8 +79,9 @@ def _workers(tracks: Sequence[Track]) -> list[Account]:
 
 
 def _phase(
-    evidence: Evidence, phase: Phase, lines: Sequence[UploadsLine], costs: _Costs, ticks: Floats, carried: int
+    evidence: Evidence, phase: Phase, own: Sequence[Span], costs: _Costs, ticks: Floats, carried: int
 ) -> PhaseSummary:
+    lines = [span.line for span in own]
     whole = _Stretch(evidence.s(phase.start_ns), _end_s(evidence, phase, lines))
     recorded = _recorded(whole, costs.ticks)
     counted = count(lines)
@@ -94,6 +97,7 @@ def _phase(
         uploads=counted.uploads,
         late=counted.late,
         carried=carried,
+        in_flight_at_end=_in_flight_at_end(own, whole) if is_open else None,
         bytes=counted.bytes,
         connections=counted.connections,
         failures=counted.failures,
@@ -126,6 +130,19 @@ def _offered_per_s(phase: Phase, whole: _Stretch) -> float | None:
 
 def _achieved_share(phase: Phase, counted: Count) -> float | None:
     return (counted.uploads - counted.late) / phase.offered if phase.offered else None
+
+
+def _in_flight_at_end(own: Sequence[Span], whole: _Stretch) -> float:
+    """See PhaseSummary. The rate rises towards the end where it is not constant; of the seconds' typical responses the
+    shortest is the one that no backlog is in, so that a backlog does not excuse itself."""
+    rates, responses_us = [0.0], []
+    for span in own:
+        seconds = span.line.names.values()
+        duration_s = min(span.end_s, whole.end_s) - span.start_s
+        if duration_s >= SHORTEST_SPAN_S:
+            rates.append(sum(second.count - second.late for second in seconds) / duration_s)
+        responses_us += [second.response_us.p50 for second in seconds if second.response_us is not None]
+    return max(rates) * min(responses_us, default=0.0) / 1e6
 
 
 def _latency(written: Iterable[HistogramsLine], duration: str) -> Latency:

@@ -111,6 +111,9 @@ class PhaseSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Of `uploads`, those acknowledged only after the phase's end; they are in no rate."""
     carried: int
     """Late uploads of the phase before: this one had to take them too."""
+    in_flight_at_end: float | None
+    """Uploads that are under way when the phase ends, of a server that keeps up: its highest rate times how long an
+    upload takes when nothing is queued (Little's law)."""
     bytes: int
     connections: int
     failures: dict[str, int]
@@ -163,8 +166,10 @@ class PhaseSummary(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def short_of_offered(self) -> bool:
         """Fewer were taken than came: some were late or dropped. One that failed was sent, and ended. What is in flight
-        at a phase's end is late, however well the server keeps up, so what was in flight at its start counts for it."""
-        taken = self.acknowledged + self.carried + sum(self.failures.values()) - self.dropped
+        at a phase's end is late, however well the server keeps up: as many count as taken as were in flight at its
+        start, or would be at its end if nothing was queued."""
+        in_flight = max(self.carried, min(self.late, self.in_flight_at_end or 0))
+        taken = self.acknowledged + in_flight + sum(self.failures.values()) - self.dropped
         return bool(self.offered) and taken < ACHIEVED_LIMIT * (self.offered or 0)
 
     @property

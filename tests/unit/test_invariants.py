@@ -1,6 +1,7 @@
 """Invariants: each of them breaks on the number it is about, and on nothing smaller."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import msgspec
 import pytest
@@ -131,6 +132,51 @@ def test_what_was_in_flight_at_a_phases_start_counts_for_what_is_at_its_end(tmp_
     summary = summarise(tmp_path / "run", model="open", plan=plan, late=500)
     assert summary.verdict == "VALID"
     assert [phase.carried for phase in summary.phases] == [0, 500]
+
+
+def _summary_of(folder, counts, responses_us, late):
+    """Of an open phase from second 1 on that had these uploads acknowledged, with these typical responses, one of each
+    a second, and so many late."""
+    run_folders.write(folder, model="open", plan=ONE_PHASE, phase_s=float(len(counts)))
+    (folder / run_folder.HOST).unlink()  # its scoreboard tells of other uploads
+    lines = [line for line in run_folder.read_uploads(folder) if isinstance(line, HistogramsLine)]
+    for second, (count, us) in enumerate(zip([*counts, late], [*responses_us, responses_us[-1]], strict=True), 1):
+        is_late = second > len(counts)
+        names = {"long ≤4 KiB": run_folders.second_of(count, 4000, us, response_us=us, late=count if is_late else 0)}
+        lines.append(run_folders.uploads_line(Scenario(model="open"), 1.0 + second, "long-1", names))
+    rewrite(folder / run_folder.UPLOADS, lines)
+    run = run_folder.read_run(folder)
+    phases = [msgspec.structs.replace(run.phases[0], offered=sum(counts) + late)]
+    run_folder.write_whole(folder / run_folder.RUN, msgspec.structs.replace(run, phases=phases))
+    return analyse(folder).summary
+
+
+def test_what_is_in_flight_where_the_rate_is_highest_is_not_missing(tmp_path):
+    """A ramp of 100 to 3,000 arrivals/s in 10 s, each answered after 80 ms: 239 of 15,500 are under way at its end."""
+    until = [0, *(round(100 * t + 145 * t * t) for t in (second - 0.08 for second in range(1, 11)))]
+    counts = [after - before for before, after in pairwise(until)]
+    summary = _summary_of(tmp_path / "run", counts, [80_000] * 10, late=15_500 - sum(counts))
+    assert summary.phases[0].late == 239
+    assert summary.phases[0].in_flight_at_end == pytest.approx(2.832 * 80, rel=0.01)
+    assert summary.verdict == "VALID"
+
+
+@pytest.mark.parametrize("response_us", [200, 80_000])
+def test_a_server_that_cannot_keep_up_is_short_however_long_its_responses_become(tmp_path, response_us):
+    """980 of 1,000 arrivals/s: the backlog grows by 20 a second, and the response with it."""
+    in_flight = round(980 * response_us / 1e6)
+    responses_us = [response_us + (second - 0.5) * 20 / 980 * 1e6 for second in range(1, 11)]
+    summary = _summary_of(tmp_path / "run", [980 - in_flight] + [980] * 9, responses_us, late=200 + in_flight)
+    assert summary.phases[0].short_of_offered
+    assert summary.verdict == "INVALID"
+
+
+def test_what_was_dropped_was_not_in_flight(tmp_path):
+    """Responses of 300 ms leave 300 uploads of 1,000/s in flight, but none is late here."""
+    slow = Rate(1000, 0.10, 0.40, 1.00, 200_000)
+    summary = summarise(tmp_path / "run", model="open", plan=ONE_PHASE, long=slow, dropped_per_s=20)
+    assert summary.phases[0].in_flight_at_end == pytest.approx(300)
+    assert summary.verdict == "INVALID"
 
 
 def test_a_full_machine_that_load_and_server_share_is_a_lower_bound(tmp_path):
