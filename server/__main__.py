@@ -1,6 +1,7 @@
 """The server's command line: `python -m server`. Options and messages, nothing else."""
 
 import gc
+import io
 import logging
 import sys
 from pathlib import Path
@@ -57,6 +58,8 @@ def main(
     if (store is None) == (not discard):
         raise click.UsageError("say where uploads go: either --store DIR or --discard")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: no store's name shall end the server
     gc.disable()  # nothing here makes garbage before the fork; the workers switch it on again
     try:
         config = ServerConfig(

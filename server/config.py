@@ -11,6 +11,12 @@ class ConfigError(Exception):
     """The configuration cannot work; the text says which value and what to do."""
 
 
+def printable(path: Path) -> str:
+    """The path for people: what is not UTF-8 in it is replaced. On Linux a name may be any bytes, and Python keeps
+    those that are no text as surrogates, which can be neither printed nor written as JSON."""
+    return str(path).encode(errors="surrogateescape").decode(errors="replace")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
     """Sizes in bytes, times in seconds. `store` None means that uploads are counted and discarded."""
@@ -39,7 +45,7 @@ class ServerConfig:
             "host": self.host,
             "port": self.port,
             "workers": self.workers,
-            "store": None if self.store is None else str(self.store),
+            "store": None if self.store is None else printable(self.store),
             "max_file_size_bytes": self.max_file_size,
             "drain_timeout_s": self.drain_timeout_s,
             "backlog": self.backlog,

@@ -21,13 +21,14 @@ import signal
 import socket
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from server import scoreboard
-from server.config import ServerConfig
+from server.config import ServerConfig, printable
 from server.listener import close_all, format_address, listen_per_slot
 from server.protocol import FAILURE_CODES
 from server.scoreboard import EventLog, Scoreboard, ServerState
@@ -71,28 +72,20 @@ def serve(config: ServerConfig) -> int:
 
     Raises StartError, or PortInUseError and AddressError from `listener`, before anything was forked.
     """
-    listeners = listen_per_slot(config.host, config.port, config.workers, config.backlog)
-    folder = None
-    try:
-        _prepare(config)
-        folder = scoreboard.create_runtime_folder()
-        board = Scoreboard.create(folder / scoreboard.SCOREBOARD_FILE, config.workers, FAILURE_CODES)
-        supervisor = Supervisor(config, listeners, board, EventLog(folder / scoreboard.EVENTS_FILE))
-        scoreboard.write_state(folder, supervisor.state())
-    except StartError:
-        close_all(listeners)
-        raise
-    except OSError as error:
-        close_all(listeners)
-        if folder is not None:
-            scoreboard.remove_runtime_folder(folder)
-        where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        raise StartError(where) from error
-    try:
+    with ExitStack() as at_the_end:
+        listeners = listen_per_slot(config.host, config.port, config.workers, config.backlog)
+        at_the_end.callback(close_all, listeners)
+        try:
+            _prepare(config)
+            folder = scoreboard.create_runtime_folder()
+            at_the_end.callback(scoreboard.remove_runtime_folder, folder)
+            board = Scoreboard.create(folder / scoreboard.SCOREBOARD_FILE, config.workers, FAILURE_CODES)
+            supervisor = Supervisor(config, listeners, board, EventLog(folder / scoreboard.EVENTS_FILE))
+            scoreboard.write_state(folder, supervisor.state())
+        except OSError as error:
+            where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            raise StartError(where) from error
         return supervisor.run()
-    finally:
-        close_all(listeners)
-        scoreboard.remove_runtime_folder(folder)
 
 
 def _prepare(config: ServerConfig) -> None:
@@ -138,7 +131,7 @@ class Supervisor:
             addresses=[self._address],
             port=self._port,
             workers=self._config.workers,
-            store=None if self._config.store is None else str(self._config.store.resolve()),
+            store=None if self._config.store is None else printable(self._config.store.resolve()),
             options=self._config.shown_options(),
             scoreboard=str(folder / scoreboard.SCOREBOARD_FILE),
             events=str(self._events.path),
@@ -204,7 +197,7 @@ class Supervisor:
                     self._note("worker-ready", f"worker {slot.number} (pid {pid}) is ready", slot=slot.number, pid=pid)
         if not self._announced and all(slot.ready for slot in self._slots):
             self._announced = True
-            store = "discarded" if self._config.store is None else self._config.store
+            store = "discarded" if self._config.store is None else printable(self._config.store)
             count = self._config.workers
             workers = "1 worker" if count == 1 else f"{count} workers"
             print(f"listening on {self._address} with {workers}, pid {os.getpid()}, store: {store}", flush=True)

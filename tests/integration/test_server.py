@@ -569,6 +569,27 @@ def test_the_first_line_names_address_workers_pid_and_store(server: Server) -> N
         assert other.state().store is None
 
 
+@pytest.mark.parametrize(
+    ("name", "encoding", "in_line", "in_state"),
+    [
+        (b"caf\xe9", "utf-8", "caf\ufffd", "caf\ufffd"),
+        ("café".encode(), "utf-8", "café", "café"),
+        ("café".encode(), "ascii", r"caf\xe9", "café"),
+    ],
+    ids=["not UTF-8", "UTF-8", "not printable here"],
+)
+def test_a_store_is_shown_whatever_its_name_is(
+    tmp_path: Path, name: bytes, encoding: str, in_line: str, in_state: str
+) -> None:
+    store = tmp_path / os.fsdecode(name)
+    with running(store=store, prefix=("env", f"PYTHONIOENCODING={encoding}")) as server:
+        assert server.line.endswith(f", store: {tmp_path}/{in_line}\n")
+        state = server.state()
+        assert state.store == state.options["store"] == f"{tmp_path}/{in_state}"
+        assert upload(server.port, b"abc", "a").code == "ok"
+        assert server.files() == {"a": 3}
+
+
 def test_a_port_in_use_is_one_line_that_names_the_holder_and_the_way_out(server: Server) -> None:
     done = other_server("--port", server.port, "--discard")
     assert done.returncode == 1
