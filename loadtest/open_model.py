@@ -1,45 +1,39 @@
 """The open model inside one load process: uploads start when they are due, however long the earlier ones take.
 
 A closed loop waits for replies, so a server that stalls also stalls its load, and hides it. Here arrivals come from a
-schedule (`arrivals.py`); each is timed from the moment it was due. It is no Locust user: users loop, and one for each
+schedule (`schedule.py`); each is timed from the moment it was due. It is no Locust user: users loop, and one for each
 arrival would cost more than the upload.
 
     alarm ─ due ─► dispatch ─► a free uploader of the pool ─► its next upload
-                       └─ none free: a new one, up to `max_in_flight`; then the queue, or dropped and counted
+                       └─ none free: a new one, up to `max_in_flight`; then it waits, or is dropped and counted
 
 Everything runs in gevent's hub: the dispatcher is a callback that switches to each uploader's greenlet directly, and
 gets control back as soon as that waits for its socket. So an arrival starts within microseconds of the alarm, and the
 hub's scheduling adds nothing to it.
 
-The schedule is one for the whole run; of n load processes the k-th sends every n-th arrival, so together they send what
-one would. What was never answered when the drain is over is recorded with its elapsed time, as a lower bound.
+What waits stays in the schedule. There is no alarm then: who ends an upload takes the next arrival that is due.
+
+What was never answered when the drain is over is recorded with its elapsed time, as a lower bound.
 """
 
 import logging
 import time
-from collections import deque
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import gevent
 import gevent.event
 import greenlet
 
-from loadtest import arrivals
 from loadtest.client import Upload, UploadError
-from loadtest.payloads import Payload
-from loadtest.phases import PlannedPhase
-from loadtest.telemetry import Arrival
-from loadtest.uploader import RunningPhase, Uploader, row_of
+from loadtest.schedule import Job, Schedule
+from loadtest.uploader import Uploader, row_of
 
 if TYPE_CHECKING:
     from loadtest.load_process import LoadProcess
 
-BURST = 64  # arrivals started at one wake; then sockets have their turn, since replies are waiting there
+BURST = 64  # arrivals started, or given up, at one wake; then sockets have their turn, since replies are waiting there
 
 log = logging.getLogger("socketswarm")
-
-_Job = tuple[RunningPhase, Payload, str, Arrival]
 
 
 class _Lane:
@@ -48,10 +42,10 @@ class _Lane:
     def __init__(self, model: "OpenModel", uploader: Uploader) -> None:
         self._model = model
         self.uploader = uploader
-        self.job: _Job | None = None
+        self.job: Job | None = None
         self.greenlet = greenlet.greenlet(self._run, parent=gevent.get_hub())
 
-    def start(self, job: _Job) -> None:
+    def start(self, job: Job) -> None:
         """From the hub: upload until that has to wait, then come back."""
         self.job = job
         self.greenlet.switch()
@@ -66,7 +60,9 @@ class _Lane:
         try:
             while True:
                 while self.job is not None:
-                    self.uploader.upload(*self.job)
+                    done = self.uploader.upload(*self.job)
+                    if done.error is not None:  # perhaps at once, as all that are due would: others have a turn first
+                        gevent.sleep(0)
                     self.job = self._model.next_job(self)
                 hub.switch()
         except gevent.GreenletExit:
@@ -78,118 +74,111 @@ class _Lane:
 
 
 class OpenModel:
-    """One load process's share of a run's schedule: arrivals k, k + n, k + 2n… of each phase."""
+    """One load process's share of a run's schedule: the k-th of n."""
 
     def __init__(self, load: "LoadProcess", start_ns: int, k: int, n: int) -> None:
-        """The plan starts at `start_ns` of our monotonic clock."""
+        """The plan starts at `start_ns` of our monotonic clock. `max_in_flight` is dealt out to the load processes; it
+        must be at least as many, since one that may not upload could not send its share."""
         self._load = load
-        self._max_in_flight = max(1, -(-load.options.max_in_flight // n))
+        most, left_over = divmod(load.options.max_in_flight, n)
+        self._max_in_flight = max(1, most + (k < left_over))
         self._queues = load.options.at_cap == "queue"
-        self._due = self._arrivals(load.options.plan, start_ns, k, n)
-        self._next = next(self._due, None)
-        self._end_ns: int | None = None  # what is due later is not ours any more
+        self._schedule = Schedule(load.options, load.payloads, start_ns, k, n)
         self._idle: list[_Lane] = []
         self._lanes: list[_Lane] = []
-        self._waiting: deque[_Job] = deque()
+        self._full_ns: int | None = None
+        """Since when all uploaders are busy while arrivals wait for them."""
         self.finished = gevent.event.Event()
-        """Set when all that was due has ended."""
+        """Set when all that was due has ended or is given up. Nothing is started any more."""
         self._arm()
 
     @property
     def queued(self) -> int:
-        return len(self._waiting)
+        """Arrivals that are due and wait for an uploader."""
+        waiting = self._schedule.waiting(time.monotonic_ns())  # in any case: it counts on from the last time
+        return waiting if self._full_ns is not None else 0
 
     def drain(self, timeout_s: float) -> None:
         """No arrival that is due later than now. Wait until the others have ended; record the rest as unfinished."""
-        self._end_ns = time.monotonic_ns()
+        self._schedule.end(time.monotonic_ns())
         self._look_whether_finished()
         self.finished.wait(timeout_s)
+        self.finished.set()
+        self._end_lanes()
+        self._give_up()
+
+    def _end_lanes(self) -> None:
+        """One callback each: every 5 ms the hub leaves the rest for later and looks after its sockets."""
         ended = gevent.event.Event()
-        gevent.get_hub().loop.run_callback(self._give_up, ended)
+        loop = gevent.get_hub().loop
+        for lane in self._lanes:
+            loop.run_callback(lane.end)
+        loop.run_callback(ended.set)
         ended.wait()
+
+    def _give_up(self) -> None:
+        """What is due and was not come to. It may be a great deal, and heartbeats must go out meanwhile."""
+        given_up = 0
+        while (due_ns := self._schedule.due_ns) is not None:
+            phase, payload, _, arrival = self._schedule.take(due_ns)
+            now_ns = time.monotonic_ns()
+            never = Upload(error=UploadError("unfinished"), start_ns=now_ns, end_ns=now_ns, connected=False)
+            self._load.record(phase, row_of(phase.uploads_per_connection, payload.size_bytes), payload, never, arrival)
+            given_up += 1
+            if given_up % BURST == 0:
+                gevent.sleep(0)
 
     # ── in the hub ──
 
     def _arm(self) -> None:
-        following = self._following()
-        if following is not None:
-            self._load.alarm.at(following[3].intended_ns, self._dispatch)
+        due_ns = self._schedule.due_ns
+        if due_ns is not None:
+            self._load.alarm.at(due_ns, self._dispatch)
         else:
             self._look_whether_finished()
 
-    def _following(self) -> _Job | None:
-        """The next arrival, due or not; None when there will be none."""
-        if self._next is not None and self._end_ns is not None and self._next[3].intended_ns > self._end_ns:
-            self._next = None
-        return self._next
-
     def _dispatch(self) -> None:
+        if self.finished.is_set():
+            return
         for _ in range(BURST):
             now_ns = time.monotonic_ns()
-            following = self._following()
-            if following is None or following[3].intended_ns > now_ns:
+            due_ns = self._schedule.due_ns
+            if due_ns is None or due_ns > now_ns:
                 break
-            phase, payload, name, arrival = following
-            self._next = next(self._due, None)
-            self._start((phase, payload, name, Arrival(arrival.intended_ns, now_ns)))
+            lane = self._free_lane()
+            if lane is not None:
+                lane.start(self._schedule.take(now_ns))
+            elif self._queues:
+                self._full_ns = now_ns
+                return
+            else:
+                phase, payload, _, _ = self._schedule.take(now_ns)
+                self._load.drop(phase, row_of(phase.uploads_per_connection, payload.size_bytes))
         self._arm()
 
-    def _start(self, job: _Job) -> None:
+    def _free_lane(self) -> _Lane | None:
+        """The one that was used last, whose connection is the warmest, or a new one."""
         if self._idle:
-            self._idle.pop().start(job)  # the one that was used last: its connection is the warmest
-        elif len(self._lanes) < self._max_in_flight:
-            lane = _Lane(self, Uploader(self._load))
-            self._lanes.append(lane)
-            lane.start(job)
-        elif self._queues:
-            self._waiting.append(job)
-        else:
-            phase, payload, _, _ = job
-            self._load.drop(phase, row_of(phase.uploads_per_connection, payload.size_bytes))
+            return self._idle.pop()
+        if len(self._lanes) == self._max_in_flight:
+            return None
+        lane = _Lane(self, Uploader(self._load))
+        self._lanes.append(lane)
+        return lane
 
-    def next_job(self, lane: _Lane) -> _Job | None:
+    def next_job(self, lane: _Lane) -> Job | None:
         """What a lane that has just ended an upload does next; None: it is free."""
-        if self._waiting:
-            return self._waiting.popleft()
+        if self._full_ns is not None:
+            due_ns = self._schedule.due_ns
+            if due_ns is not None and due_ns <= time.monotonic_ns():
+                # What was due before all became busy was late by our own fault until then; since, it waits for one.
+                return self._schedule.take(max(due_ns, self._full_ns))
+            self._full_ns = None
+            self._arm()
         self._idle.append(lane)
         self._look_whether_finished()
         return None
 
     def _look_whether_finished(self) -> None:
-        if self._following() is None and not self._waiting and len(self._idle) == len(self._lanes):
+        if self._schedule.due_ns is None and len(self._idle) == len(self._lanes):
             self.finished.set()
-
-    def _give_up(self, ended: gevent.event.Event) -> None:
-        for phase, payload, _, arrival in self._never_started():
-            now_ns = time.monotonic_ns()
-            never = Upload(error=UploadError("unfinished"), start_ns=now_ns, end_ns=now_ns, connected=False)
-            self._load.record(phase, row_of(phase.uploads_per_connection, payload.size_bytes), payload, never, arrival)
-        for lane in self._lanes:
-            lane.end()
-        self.finished.set()
-        ended.set()
-
-    def _never_started(self) -> Iterator[_Job]:
-        """What waits for an uploader, and what is due and was not come to."""
-        while self._waiting:
-            yield self._waiting.popleft()
-        while (following := self._following()) is not None:
-            self._next = next(self._due, None)
-            yield following
-
-    # ── the schedule ──
-
-    def _arrivals(self, plan: tuple[PlannedPhase, ...], start_ns: int, k: int, n: int) -> Iterator[_Job]:
-        """Ours, in order. Not made before they are due: a schedule may be hours long."""
-        options, pick = self._load.options, self._load.payloads.pick_arrival
-        for planned in plan:
-            end_ns = start_ns + round(planned.duration_s * 1e9)
-            phase = RunningPhase(planned.name, planned.uploads_per_connection, end_ns)
-            profile = options.profile_of(planned)
-            cells = arrivals.cells(profile, planned.duration_s, options.seed) if profile is not None else ()
-            for first, offsets in cells:
-                indices, ours = arrivals.stripe(first, offsets, k, n)
-                for index, offset_ns in zip(indices.tolist(), ours.tolist(), strict=True):
-                    due_ns = start_ns + offset_ns
-                    yield (phase, *pick(index), Arrival(due_ns, due_ns))
-            start_ns = end_ns

@@ -8,12 +8,12 @@ import logging
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import gevent
 import pytest
 from fake_load import fake_load, soon
-from headless import answer, host_of, serving
+from headless import answer, host_of, read_exactly, serving
 from servers import DEADLINE_S, running
 
 from loadtest import arrivals
@@ -192,11 +192,55 @@ def test_the_rest_is_dropped():
     }
 
 
-@pytest.mark.parametrize(("most", "n", "own"), [(5, 2, 3), (6, 3, 2), (1, 4, 1)])
-def test_the_most_in_flight_is_shared_out(most, n, own):
-    with gated() as (host, _), over(host, 0, n, arrival_rate="40", max_in_flight=str(most)) as (load, model):
-        soon(lambda: load.in_flight + model.queued == 40 // n + bool(40 % n), "all are under way or wait")
-        assert load.in_flight == own
+@pytest.mark.parametrize(
+    ("most", "shares"), [(5, [3, 2]), (6, [2, 2, 2]), (8, [3, 3, 2]), (2, [1, 1]), (1, [1]), (2, [1, 1, 1, 1])]
+)
+def test_the_most_in_flight_is_dealt_out(most, shares):
+    """One for each load process at least, since its share of the schedule could not be sent else."""
+    n = len(shares)
+    for k, own in enumerate(shares):
+        with gated() as (host, _), over(host, k, n, arrival_rate="40", max_in_flight=str(most)) as (load, model):
+            soon(lambda k=k: load.in_flight + model.queued == len(range(k, 40, n)), "all are under way or wait")
+            assert load.in_flight == own
+
+
+def test_what_waits_is_not_made_yet():
+    """It is made when an uploader is free for it: a stall may last, and be one of 100,000 arrivals a second."""
+    with gated() as (host, gate), fake_load(host, arrival_rate="100000", max_in_flight="3", plan="long") as load:
+        picked = []
+        pick = load.payloads.pick_arrival
+        load.payloads.pick_arrival = lambda index: picked.append(index) or pick(index)
+        model = OpenModel(load, time.monotonic_ns() - LONG_AGO_NS, 0, 1)
+        soon(lambda: (load.in_flight, model.queued) == (3, 99_997), "three are under way, the others wait")
+        assert picked == [0, 1, 2]
+        gate.set()
+        soon(lambda: len(load.ended) >= 50, "it goes on")
+        model.drain(0)
+    assert picked == list(range(100_000))
+    assert len(load.ended) == 100_000
+    assert len({ended.arrival.intended_ns for ended in load.ended}) == 100_000
+
+
+def test_waiting_for_an_uploader_is_no_schedule_lag():
+    """What was due before the load process looked, was late by its own fault until it looked."""
+    with gated() as (host, gate), fake_load(host, arrival_rate="200", max_in_flight="2", plan="long") as load:
+        begun_ns = time.monotonic_ns()
+        model = OpenModel(load, begun_ns - NS // 2, 0, 1)
+        soon(lambda: model.queued, "all uploaders are busy")
+        busy_ns = time.monotonic_ns()
+        soon(lambda: model.queued >= 120, "others became due")
+        opened_ns = time.monotonic_ns()
+        gate.set()
+        soon(model.finished.is_set, "all that was due has ended")
+        model.drain(0)
+    assert load.codes() == ["ok"] * 200
+    arrivals = [ended.arrival for ended in load.ended]
+    late = [arrival for arrival in arrivals if arrival.intended_ns < begun_ns]
+    assert len(late) >= 100
+    assert all(begun_ns <= arrival.woke_ns <= busy_ns for arrival in late)
+    waited = [arrival for arrival in arrivals if busy_ns < arrival.intended_ns < opened_ns]
+    assert waited
+    assert all(arrival.woke_ns == arrival.intended_ns for arrival in waited)
 
 
 # ── the end ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -214,6 +258,52 @@ def test_what_is_never_answered_is_unfinished():
     start_ns = min(ended.arrival.intended_ns for ended in load.ended)
     assert sorted(seen(load, start_ns)) == [upload[:3] for upload in schedule(load)]
     assert all(ended.done.end_ns - ended.arrival.intended_ns > LONG_AGO_NS - NS for ended in load.ended)
+
+
+def test_others_have_a_turn_while_much_is_given_up():
+    """Heartbeats and batches, or the load process would be taken for lost."""
+    with gated() as (host, _), over(host, arrival_rate="10000", max_in_flight="3") as (load, model):
+        soon(lambda: (load.in_flight, model.queued) == (3, 9_997), "three are under way, the others wait")
+        with turns(lambda: len(load.ended)) as seen:
+            model.drain(0)
+        assert load.codes() == ["unfinished"] * 10_000
+    assert largest_step(seen) <= BURST
+
+
+def test_others_have_a_turn_while_uploads_fail_at_once():
+    """A server that stalled and is gone: all that waited fails without waiting for a socket."""
+    with ExitStack() as server:
+        host = server.enter_context(serving(lambda sock: read_exactly(sock, 1 << 40)))
+        with over(host, arrival_rate="1000", max_in_flight="3") as (load, model):
+            soon(lambda: (load.in_flight, model.queued) == (3, 997), "three are under way, the others wait")
+            server.close()
+            with turns(lambda: len(load.ended)) as seen:
+                soon(model.finished.is_set, "all that was due has ended")
+    assert Counter(load.codes()) == {"connection_lost": 3, "connect_refused": 997}
+    assert largest_step(seen) <= 3
+
+
+@contextmanager
+def turns(look):
+    """What `look` tells another greenlet at each of its turns."""
+    seen = [look()]
+
+    def watch():
+        while True:
+            gevent.sleep(0)
+            seen.append(look())
+
+    watcher = gevent.spawn(watch)
+    gevent.sleep(0)
+    try:
+        yield seen
+    finally:
+        watcher.kill()
+        seen.append(look())
+
+
+def largest_step(seen):
+    return max(after - before for before, after in itertools.pairwise(seen))
 
 
 def test_a_drain_waits_for_what_is_under_way():
