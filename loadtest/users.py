@@ -11,7 +11,6 @@ import time
 from argparse import Action, ArgumentParser, Namespace
 from typing import Any
 
-import gevent
 import gevent.event
 from locust import User, constant, events, task
 from locust.argument_parser import LocustArgumentParser
@@ -25,7 +24,10 @@ from loadtest.load_process import LoadProcess
 from loadtest.options import OPTIONS
 from loadtest.uploader import RunningPhase, Uploader, row_of
 
-BACK_OFF_S = 0.5  # after a failed connection: without it users without a server would spin
+# After an upload that failed before it waited for anything, such as a connection that was refused or a mistake in a wire:
+# without a pause it would be the next and the next, and nobody else's turn. All others wait for their socket.
+BACK_OFF_S = 0.5
+_FAILED_AT_ONCE = ("connect_refused", "connect_failed", "client_failed")
 
 _lifecycles: dict[Environment, Lifecycle] = {}
 
@@ -121,8 +123,8 @@ class UploadUser(User):
             payload, name = self._load.payloads.pick(self._number, number)
             number += 1
             done = self._uploader.upload(phase, payload, name)
-            if done.error is not None and done.error.code in ("connect_refused", "connect_failed"):
-                gevent.sleep(BACK_OFF_S)
+            if done.error is not None and done.error.code in _FAILED_AT_ONCE:
+                self._awake.wait(BACK_OFF_S)
             self._pause(phase, row_of(phase.uploads_per_connection, payload.size_bytes))
         raise StopUser
 

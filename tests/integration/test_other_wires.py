@@ -1,13 +1,14 @@
 """Other protocols than ours, as real runs of Locust: web servers, and one that somebody wrote for themselves."""
 
 import shutil
+import signal
 import socket
 
 import pytest
 from benches import NGINX, nginx
-from headless import ends_fine, load, measured, script, together, users
+from headless import ends_fine, host_of, load, measured, script, together, users
 from loads import acked, assert_complete, failures, free_port, started
-from servers import ROOT, eventually
+from servers import ROOT, eventually, running
 
 from loadtest import payloads
 from reports import run_folder
@@ -56,6 +57,26 @@ def test_a_protocol_of_ones_own(tmp_path):
     refused = sum("-3-" in name for _, name in map(chosen.pick_arrival, range(100)))
     assert failures(folder) == {"said_no": refused}
     assert acked(folder) == 100 - refused
+
+
+@pytest.mark.parametrize("where", ["__init__(self, target)", "encode(self, name, size_bytes, *, close)"])
+def test_a_wire_that_fails_before_anything_waits(tmp_path, where):
+    """Users without a pause leave the others their turn: batches go out, and a signal ends the run."""
+    shutil.copy(ROOT / "tests" / "line_wire.py", tmp_path)
+    mistake = f"    def {where}:\n        raise ZeroDivisionError"
+    (tmp_path / "hasty.py").write_text(f"import line_wire\n\nclass HastyWire(line_wire.LineWire):\n{mistake}\n")
+    with running() as server:
+        options = [*users(3), "--wire", "hasty:HastyWire", "--wait", "0", "--plan", "long", "--phase-seconds", 60]
+        with started(tmp_path, *load(host_of(server), *options, "--no-report", "--logfile", "log")) as job:
+            eventually(lambda: job.runs() and failures(job.runs()[0]), "failures are told")
+            job.process.send_signal(signal.SIGTERM)
+            job.wait()
+    [folder] = job.runs()
+    ended = run_folder.read_run(folder).ended
+    assert ended is not None
+    assert ended.how == "stopped"
+    assert failures(folder).keys() == {"client_failed"}
+    assert (tmp_path / "log").read_text().count("ZeroDivisionError") == 2  # the first one's traceback
 
 
 @pytest.mark.skipif(NGINX is None, reason="needs nginx: apt-get install nginx-light")
