@@ -16,8 +16,9 @@ from typing import get_args
 
 import numpy as np
 
+from reports.environment import numbers
 from reports.evidence import Evidence, Floats
-from reports.run_folder import ProcessSample, Role
+from reports.run_folder import CoreTimes, ProcessSample, Role
 
 _ROLES = get_args(Role)
 
@@ -72,6 +73,11 @@ class Track:
     @property
     def is_load(self) -> bool:
         return self.role.startswith("load-")
+
+    def alive(self, start_s: float, end_s: float) -> tuple[float, float] | None:
+        """The part of this time in which it is known to have lived."""
+        life = max(start_s, self.born_s), min(end_s, float(self.t_s[-1]))
+        return life if life[0] < life[1] else None
 
 
 def tracks(evidence: Evidence) -> list[Track]:
@@ -129,8 +135,23 @@ def busy_cpu(evidence: Evidence) -> Account | None:
     """CPU of all cores of this machine that was neither idle nor waiting for a disk; None when it was not recorded."""
     if not evidence.host:
         return None
-    busy = [
-        sum(core.user + core.nice + core.system + core.irq + core.softirq + core.steal for core in tick.cores)
-        for tick in evidence.host
-    ]
-    return Account(evidence.times(evidence.host), np.array(busy, dtype=np.float64))
+    return Account(evidence.times(evidence.host), _busy_s(evidence).sum(axis=1))
+
+
+def busy_load_core(evidence: Evidence) -> Account | None:
+    """The same of one core: the mean of those that the load may run on, or of all where run.json does not say."""
+    if not evidence.host:
+        return None
+    busy_s = _busy_s(evidence)
+    usable = numbers(str(evidence.run.environment.get("cpus_usable")))
+    cores = [core for core in range(busy_s.shape[1]) if core in usable] or slice(None)
+    return Account(evidence.times(evidence.host), busy_s[:, cores].mean(axis=1))
+
+
+def _busy_s(evidence: Evidence) -> Floats:
+    """One row a tick, one column a core."""
+    return np.array([[_busy(core) for core in tick.cores] for tick in evidence.host], dtype=np.float64)
+
+
+def _busy(core: CoreTimes) -> float:
+    return core.user + core.nice + core.system + core.irq + core.softirq + core.steal

@@ -87,6 +87,12 @@ def ranges(numbers: Iterable[int]) -> str:
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in found)
 
 
+def numbers(text: str) -> set[int]:
+    """The inverse of `ranges`. What is no core number there counts for nothing."""
+    found = re.findall(r"(\d+)(?:-(\d+))?", text)
+    return {number for first, last in found for number in range(int(first), int(last or first) + 1)}
+
+
 def library_version(name: str) -> str | None:
     """The installed version of a distribution, without importing it."""
     try:

@@ -78,6 +78,11 @@ def read(folder: Path) -> Evidence:
     )
 
 
+def interval_s(ticks: Floats) -> float:
+    """The typical distance of two ticks; a second where there are too few to tell."""
+    return float(np.median(np.diff(ticks))) if len(ticks) > 1 else 1.0
+
+
 @dataclass(frozen=True, slots=True)
 class Count:
     uploads: int

@@ -13,7 +13,7 @@ came, users were held up somewhere that no duration shows, which is nowhere but 
 from collections.abc import Collection, Iterator, Sequence
 
 from reports import histograms
-from reports.evidence import Count, Evidence, Stored, count, spans, stored
+from reports.evidence import Count, Evidence, Stored, count, interval_s, spans, stored
 from reports.run_folder import NEVER_CONNECTED, NEVER_SENT
 from reports.summary import ACHIEVED_LIMIT, MISSED_TICKS_LIMIT, PhaseSummary
 from reports.texts import percent, significant
@@ -51,12 +51,14 @@ def _lost_load(evidence: Evidence) -> list[str]:
 
 
 def _server_gone(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
-    """A server that ended while it was measured, whether another took its place or not."""
+    """A server that ended while it was measured, whether another took its place or not. The recorder sees it at its
+    next tick, which may come after the phase."""
     gone_s = [evidence.s(event.mono_ns) for event in evidence.events if event.kind == "server-gone"]
+    tick_s = interval_s(evidence.times(evidence.ticks))
     return [
         f"the server was gone in phase {phase.name}: what was measured is its end"
         for phase in measured
-        if any(phase.start_s <= t_s <= phase.end_s for t_s in gone_s)
+        if any(phase.start_s <= t_s <= phase.end_s + tick_s for t_s in gone_s)
     ]
 
 

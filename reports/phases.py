@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from reports import histograms
-from reports.accounts import Account, Track, busy_cpu
-from reports.evidence import Count, Evidence, Floats, Span, count, spans
+from reports.accounts import Account, Track, busy_cpu, busy_load_core
+from reports.evidence import Count, Evidence, Floats, Span, count, interval_s, spans
 from reports.histograms import Samples
 from reports.load_processes import LoadAccounts, load_accounts
 from reports.run_folder import HistogramsLine, Phase, UploadsLine
@@ -39,8 +39,10 @@ class _Costs:
     """All accounts that a phase is charged from."""
 
     machine: Account | None
+    load_core: Account | None
+    """Of one core of this machine that the load may run on; None where no load runs here."""
     server: Account | None
-    workers: list[Account]
+    workers: list[Track]
     load: list[Account]
     """As the recorder saw it."""
     load_itself: list[LoadAccounts]
@@ -52,6 +54,7 @@ def phase_summaries(evidence: Evidence, tracks: Sequence[Track], server: Account
     """Every phase that run.json names, in its order. `server` is the account of the whole server."""
     costs = _Costs(
         machine=busy_cpu(evidence),
+        load_core=busy_load_core(evidence) if _load_is_here(evidence, tracks) else None,
         server=server,
         workers=_workers(tracks),
         load=[track.account for track in tracks if track.is_load],
@@ -70,12 +73,19 @@ def phase_summaries(evidence: Evidence, tracks: Sequence[Track], server: Account
     return found
 
 
-def _workers(tracks: Sequence[Track]) -> list[Account]:
+def _workers(tracks: Sequence[Track]) -> list[Track]:
     """Of a server without workers, its one process does their work."""
     for role in ("server-worker", "server-master"):
-        if found := [track.account for track in tracks if track.role == role]:
+        if found := [track for track in tracks if track.role == role]:
             return found
     return []
+
+
+def _load_is_here(evidence: Evidence, tracks: Sequence[Track]) -> bool:
+    """Whether uploads are sent from this machine. Who sends some writes load.jsonl: a master whose workers are
+    elsewhere does not."""
+    sending = {tick.pid for tick in evidence.load}
+    return any(track.is_load and (track.pid in sending or not sending) for track in tracks)
 
 
 def _phase(
@@ -87,7 +97,6 @@ def _phase(
     counted = count(lines)
     written = [line for name, line in evidence.histograms.items() if name == phase.name]
     is_open = evidence.run.model == "open"
-    busy_core_s = None if costs.machine is None else _used(costs.machine, whole, _recorded(whole, costs.machine.t_s))
     return PhaseSummary(
         name=phase.name,
         kind=phase.kind,
@@ -107,10 +116,11 @@ def _phase(
         schedule_lag_us=_latency(written, "schedule_lag") if is_open else None,
         pool_wait_us=_latency(written, "pool_wait") if is_open else None,
         hiccup_us=histograms.latency(Samples(histograms.hiccups(written))),
-        busy_core_s=busy_core_s,
-        machine_share=None if busy_core_s is None else busy_core_s / whole.duration_s / len(evidence.host[0].cores),
+        busy_core_s=None if costs.machine is None else _used(costs.machine, whole, _recorded(whole, costs.machine.t_s)),
+        machine_share=None if costs.load_core is None else _shares([costs.load_core], whole)[0],
         server_cpu_s=None if costs.server is None else _used(costs.server, whole, recorded),
-        busiest_worker_share=_largest_share(costs.workers, recorded),
+        busiest_worker_share=_largest_share([worker.account for worker in costs.workers], recorded),
+        mean_worker_share=_mean_share(costs.workers, recorded),
         generator_share=_generator_share(costs, whole, recorded),
         generator_run_delay_share=_run_delay_share(costs.load_itself, whole),
         recorder_missed_share=_missed_share(whole, ticks),
@@ -170,6 +180,15 @@ def _largest_share(accounts: Sequence[Account], recorded: _Stretch | None) -> fl
     return max(account.between(recorded.start_s, recorded.end_s) for account in accounts) / recorded.duration_s
 
 
+def _mean_share(workers: Sequence[Track], recorded: _Stretch | None) -> float | None:
+    """Of the time that they lived in, all together: one that was replaced is not two idle ones."""
+    if recorded is None:
+        return None
+    lives = [(worker, worker.alive(recorded.start_s, recorded.end_s)) for worker in workers]
+    known = [(worker.account.between(*life), life[1] - life[0]) for worker, life in lives if life is not None]
+    return sum(cpu_s for cpu_s, _ in known) / sum(alive_s for _, alive_s in known) if known else None
+
+
 def _generator_share(costs: _Costs, whole: _Stretch, recorded: _Stretch | None) -> float | None:
     """The largest, as the recorder saw it or as a process says itself: either may know of one that the other does
     not."""
@@ -195,7 +214,7 @@ def _missed_share(whole: _Stretch, ticks: Floats) -> float:
     """Share of a phase without ticks. A tick stands for 3/4 of an interval on either side, so jitter costs nothing."""
     if whole.duration_s <= 0:
         return 0.0
-    reach_s = 0.75 * (float(np.median(np.diff(ticks))) if len(ticks) > 1 else 1.0)
+    reach_s = 0.75 * interval_s(ticks)
     edges = np.concatenate(([-np.inf], ticks, [np.inf]))
     holes_start = np.maximum(edges[:-1] + reach_s, whole.start_s)
     holes_end = np.minimum(edges[1:] - reach_s, whole.end_s)

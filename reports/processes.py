@@ -36,10 +36,8 @@ def _largest(track: Track, field: str) -> Any:
 
 def _share_while_alive(track: Track, phases: Sequence[PhaseSummary]) -> float | None:
     """Mean share of a core over the measure phases, as far as the process lived in them."""
-    lives = [
-        (max(phase.start_s, track.born_s), min(phase.end_s, float(track.t_s[-1]))) for phase in phases if phase.measured
-    ]
-    lives = [(start_s, end_s) for start_s, end_s in lives if end_s > start_s]
+    measured = [phase for phase in phases if phase.measured]
+    lives = [life for phase in measured if (life := track.alive(phase.start_s, phase.end_s)) is not None]
     alive_s = sum(end_s - start_s for start_s, end_s in lives)
     return sum(track.account.between(*life) for life in lives) / alive_s if alive_s else None
 

@@ -128,9 +128,10 @@ class PhaseSummary(msgspec.Struct, frozen=True, kw_only=True):
     """How late a sleeper of 1 ms woke beside the load: it measures the machine."""
     busy_core_s: float | None
     machine_share: float | None
-    """Of all cores of this machine, busy with whatever."""
+    """Of the cores of this machine that the load may run on, busy with whatever. None where no load runs here."""
     server_cpu_s: float | None
     busiest_worker_share: float | None
+    mean_worker_share: float | None
     generator_share: float | None
     """Of the load process that used most, on whatever host."""
     generator_run_delay_share: float | None

@@ -89,13 +89,22 @@ def _held(measured: Sequence[PhaseSummary]) -> str:
     if not full:
         return "the server held the offered load"
     where = "" if len(full) == len(measured) else f" in {', '.join(phase.name for phase in full)}"
-    text = f"the server was at capacity{where}"
+    text = f"the server was at capacity{where}{_uneven(full)}"
     short = [phase for phase in full if phase.short_of_offered]
     if not short:
         return text
     worst = min(short, key=lambda phase: phase.achieved_share or 0)
     took = significant(worst.acknowledged / worst.duration_s)
     return f"{text} and took {took} of {significant(worst.offered_per_s or 0)} offered uploads/s in phase {worst.name}"
+
+
+def _uneven(full: Sequence[PhaseSummary]) -> str:
+    """Said where one worker was full while others had time left: better spread, the server may hold more."""
+    shares = [(phase.mean_worker_share or 0, phase.busiest_worker_share or 0) for phase in full]
+    mean, busiest = min(shares)
+    if mean >= CAPACITY:
+        return ""
+    return f" since its busiest worker was full ({percent(busiest)} of a core; the workers' mean {percent(mean)})"
 
 
 def _busiest(measured: Sequence[PhaseSummary]) -> str:

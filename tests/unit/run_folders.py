@@ -81,6 +81,8 @@ class Scenario:
     interval_s: float = 0.5
     long: Rate = field(default_factory=lambda: Rate(1000, 0.10, 0.40, 1.00, 200))
     short: Rate = field(default_factory=lambda: Rate(400, 0.25, 0.50, 1.20, 500))
+    others_share: float = 1.0
+    """What each worker but the first uses, of what that one does."""
     supervisor_share: float = 0.01
     killed_at_s: float | None = None
     """When the worker in slot 0 dies and is replaced."""
@@ -430,14 +432,15 @@ def load_cpu(scenario: Scenario, t: float) -> dict[str, float]:
 # --- the processes ----------------------------------------------------------------------------------------------------
 
 
-def worker_cpu(scenario: Scenario, start_s: float, end_s: float) -> float:
+def worker_cpu(scenario: Scenario, start_s: float, end_s: float, slot: int = 0) -> float:
     """What one worker costs over this stretch: its share in the phases, and 0.2 s for its start."""
-    return 0.2 + scenario.integral("worker_share", start_s, end_s)
+    return 0.2 + scenario.integral("worker_share", start_s, end_s) * (scenario.others_share if slot else 1)
 
 
 def server_total(scenario: Scenario, at_s: float) -> float:
     """CPU of the whole server since its birth."""
-    total = 0.5 + scenario.supervisor_share * at_s + scenario.workers * worker_cpu(scenario, 0, at_s)
+    total = 0.5 + scenario.supervisor_share * at_s
+    total += sum(worker_cpu(scenario, 0, at_s, slot) for slot in range(scenario.workers))
     return total + (0.2 if scenario.killed_at_s is not None and at_s >= scenario.killed_at_s else 0.0)
 
 
@@ -469,7 +472,7 @@ def server_samples(scenario: Scenario, t: float) -> list[ProcessSample]:
         if slot == 0 and dead and killed_s is not None:
             cpu_s, pid, born_s = worker_cpu(scenario, killed_s, t), 2000, killed_s
         else:
-            cpu_s, pid, born_s = worker_cpu(scenario, 0, t), 1001 + slot, -2.9
+            cpu_s, pid, born_s = worker_cpu(scenario, 0, t, slot), 1001 + slot, -2.9
         spread = 1 + scenario.noise * math.sin(t * (1 + slot / 7)) / (8 + 4 * max(0.0, t))
         found.append(
             sample(

@@ -24,6 +24,7 @@ def test_fingerprint_is_flat_and_names_the_machine():
 )
 def test_ranges(numbers, text):
     assert environment.ranges(numbers) == text
+    assert environment.numbers(text) == set(numbers)
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,18 @@ def test_a_load_process_that_was_lost_makes_the_run_invalid(tmp_path):
     assert (summary.verdict, summary.reason) == ("INVALID", text)
 
 
+@pytest.mark.parametrize(("at_s", "verdict"), [(1.6, "VALID"), (5.0, "INVALID"), (11.4, "INVALID"), (11.6, "VALID")])
+def test_a_server_that_ends_in_a_measured_phase_makes_the_run_invalid(tmp_path, at_s, verdict):
+    """The recorder ticks twice a second, so what it sees at 11.4 may have been at 10.9; the phase ends at 11."""
+    plan = (("warm-up", "warm-up", 0), *ONE_PHASE)
+    folder = run_folders.write(tmp_path / "run", plan=plan, warm_up_s=1.0, phase_s=9.0)
+    gone = Event(**run_folders.stamp(at_s), source="recorder", kind="server-gone", text="pid 1000 is gone")
+    run_folders.append(folder / run_folder.EVENTS, gone)
+    summary = analyse(folder).summary
+    assert summary.verdict == verdict
+    assert ("the server was gone in phase long-1" in summary.reason) == (verdict == "INVALID")
+
+
 # --- arrivals ---------------------------------------------------------------------------------------------------------
 
 
@@ -185,6 +197,49 @@ def test_a_full_machine_that_load_and_server_share_is_a_lower_bound(tmp_path):
     assert summary.verdict == "LOWER BOUND"
     assert "its cores, which load and server share, were busy for 96.0 % of phase long-1" in summary.reason
     assert summary.modes[0].lower_bound
+
+
+# One of two cores is busy all the time, the other never.
+ONE_CORE = {"plan": ONE_PHASE, "model": "open", "dropped_per_s": 200, "long": replace(Scenario().long, busy=0.96)}
+
+
+@pytest.mark.parametrize(
+    ("usable", "share", "verdict"),
+    [
+        ("0", 0.96, "LOWER BOUND"),
+        ("1", 0.0, "INVALID"),
+        ("0-1", 0.48, "INVALID"),
+        ("0,7-9", 0.96, "LOWER BOUND"),
+        ("", 0.48, "INVALID"),
+        (None, 0.48, "INVALID"),
+    ],
+)
+def test_the_machine_is_the_cores_that_the_load_may_run_on(tmp_path, usable, share, verdict):
+    folder = run_folders.write(tmp_path / "run", **ONE_CORE)
+    run = run_folder.read_run(folder)
+    run = msgspec.structs.replace(run, environment=run.environment | {"cpus_usable": usable})
+    run_folder.write_whole(folder / run_folder.RUN, run)
+    summary = analyse(folder).summary
+    assert summary.phases[0].machine_share == pytest.approx(share)
+    assert summary.verdict == verdict
+
+
+def test_a_machine_that_the_server_fills_alone_is_not_shared(tmp_path):
+    """Only the master is here, and the load processes, which write load.jsonl, are elsewhere."""
+    full = replace(Scenario().long, busy=1.92)
+    folder = run_folders.write(tmp_path / "run", model="open", plan=ONE_PHASE, long=full, dropped_per_s=200)
+    ticks = [msgspec.structs.replace(tick, host="far", pid=77) for tick in run_folder.read_load(folder)]
+    rewrite(folder / run_folder.LOAD, ticks)
+    summary = analyse(folder).summary
+    assert summary.phases[0].machine_share is None
+    assert summary.verdict == "INVALID"
+
+
+def test_a_load_that_only_the_recorder_tells_of_shares_the_machine(tmp_path):
+    full = replace(Scenario().long, busy=1.92)
+    folder = run_folders.write(tmp_path / "run", model="open", plan=ONE_PHASE, long=full, dropped_per_s=200)
+    (folder / run_folder.LOAD).unlink()
+    assert analyse(folder).summary.verdict == "LOWER BOUND"
 
 
 def test_noise_explains_what_was_not_taken(tmp_path):

@@ -108,6 +108,23 @@ def test_capacity_needs_a_full_worker_and_an_idle_generator(tmp_path, worker, lo
     assert ("at capacity" in summary.reason) == capacity
 
 
+@pytest.mark.parametrize(("others", "said"), [(0.2, True), (0.99, False)])
+def test_capacity_of_one_hot_worker_is_said_to_be_that(tmp_path, others, said):
+    """Whatever spreads connections over workers may have given it too many."""
+    rate = Rate(1000, 0.97, 0.5, 1.0, 200)
+    summary = summarise(tmp_path / "run", long=rate, short=rate, others_share=others)
+    assert [mode.at_capacity for mode in summary.modes] == [True, True]
+    assert summary.phases[1].mean_worker_share == pytest.approx(0.97 * (1 + others) / 2)
+    hot = " since its busiest worker was full (97.0 % of a core; the workers' mean 58.2 %)"
+    assert summary.reason.startswith(f"the server was at capacity{hot if said else ''}: ")
+
+
+def test_a_worker_that_was_replaced_counts_while_it_lived(tmp_path):
+    """At its start a worker uses 0.2 s more."""
+    summary = summarise(tmp_path / "run", killed_at_s=8.0)
+    assert summary.phases[1].mean_worker_share == pytest.approx((2 * 0.1 * 10 + 0.2) / 20, rel=0.05)
+
+
 def _shift_stored(folder, by):
     """Add uploads to the scoreboard of the last tick."""
     ticks = list(run_folder.read_host(folder))
