@@ -24,8 +24,8 @@ from loadtest.load_process import LoadProcess
 from loadtest.options import OPTIONS
 from loadtest.uploader import RunningPhase, Uploader, row_of
 
-# After an upload that failed before it waited for anything, such as a connection that was refused or a mistake in a wire:
-# without a pause it would be the next and the next, and nobody else's turn. All others wait for their socket.
+# After an upload that may have failed before anything waited: a refused connection, a mistake in a wire. Without this
+# pause the next would, too, and nobody else had a turn. Every other upload waits for its socket.
 BACK_OFF_S = 0.5
 _FAILED_AT_ONCE = ("connect_refused", "connect_failed", "client_failed")
 
