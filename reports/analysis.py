@@ -59,7 +59,7 @@ def analyse(folder: Path) -> Analysis:
         model=evidence.run.model,
         verdict=verdict,
         reason=reason,
-        exit_code=exit_code(verdict, thresholds, load),
+        exit_code=exit_code(verdict, thresholds, load, evidence.run.ended),
         warnings=warnings(evidence, phases, modes),
         thresholds=thresholds,
         modes=modes,

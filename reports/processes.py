@@ -57,13 +57,14 @@ def server_summary(evidence: Evidence, tracks: Sequence[Track], account: Account
     )
 
 
-def _memory_peak(evidence: Evidence) -> tuple[Literal["USS", "RSS"], int | None]:
-    """The largest sum at one tick that knows it of every server process. USS is read on a slower tick than RSS, which
-    counts once for each process what they share."""
+def _memory_peak(evidence: Evidence) -> tuple[Literal["PSS", "RSS"], int | None]:
+    """The largest sum at one tick that knows it of every server process. What forked processes share is in their PSS
+    once, all together; in a sum of USS it would be missing, and in one of RSS it is there once for each. PSS is read on
+    a slower tick than RSS."""
     ticks = [[sample for sample in tick.processes if sample.role.startswith("server-")] for tick in evidence.ticks]
-    uss = _largest_sum([[sample.uss_bytes for sample in samples] for samples in ticks])
-    if uss is not None:
-        return "USS", uss
+    pss = _largest_sum([[sample.pss_bytes for sample in samples] for samples in ticks])
+    if pss is not None:
+        return "PSS", pss
     return "RSS", _largest_sum([[sample.rss_bytes for sample in samples] for samples in ticks])
 
 

@@ -229,8 +229,8 @@ class ServerSummary(msgspec.Struct, frozen=True, kw_only=True):
     uploads_stored: int | None
     """Between the first and the last tick, from its scoreboard."""
     memory_peak_bytes: int | None
-    """The largest sum over its processes at one tick, of USS; of RSS where USS was never read of all of them."""
-    memory_kind: Literal["USS", "RSS"]
+    """The largest sum over its processes at one tick, of PSS; of RSS where PSS was never read of all of them."""
+    memory_kind: Literal["PSS", "RSS"]
 
 
 class LoadSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -260,7 +260,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Verdict
     reason: str
     exit_code: int
-    """Of a command that judges the run by it: 4 INVALID or NOISY, 3 a threshold is broken, 1 uploads failed, 0 none."""
+    """Of a command that judges the run by it: 4 INVALID or NOISY, 3 a threshold is broken, 1 the run or an upload
+    failed, 0 none of these."""
     warnings: list[str]
     thresholds: list[ThresholdResult]
     modes: list[ModeSummary]

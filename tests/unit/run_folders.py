@@ -499,7 +499,7 @@ def sample(
     children_s: float = 0.0,
     slot: int | None = None,
 ) -> ProcessSample:
-    """USS is on a slower tick than the rest: every other second."""
+    """USS and PSS are on a slower tick than the rest: every other second. RSS has all that is shared, PSS a part."""
     return ProcessSample(
         pid=pid,
         create_time=WALL_NS / NS + born_s,
@@ -511,6 +511,7 @@ def sample(
         children_system_s=children_s * 0.75,
         rss_bytes=int(uss) + 20 * MIB,
         uss_bytes=int(uss) if t % 2 == 0 else None,
+        pss_bytes=int(uss) + 5 * MIB if t % 2 == 0 else None,
         threads=1,
         fds=12,
         voluntary_switches=int(1000 * t),
