@@ -14,7 +14,7 @@ if __name__ == "__main__":
 
 import click
 
-from loadtest.options import DEFAULTS, OPTIONS, Option, OptionError
+from loadtest.options import DEFAULTS, OPTIONS, Option, OptionError, is_open
 from reports.run_folder import new_run_id
 
 DEFAULT_USERS = 20
@@ -86,7 +86,7 @@ def run(
 
     fields = DEFAULTS | options | {"fail_if": "; ".join(fail_if)}
     if users is None:
-        users = DEFAULT_USERS if fields["arrival_rate"] in ("", "0") else 0
+        users = 0 if is_open(fields) else DEFAULT_USERS
     folder = Path("reports/runs") / new_run_id(str(fields["label"]))
     job = main_job.Job(host=host, users=users, workers=workers, store=store, fields=fields, folder=folder)
     try:

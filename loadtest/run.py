@@ -11,7 +11,6 @@ import select
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -37,7 +36,7 @@ LOAD_STOP_S = 30.0  # beside the drain: last batches, the recorder's last sample
 POLL_S = 0.2
 STORE_ROOM_BYTES = 2 << 30  # payloads are at most 1 GiB, and replaced while they are still being read
 
-OK, FAILED, USAGE, BROKEN, UNTRUSTED, INTERRUPTED = 0, 1, 2, 3, 4, 130
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130  # the others are the report's
 
 
 class RunError(Exception):
@@ -95,16 +94,13 @@ def _check(job: Job) -> None:
     """Everything that can be wrong, before anything is started."""
     options = load_options.validate(job.host or "tcp://127.0.0.1:1", job.fields)
     load_options.check_users(options, job.users)
+    load_options.check_descriptors(options, job.users)
     try:
         load_options.check_store(options, options.load_payloads(), job.users)
     except PayloadError as error:
         raise OptionError(str(error)) from None
-    if job.host is None:
-        return
-    try:
-        socket.create_connection(options.target.address, timeout=5).close()
-    except OSError as error:
-        raise OptionError(f"no server at {job.host}: {error.strerror or error}; start one with: make serve") from None
+    if job.host is not None:
+        load_options.check_server(options, job.host)
 
 
 # ── the server ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -235,6 +235,7 @@ MISTAKES = [
     (["--users", "5", "--wire", "no.such:Wire"], "wire 'no.such:Wire' cannot be had: No module named 'no'"),
     (["--users", "5", "--wire", "loadtest.wires"], "wire is 'loadtest.wires': write MODULE:CLASS"),
     (["--users", "5", "--max-store", "1KiB"], "over 1 KiB: allow it with --max-store"),
+    (["--arrival-rate", "0.0", "--max-store", "1KiB"], "20 uploads under way"),
     (["--users", "5", "--close", "rst"], "close is 'rst', but the server closes"),
     (["--users", "5", "--plan", "sweep:1,x"], "uploads per connection is 'x'"),
     (["--users", "0"], "number of users is 0"),
@@ -249,6 +250,14 @@ def test_mistakes(tmp_path, options, said):
     assert everything.startswith("Error: ")
     assert everything.count("\n") == 1
     assert said in everything
+    assert not (tmp_path / "reports").exists()
+
+
+def test_too_few_files_may_be_open(tmp_path):
+    command = ["sh", "-c", 'ulimit -n 300; exec "$@"', "sh", *LOADTEST, "run", "--users", "150"]
+    code, everything = run(tmp_path, *command)
+    assert code == 2
+    assert everything.startswith("Error: 150 connections at once need more than the 300 files")
     assert not (tmp_path / "reports").exists()
 
 
