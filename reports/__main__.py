@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import click
+import psutil
 
 from reports.run_folder import RunFolderError
 
@@ -25,23 +26,44 @@ def build(run: Path) -> None:
 @cli.command()
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="run folder to write into")
 @click.option("--host", default="127.0.0.1", show_default=True, help="address the server listens on")
-@click.option("--port", required=True, type=click.IntRange(1, 65535), help="port the server listens on")
+@click.option("--port", type=click.IntRange(1, 65535), help="port the server listens on")
+@click.option("--pid", type=click.IntRange(1), help="the server's topmost process, instead of who listens on --port")
 @click.option("--load-pid", type=click.IntRange(1), help="process that makes the load; its children count too")
 @click.option(
     "--interval", default=0.5, show_default=True, type=click.FloatRange(0.05, 60), help="seconds between ticks"
 )
-@click.option("--until-stdin-closes", is_flag=True, help="end when standard input closes, and take orders from it")
-def record(out: Path, host: str, port: int, load_pid: int | None, interval: float, until_stdin_closes: bool) -> None:
-    """Sample CPU and memory of every process of the server on PORT, until TERM or Ctrl-C."""
-    from reports import recorder
+@click.option("--until-stdin-closes", is_flag=True, help="for a program that takes part: orders come from its pipe")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def record(
+    out: Path,
+    host: str,
+    port: int | None,
+    pid: int | None,
+    load_pid: int | None,
+    interval: float,
+    until_stdin_closes: bool,
+    command: tuple[str, ...],
+) -> None:
+    """Sample CPU, memory and TCP of every process of a server until TERM or Ctrl-C: of who listens on --port, of
+    --pid, or of COMMAND (after --), which is started and ends the recording when it ends. Any server will do."""
+    from reports import recorder, recording
 
+    if port is None and pid is None and not command:
+        raise click.UsageError("name the server: --port PORT, --pid PID, or -- COMMAND")
+    if pid is not None and command:
+        raise click.UsageError("--pid and a COMMAND both name the server: give one of them")
+    if pid is not None and not psutil.pid_exists(pid):
+        raise click.UsageError(f"there is no process {pid} (--pid)")
+    subject = recorder.Subject(host, port, pid)
+    if not until_stdin_closes:
+        sys.exit(recording.record(out, subject, command, interval, load_pid))
     recorder.record(
         out,
-        host=host,
-        port=port,
+        subject,
         load_pid=load_pid,
         interval_s=interval,
-        control=sys.stdin.fileno() if until_stdin_closes else None,
+        control=sys.stdin.fileno(),
+        started=recorder.announce,
     )
 
 

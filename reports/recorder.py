@@ -1,8 +1,8 @@
 """The recorder: a process of its own that writes down, tick by tick, what every process of a run costs.
 
 `python -m reports record --port 12345 --out DIR` finds the server by the port it listens on and follows its workers as
-they come and go, the load's processes beside them, and itself. Any listening server will do; one of ours also shows
-its slots, its counters and its events.
+they come and go, the load's processes beside them, and itself; `--pid` names the server, `-- COMMAND` starts it. Any
+server will do; one of ours also shows its slots, its counters and its events.
 
 Why it is built so:
 - A process of its own neither slows the load nor is counted as either side, and it outlives both. For the same
@@ -20,80 +20,92 @@ import math
 import os
 import select
 import signal
-import socket
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 import msgspec
-import psutil
 
+from reports import kernel_tcp, procfs
+from reports.census import Census, Root
+from reports.observed_server import CHUNK_BYTES, Server, is_local, split_lines
+from reports.procfs import Identity
 from reports.run_folder import (
     EVENTS,
     HOST,
     PROCESSES,
     Appender,
-    CoreTimes,
     Event,
-    HostTick,
-    ProcessSample,
     ProcessTick,
     Role,
     RunFolderError,
     ServerInfo,
-    SlotCounters,
     now_ns,
 )
+from reports.sampling import Footprint, footprint, sample_host, sample_process
 from server.ports import listening_root
-from server.scoreboard import Scoreboard, SlotView, read_state, start_ticks
 
 _SECOND_NS = 1_000_000_000
 _LOOK_EVERY_NS = _SECOND_NS
 """Between two looks for a server that is not there: who owns a socket is found by walking all of /proc."""
-_MEMORY_EVERY_NS = 2 * _SECOND_NS
-"""Between two readings of USS and PSS, for which the kernel walks all pages of a process (over 1 ms each)."""
-
-_CHUNK_BYTES = 64 << 10
-_LINE_LIMIT_BYTES = 1 << 20
-"""A line that grows longer than this is no line of ours: the rest of it is dropped, so that memory stays bounded."""
-
-_FIELDS = [
-    "cpu_times",
-    "memory_info",
-    "num_threads",
-    "num_ctx_switches",
-    *(["io_counters"] if hasattr(psutil.Process, "io_counters") else []),  # a kernel may lack I/O accounting
-]
-
-_DESCENDANT_ROLE: dict[Role, Role] = {"server-master": "server-worker", "load-master": "load-worker"}
-"""Role of the descendants of a root; those of any other root have its own role."""
+_SLOW_EVERY_NS = 2 * _SECOND_NS
+"""Between two readings of what is dear: USS and PSS, for which the kernel walks all pages of a process (0.3 to 1 ms
+each), and the states of connections, for which it walks all sockets."""
+_SLOW_SHARE = 0.0015
+"""Of a core, that these readings may take. Of many or large processes they are made less often."""
 
 
-def record(out: Path, *, host: str, port: int, load_pid: int | None, interval_s: float, control: int | None) -> None:
-    """Record into the run folder `out` (made when missing) until SIGTERM, SIGINT or the end of `control`.
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The server to record: who listens on `port` of `host`; or, with a `pid`, that process until it ends. `port` is
+    then only for what the kernel tells of it."""
 
-    `control` is a file descriptor that orders come from, one JSON line each: `{"follow": PID, "role": ROLE}`. When the
-    first sample is on disk, one JSON line is printed: `{"recorder_pid": PID, "server": ServerInfo or null}`.
-    Raises RunFolderError when the folder cannot be written, vanishes, or its disk is full.
+    host: str
+    port: int | None
+    pid: int | None = None
+
+    def __str__(self) -> str:
+        return f"process {self.pid}" if self.pid is not None else f"port {self.port}"
+
+
+def record(
+    out: Path,
+    subject: Subject,
+    *,
+    load_pid: int | None,
+    interval_s: float,
+    control: int | None,
+    started: Callable[[ServerInfo | None], None],
+    on_first_signal: Callable[[int, FrameType | None], bool] = lambda *_: False,
+) -> None:
+    """Record into the run folder `out` (made when missing) until SIGTERM, SIGINT, the end of `control`, or that of the
+    process that the subject names.
+
+    `control` is a file descriptor that orders come from, one JSON line each: `{"follow": PID, "role": ROLE}`.
+    `started` is called when the first sample is on disk. `on_first_signal` may ask for the recording to go on until
+    the next one. Raises RunFolderError when the folder cannot be written, vanishes, or its disk is full.
     """
     with (
         closing(_Lines(out)) as lines,
-        _Orders(control) as orders,
-        closing(Recorder(lines, host=host, port=port, load_pid=load_pid)) as recorder,
+        _Orders(control, on_first_signal) as orders,
+        closing(Recorder(lines, subject, load_pid=load_pid)) as recorder,
     ):
-        _run(recorder, orders, round(interval_s * _SECOND_NS))
+        _run(recorder, orders, round(interval_s * _SECOND_NS), started)
 
 
-def _run(recorder: "Recorder", orders: "_Orders", interval_ns: int) -> None:
+def _run(
+    recorder: "Recorder", orders: "_Orders", interval_ns: int, started: Callable[[ServerInfo | None], None]
+) -> None:
     due = time.monotonic_ns()
-    memory_due = due + _MEMORY_EVERY_NS
-    recorder.tick(with_memory=True)
-    _announce(recorder.server_info)
-    while True:
+    recorder.tick(slow=True)
+    slow_due = due + recorder.slow_pause_ns
+    started(recorder.server_info)
+    while not recorder.over:
         due, missed = next_due(due, time.monotonic_ns(), interval_ns)
         if missed:
             recorder.report("recorder-missed-ticks", f"{missed} ticks missed: the recorder was late", missed=missed)
@@ -101,11 +113,11 @@ def _run(recorder: "Recorder", orders: "_Orders", interval_ns: int) -> None:
             recorder.obey(order)
         if orders.finished:
             break
-        with_memory = due >= memory_due
-        if with_memory:
-            memory_due = due + _MEMORY_EVERY_NS
-        recorder.tick(with_memory=with_memory)
-    recorder.tick(with_memory=True)
+        slow = due >= slow_due
+        recorder.tick(slow=slow)
+        if slow:
+            slow_due = due + recorder.slow_pause_ns
+    recorder.tick(slow=True)
 
 
 def next_due(due_ns: int, now_ns: int, interval_ns: int) -> tuple[int, int]:
@@ -115,9 +127,10 @@ def next_due(due_ns: int, now_ns: int, interval_ns: int) -> tuple[int, int]:
     return following + missed * interval_ns, missed
 
 
-def _announce(server: ServerInfo | None) -> None:
-    """Tell the caller that recording goes on. Written past sys.stdout, whose buffer would make the process fail at
-    its exit when nobody reads any more."""
+def announce(server: ServerInfo | None) -> None:
+    """Tell the process that started us that recording goes on, as one JSON line: `{"recorder_pid": PID, "server":
+    ServerInfo or null}`. Written past sys.stdout, whose buffer would make us fail at our exit when nobody reads any
+    more."""
     if sys.stdout is None:
         return  # started with standard output closed: its number may be one of our own files by now
     line = msgspec.json.encode({"recorder_pid": os.getpid(), "server": server}) + b"\n"
@@ -173,9 +186,10 @@ class _Orders:
     Signals arrive through a wake-up pipe, because Python goes on waiting after a handler has run (PEP 475).
     """
 
-    def __init__(self, control: int | None) -> None:
+    def __init__(self, control: int | None, on_first_signal: Callable[[int, FrameType | None], bool]) -> None:
         self.finished = False
         self._control = control
+        self._on_signal = on_first_signal
         self._pending = b""
 
     def __enter__(self) -> "_Orders":
@@ -192,8 +206,9 @@ class _Orders:
         os.close(self._wake)
         os.close(self._waker)
 
-    def _stop(self, *_: Any) -> None:
-        self.finished = True
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.finished = not self._on_signal(number, frame)
+        self._on_signal = lambda *_: False
 
     def until(self, due_ns: int) -> Iterator[bytes]:
         """Lines as they come, until CLOCK_MONOTONIC is `due_ns` or `finished` is set."""
@@ -209,127 +224,12 @@ class _Orders:
 
     def _read(self, control: int) -> list[bytes]:
         try:
-            chunk = os.read(control, _CHUNK_BYTES)
+            chunk = os.read(control, CHUNK_BYTES)
         except OSError:  # a terminal that hung up
             chunk = b""
         self.finished = self.finished or not chunk
-        lines, self._pending = _split(self._pending + chunk)
+        lines, self._pending = split_lines(self._pending + chunk)
         return lines
-
-
-def _split(data: bytes) -> tuple[list[bytes], bytes]:
-    """(whole lines, the start of the next one)."""
-    *lines, rest = data.split(b"\n")
-    return lines, rest[:_LINE_LIMIT_BYTES]
-
-
-# ---------------------------------------------------------------- the server
-
-
-class Server:
-    """A server that was found: its root process and, when it is one of ours, its scoreboard and events.
-
-    Raises psutil.NoSuchProcess when the process ended meanwhile.
-    """
-
-    def __init__(self, root: psutil.Process) -> None:
-        self.root = root
-        self._start_ticks = start_ticks(root.pid)
-        self.info = ServerInfo(pid=root.pid, create_time=root.create_time(), command=_command(root))
-        self._scoreboard: Scoreboard | None = None
-        self._events: EventTail | None = None
-
-    @property
-    def is_ours(self) -> bool:
-        return self._scoreboard is not None
-
-    def is_alive(self) -> bool:
-        """Whether it still runs: neither ended, nor a zombie, nor another process with its pid."""
-        return self._start_ticks is not None and start_ticks(self.root.pid) == self._start_ticks
-
-    def attach(self, events_after_ns: int) -> bool:
-        """Open what it shows of itself. False when it does not, or not yet: it may listen before its state is out."""
-        state = read_state(self.root.pid)
-        if state is None:
-            return False
-        try:
-            self._events = EventTail(state.events, events_after_ns)
-            self._scoreboard = Scoreboard.open(state.scoreboard)
-        except (OSError, ValueError):
-            self.close()
-            return False
-        self.info = msgspec.structs.replace(self.info, options=state.options)
-        return True
-
-    def slots(self) -> list[SlotView] | None:
-        return list(self._scoreboard.read()) if self._scoreboard else None
-
-    def new_events(self) -> Iterator[Event]:
-        if self._events:
-            yield from self._events.read()
-
-    def close(self) -> None:
-        if self._scoreboard:
-            self._scoreboard.close()
-        if self._events:
-            self._events.close()
-        self._scoreboard = self._events = None
-
-
-def _command(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except (psutil.AccessDenied, psutil.ZombieProcess):
-        return []
-
-
-class EventTail:
-    """A server's events file, read on as it grows. The descriptor is kept, so that what is written just before the
-    file is removed is still read. OSError as from open()."""
-
-    def __init__(self, path: Path | str, after_ns: int) -> None:
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._after_ns = after_ns
-        self._pending = b""
-
-    def read(self) -> Iterator[Event]:
-        """What was written since the last call, without what is older than `after_ns`."""
-        while chunk := os.read(self._fd, _CHUNK_BYTES):
-            lines, self._pending = _split(self._pending + chunk)
-            for line in lines:
-                event = _server_event(line)
-                if event and event.mono_ns >= self._after_ns:
-                    yield event
-
-    def close(self) -> None:
-        os.close(self._fd)
-
-
-def _server_event(line: bytes) -> Event | None:
-    """A line of a server's events file as one of ours: the fields that we have no name for are its details."""
-    try:
-        fields = msgspec.json.decode(line, type=dict[str, Any])
-        named = {name: fields.pop(name) for name in ("mono_ns", "wall_ns", "kind")}
-        named["text"] = fields.pop("text", "")
-        return msgspec.convert({**named, "source": "server", "details": fields}, Event)
-    except (msgspec.MsgspecError, KeyError):
-        return None
-
-
-def is_local(host: str) -> bool:
-    """Whether `host` is an address of this machine: only then is the process behind its port to be found here."""
-    try:
-        found = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)
-    except (OSError, UnicodeError):  # unknown, or no name at all
-        return False
-    for family, kind, protocol, _, address in found:
-        try:
-            with socket.socket(family, kind, protocol) as probe:
-                probe.bind(address)
-                return True
-        except OSError:
-            continue
-    return False
 
 
 # ---------------------------------------------------------------- the tick
@@ -338,21 +238,27 @@ def is_local(host: str) -> bool:
 class Recorder:
     """Knows which processes to record, and writes one tick of them when told to."""
 
-    def __init__(self, lines: _Lines, *, host: str, port: int, load_pid: int | None) -> None:
+    def __init__(self, lines: _Lines, subject: Subject, *, load_pid: int | None) -> None:
         self._lines = lines
-        self._port = port
-        self._here = is_local(host)
+        self._subject = subject
+        self._here = subject.pid is not None or is_local(subject.host)
         self._started_ns = time.monotonic_ns()
         self._look_due_ns = 0
         self._server: Server | None = None
-        self._roots: list[tuple[psutil.Process, Role]] = [(psutil.Process(), "recorder")]
-        self._known: dict[psutil.Process, psutil.Process] = {}
+        self._census = Census()
+        self._roots: list[Root] = []
+        self.over = False
+        """Whether the process that the subject names has ended: there is nothing left to record."""
+        self.slow_pause_ns = _SLOW_EVERY_NS
+        """From one reading of what is dear to the next."""
         if not self._here:
-            self.report("server-elsewhere", f"{host} is not this machine: no process of the server is recorded")
+            self.report("server-elsewhere", f"{subject.host} is not this machine: no process of the server is recorded")
+        self.follow(os.getpid(), "recorder")
         if load_pid is not None:
             self.follow(load_pid, "load-master")
 
     def close(self) -> None:
+        self._census.close()
         if self._server:
             self._server.close()
 
@@ -376,33 +282,44 @@ class Recorder:
 
     def follow(self, pid: int, role: Role) -> None:
         """Record one more process and its descendants, for as long as it lives. Roles once given stay."""
-        try:
-            process = psutil.Process(pid)
-        except (psutil.NoSuchProcess, ValueError):
+        stat = procfs.stat(pid)
+        if stat is None:
             self.report("recorder-no-such-process", f"no process {pid} to follow as {role}", pid=pid, role=role)
-            return
-        if all(process != known for known, _ in self._roots):
-            self._roots.append((process, role))
+        elif all(stat.identity != root.identity for root in self._roots):
+            self._roots.append(Root(stat.identity, role))
 
-    def tick(self, *, with_memory: bool) -> None:
+    def tick(self, *, slow: bool) -> None:
         """Write a line of processes and a line of the host, and copy the server's new events."""
         self._look_for_server()
-        processes = self._processes()
+        server = [Root(self._server.identity, "server-master")] if self._server else []
+        roots = [*server, *self._roots]
         # What is slow comes first, so that all counters are read right after the clock.
-        footprints = {process: footprint(process) for process, _ in processes} if with_memory else {}
-        stamp = now_ns()
+        footprints, states = self._slow(roots) if slow else ({}, None)
         slots = self._server.slots() if self._server else None
         slot_of = {view.pid: view.slot for view in slots or () if view.pid}
+        stamp = now_ns()
         samples = [
-            sample
-            for process, role in processes
-            if (sample := sample_process(process, role, slot_of.get(process.pid), footprints.get(process)))
+            sample_process(present, slot_of.get(present.process.pid), footprints.get(present.stat.identity))
+            for present in self._census.take(roots)
         ]
         self._lines.append(PROCESSES, ProcessTick(**stamp, processes=samples))
-        self._lines.append(HOST, sample_host(stamp, slots))
+        self._lines.append(HOST, sample_host(stamp, self._port, slots, states))
         self._copy_server_events()
         if self._server and not self._server.is_alive():
             self._lose(self._server)
+
+    @property
+    def _port(self) -> int | None:
+        """Of the server, if it is on this machine."""
+        return self._subject.port if self._here else None
+
+    def _slow(self, roots: list[Root]) -> tuple[dict[Identity, Footprint], dict[str, int] | None]:
+        """What is too dear for every tick: (footprint of each process, connections by state)."""
+        start_ns = time.thread_time_ns()
+        footprints = {present.stat.identity: footprint(present.process.pid) for present in self._census.take(roots)}
+        states = kernel_tcp.states(self._port) if self._port is not None else None
+        self.slow_pause_ns = max(_SLOW_EVERY_NS, round((time.thread_time_ns() - start_ns) / _SLOW_SHARE))
+        return footprints, states
 
     def _look_for_server(self) -> None:
         now = time.monotonic_ns()
@@ -416,223 +333,29 @@ class Recorder:
             self.report("server-attached", f"pid {info.pid} now shows its slots", pid=info.pid, options=info.options)
 
     def _find(self) -> Server | None:
-        pid = listening_root(self._port)
+        subject = self._subject
+        pid = subject.pid if subject.port is None or subject.pid is not None else listening_root(subject.port)
         if pid is None:
             return None
-        try:
-            server = Server(psutil.Process(pid))
-        except psutil.NoSuchProcess:
+        server = Server.of(pid)
+        if server is None:
+            self.over = subject.pid is not None
             return None
         server.attach(self._started_ns)
         info = server.info
-        text = f"server on port {self._port}: pid {pid} ({' '.join(info.command)[:200] or 'unknown command'})"
+        text = f"server ({subject}): pid {pid} ({' '.join(info.command)[:200] or 'unknown command'})"
         self.report("server-found", text, pid=pid, command=info.command, options=info.options)
         return server
 
     def _lose(self, server: Server) -> None:
         self._copy_server_events()  # its last words may have come after the copy of this tick
         server.close()
-        self.report("server-gone", f"server on port {self._port}: pid {server.info.pid} is gone", pid=server.info.pid)
+        self.report("server-gone", f"server ({self._subject}): pid {server.info.pid} is gone", pid=server.info.pid)
         self._server = None
         self._look_due_ns = 0
+        self.over = self._subject.pid is not None
 
     def _copy_server_events(self) -> None:
         if self._server:
             for event in self._server.new_events():
                 self._lines.append(EVENTS, event)
-
-    def _processes(self) -> list[tuple[psutil.Process, Role]]:
-        self._roots = [(process, role) for process, role in self._roots if process.is_running()]
-        server: list[tuple[psutil.Process, Role]] = [(self._server.root, "server-master")] if self._server else []
-        # The objects of the last tick are kept: psutil derives create_time from the wall clock once an object, and a
-        # process must not change its identity when that clock is set.
-        found = [(self._known.get(process, process), role) for process, role in census([*server, *self._roots])]
-        self._known = {process: process for process, _ in found}
-        return found
-
-
-def census(roots: Sequence[tuple[psutil.Process, Role]]) -> Iterator[tuple[psutil.Process, Role]]:
-    """Each root with its descendants, parents first, every process once.
-
-    A root inside another root's tree is no part of that tree, nor are its descendants; of two roots with one pid the
-    first counts. The recorder's own children are nobody's.
-    """
-    taken = {process.pid for process, _ in roots}
-    seen: set[int] = set()
-    for root, role in roots:
-        if root.pid in seen:
-            continue
-        seen.add(root.pid)
-        yield root, role
-        if role == "recorder":
-            continue
-        for process in _descendants(root, taken):
-            if process.pid not in seen:
-                seen.add(process.pid)
-                yield process, _DESCENDANT_ROLE.get(role, role)
-
-
-def _descendants(root: psutil.Process, without: set[int]) -> Iterator[psutil.Process]:
-    """The processes under `root`, parents first, without the trees of the pids in `without`."""
-    if _KERNEL_LISTS_CHILDREN:
-        yield from _listed_descendants(root.pid, without)
-        return
-    cut = without - {root.pid}
-    try:
-        below = root.children(recursive=True)
-    except psutil.Error:
-        return
-    for process in below:
-        if process.pid in cut or _parent_pid(process) in cut:
-            cut.add(process.pid)
-        else:
-            yield process
-
-
-def _listed_descendants(pid: int, without: set[int]) -> Iterator[psutil.Process]:
-    for child in children_pids(pid):
-        if child in without:
-            continue
-        try:
-            yield psutil.Process(child)
-        except psutil.NoSuchProcess:
-            continue
-        yield from _listed_descendants(child, without)
-
-
-def _parent_pid(process: psutil.Process) -> int | None:
-    try:
-        return process.ppid()
-    except psutil.NoSuchProcess:
-        return None
-
-
-def children_pids(pid: int, proc: Path = Path("/proc")) -> list[int]:
-    """Children of a process from /proc/PID/task/*/children: 18 µs, where psutil has to read every process of the
-    machine (over 1 ms). Only kernels with CONFIG_PROC_CHILDREN have these files."""
-    pids: list[int] = []
-    for text in _of_threads(pid, "children", proc):
-        pids += map(int, text.split())
-    return pids
-
-
-_KERNEL_LISTS_CHILDREN = Path("/proc/thread-self/children").exists()
-
-
-def _of_threads(pid: int, name: str, proc: Path = Path("/proc")) -> Iterator[bytes]:
-    """What one file says of every thread of a process, without threads that end meanwhile."""
-    tasks = f"{proc}/{pid}/task"
-    try:
-        threads = os.listdir(tasks)  # noqa: PTH208 - several times as fast as Path.iterdir, on every tick
-    except OSError:
-        return
-    for thread in threads:
-        try:
-            with open(f"{tasks}/{thread}/{name}", "rb", buffering=0) as file:
-                yield file.read()
-        except OSError:
-            continue
-
-
-# ---------------------------------------------------------------- one sample
-
-
-def sample_process(
-    process: psutil.Process, role: Role, slot: int | None = None, memory: tuple[int | None, int | None] | None = None
-) -> ProcessSample | None:
-    """One process now; None when it is gone. Of a zombie the CPU counters are left, and they are final.
-
-    `memory` is its `footprint`, on the ticks that have one.
-    """
-    try:
-        fields: dict[str, Any] = process.as_dict(_FIELDS)
-        create_time = process.create_time()
-    except (psutil.NoSuchProcess, OSError):
-        return None
-    cpu, switches, io = fields["cpu_times"], fields["num_ctx_switches"], fields.get("io_counters")
-    # The kernel says 0 when the process has already given its memory back; a living one always has some.
-    rss = (fields["memory_info"] and fields["memory_info"].rss) or None
-    uss, pss = memory or (None, None)
-    return ProcessSample(
-        pid=process.pid,
-        create_time=create_time,
-        role=role,
-        slot=slot,
-        cpu_user_s=cpu and cpu.user,
-        cpu_system_s=cpu and cpu.system,
-        children_user_s=cpu and cpu.children_user,
-        children_system_s=cpu and cpu.children_system,
-        rss_bytes=rss,
-        uss_bytes=uss,
-        pss_bytes=pss,
-        threads=fields["num_threads"],
-        fds=_open_files(process) if rss else None,
-        voluntary_switches=switches and switches.voluntary,
-        involuntary_switches=switches and switches.involuntary,
-        read_bytes=io and io.read_bytes,
-        write_bytes=io and io.write_bytes,
-        run_delay_ns=run_delay_ns(process.pid),
-    )
-
-
-def footprint(process: psutil.Process) -> tuple[int | None, int | None]:
-    """(USS, PSS) in bytes. 0 stands for a process that has already given its memory back."""
-    try:
-        full = process.memory_full_info()
-    except (psutil.Error, OSError):
-        return None, None
-    return getattr(full, "uss", 0) or None, getattr(full, "pss", 0) or None
-
-
-def _open_files(process: psutil.Process) -> int | None:
-    """Number of open descriptors. Since Linux 6.2 the size of /proc/PID/fd is that number (3 µs); before, it is 0 and
-    they must be counted one by one."""
-    try:
-        return os.stat(f"/proc/{process.pid}/fd").st_size or process.num_fds()  # noqa: PTH116 - twice as fast
-    except (psutil.Error, OSError):
-        return None
-
-
-def run_delay_ns(pid: int, proc: Path = Path("/proc")) -> int | None:
-    """How long the living threads of a process were runnable but waited for a CPU, since each was born.
-
-    The second number of /proc/PID/task/*/schedstat (Documentation/scheduler/sched-stats.rst). A thread that ends takes
-    its share with it. None when no thread could be read, or the kernel does not count (it then says `0 0 0`).
-    """
-    threads = [text.split() for text in _of_threads(pid, "schedstat", proc)]
-    delays = [int(delay) for _, delay, times_run in threads if times_run != b"0"]
-    return sum(delays) if delays else None
-
-
-def sample_host(stamp: dict[str, int], slots: Iterable[SlotView] | None) -> HostTick:
-    """The whole machine now, with the server's slots as they were read."""
-    memory = psutil.virtual_memory()
-    tcp = tcp_sockets()
-    return HostTick(
-        **stamp,
-        cores=[
-            CoreTimes(**{name: getattr(core, name) for name in CoreTimes.__struct_fields__})
-            for core in psutil.cpu_times(percpu=True)
-        ],
-        memory_total_bytes=memory.total,
-        memory_available_bytes=memory.available,
-        load_1min=os.getloadavg()[0],
-        tcp_in_use=tcp.get("inuse"),
-        tcp_time_wait=tcp.get("tw"),
-        scoreboard=None if slots is None else msgspec.convert(list(slots), list[SlotCounters], from_attributes=True),
-    )
-
-
-def tcp_sockets(path: Path = Path("/proc/net/sockstat")) -> dict[str, int]:
-    """The TCP line of /proc/net/sockstat: `inuse` (IPv4), `orphan`, `tw` (TIME_WAIT), `alloc`, and `mem` in pages.
-    Empty when it cannot be read."""
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return {}
-    for line in lines:
-        name, _, rest = line.partition(":")
-        if name == "TCP":
-            words = rest.split()
-            return dict(zip(words[::2], map(int, words[1::2]), strict=True))
-    return {}

@@ -127,7 +127,8 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     users: int
     """Closed model: the most users at a time. 0 in the open model."""
-    model: Literal["closed", "open"] = "closed"
+    model: Literal["closed", "open", "none"] = "closed"
+    """`none`: a recording of costs, without a load of ours."""
     thresholds: list[str] = []
     """Conditions under which the run has failed, such as `p99(response) > 20ms`; see reports/thresholds.py."""
     load_options: dict[str, str | int | float | bool | None]
@@ -203,8 +204,22 @@ class SlotCounters(msgspec.Struct, frozen=True, kw_only=True):
     failures: dict[str, int]
 
 
+class AcceptQueue(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one listening socket: connections that wait to be accepted, and how many may."""
+
+    waiting: int
+    limit: int
+
+
+class NetworkBytes(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one interface, cumulative."""
+
+    received: int
+    sent: int
+
+
 class HostTick(msgspec.Struct, frozen=True, kw_only=True):
-    """A line of host.jsonl."""
+    """A line of host.jsonl. Counters are cumulative."""
 
     mono_ns: int
     wall_ns: int
@@ -216,6 +231,14 @@ class HostTick(msgspec.Struct, frozen=True, kw_only=True):
     tcp_time_wait: int | None
     scoreboard: list[SlotCounters] | None
     """None when the server is not one of ours."""
+    accept_queues: list[AcceptQueue] | None = None
+    """Of each socket that listens on the server's port."""
+    tcp_states: dict[str, int] | None = None
+    """Connections at the server's end by state, without TIME_WAIT. On a slower tick than the rest: None in between."""
+    kernel: dict[str, int] = {}
+    """TCP counters of the whole machine, as the kernel names them; see reports/kernel_tcp.py."""
+    network: dict[str, NetworkBytes] = {}
+    """By interface."""
 
 
 class Percentiles(msgspec.Struct, frozen=True, kw_only=True):

@@ -28,13 +28,15 @@ import pwd
 import re
 import signal
 import socket
-import struct
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from server import sockets
+from server.sockets import kernel_text
 
 # What a process does with the port. Bound means bound without listening or being connected.
 LISTENER, CLIENT, ACCEPTED_ONLY, BOUND = "listener", "client", "accepted-only", "bound"
@@ -53,11 +55,6 @@ _POLL_S = 0.02
 _KILL_TAKES_S = 0.8
 # How long a freed port is watched. Who respawns a process in a loop does so at once, systemd after 100 ms by default.
 _WATCH_OURS_S, _WATCH_OTHERS_S = 0.05, 0.5
-
-_TCP_TIME_WAIT, _UDP_UNCONNECTED, _TCP_LISTEN, _TCP_BOUND = 6, 7, 10, 13  # include/net/tcp_states.h
-_ALL = (1 << 12) - 1  # as a mask of the states before 12; the two after are for the kernel's own use, and bound ones
-_NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY, _NLMSG_ERROR, _REQUEST_DUMP = 4, 20, 2, 0x301  # include/uapi/linux/
-_ASK_ONE_BY_ONE = 8  # each port asked for takes a pass over all of the kernel's sockets
 
 _STATES = {
     "R": "running",
@@ -237,29 +234,14 @@ class _Table(NamedTuple):
     time_wait: list[str]
 
 
-class _Row(NamedTuple):
-    """One socket as the kernel tells of it, whichever way it is asked."""
-
-    family: socket.AddressFamily
-    state: int
-    here: int
-    there: int
-    """Local and remote port; 0 where there is none."""
-    local: bytes
-    """Local address, in the first 4 or all 16 bytes."""
-    queue: int
-    uid: int
-    link: str
-
-
 def _tables(ports: Collection[int], udp: bool) -> dict[int, _Table]:
     """Sort all sockets that have one of the ports at either end."""
     tables = {port: _Table([], {role: set() for role in ROLES}, []) for port in ports}
-    lowest, highest = map(int, (_read("/proc/sys/net/ipv4/ip_local_port_range") or "32768 60999").split())
-    listens = _UDP_UNCONNECTED if udp else _TCP_LISTEN
-    for row in _rows(ports, udp):
+    lowest, highest = map(int, (kernel_text("/proc/sys/net/ipv4/ip_local_port_range") or "32768 60999").split())
+    listens = sockets.UDP_UNCONNECTED if udp else sockets.LISTEN
+    for row in sockets.of_ports(ports, udp=udp):
         table = tables[row.here if row.here in tables else row.there]
-        if row.state == _TCP_TIME_WAIT:
+        if row.state == sockets.TIME_WAIT:
             table.time_wait.append(row.link)
         elif row.here not in tables:
             table.parts[CLIENT].add(row.link)
@@ -274,73 +256,6 @@ def _tables(ports: Collection[int], udp: bool) -> dict[int, _Table]:
         else:
             table.parts[ACCEPTED_ONLY].add(row.link)
     return tables
-
-
-def _rows(ports: Collection[int], udp: bool) -> list[_Row]:
-    """The sockets with one of these ports at either end.
-
-    After a load test the kernel has some 30,000 connections in TIME_WAIT, and writing them all down in /proc/net/tcp
-    takes it 60 ms. Its socket diagnostics write down only what is asked for.
-    """
-    if not udp and len(ports) <= _ASK_ONE_BY_ONE:
-        try:
-            local = [row for port in ports for row in _diagnosed(_ALL, local=port)]
-            remote = [row for port in ports for row in _diagnosed(_ALL & ~(1 << _TCP_LISTEN), remote=port)]
-            return local + [row for row in remote if row.here not in ports]
-        except OSError:
-            pass  # a kernel built without them
-    return list(_listed(set(ports), "udp" if udp else "tcp"))
-
-
-def _diagnosed(states: int, local: int = 0, remote: int = 0) -> Iterator[_Row]:
-    """TCP sockets in one of `states` (a mask) with this local or remote port, from the kernel's socket diagnostics.
-
-    man 7 sock_diag; include/uapi/linux/inet_diag.h. OSError if the kernel does not offer them. The state "bound" is
-    known since Linux 6.8; an older kernel has no row in it.
-    """
-    ports = socket.htons(local), socket.htons(remote)
-    for family in (socket.AF_INET, socket.AF_INET6):
-        query = struct.pack("=BBBxIHH44x", family, socket.IPPROTO_TCP, 0, states, *ports)
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
-            netlink.send(struct.pack("=IHHII", 16 + len(query), _SOCK_DIAG_BY_FAMILY, _REQUEST_DUMP, 0, 0) + query)
-            for state, here, there, address, queue, uid, inode in _messages(netlink):
-                link = f"socket:[{inode}]"
-                yield _Row(family, state, socket.ntohs(here), socket.ntohs(there), address, queue, uid, link)
-
-
-_NLMSGHDR = struct.Struct("=IH10x")
-_INET_DIAG_MSG = struct.Struct("=xBxxHH16s32xI4xII")
-
-
-def _messages(netlink: socket.socket) -> Iterator[tuple[Any, ...]]:
-    """The rows of one answer, each a header and a struct inet_diag_msg. OSError if the answer is an error."""
-    while True:
-        answer, start = netlink.recv(1 << 16), 0
-        while start < len(answer):
-            length, kind = _NLMSGHDR.unpack_from(answer, start)
-            if kind == _NLMSG_ERROR:
-                code = -struct.unpack_from("=i", answer, start + _NLMSGHDR.size)[0]
-                raise OSError(code, os.strerror(code))
-            if kind != _SOCK_DIAG_BY_FAMILY:
-                return
-            yield _INET_DIAG_MSG.unpack_from(answer, start + _NLMSGHDR.size)
-            start += (length + 3) & ~3
-
-
-def _listed(ports: Collection[int], protocol: str) -> Iterator[_Row]:
-    """The rows of /proc/net/tcp and its kin (man 5 proc_pid_net) with one of the ports at either end.
-
-    An address is written there as 32-bit words in hexadecimal, each in the machine's byte order.
-    """
-    wanted = {f"{port:04X}" for port in ports}
-    for family, path in (socket.AF_INET, f"/proc/net/{protocol}"), (socket.AF_INET6, f"/proc/net/{protocol}6"):
-        for line in _read(path).splitlines()[1:]:
-            _, local, remote, state, queues, _, _, uid, _, inode = line.split(None, 10)[:10]
-            if local[-4:] in wanted or remote[-4:] in wanted:
-                words = [int(local[start : start + 8], 16) for start in range(0, len(local) - 5, 8)]
-                address = b"".join(word.to_bytes(4, sys.byteorder) for word in words)
-                here, there, queue = int(local[-4:], 16), int(remote[-4:], 16), int(queues[9:], 16)
-                yield _Row(family, int(state, 16), here, there, address, queue, int(uid), f"socket:[{inode}]")
 
 
 def _holdings(tables: dict[int, _Table], udp: bool) -> list[Holding]:
@@ -384,8 +299,8 @@ def _links_of(processes: list[Process]) -> set[str]:
 
 def _process(pid: int) -> Process | None:
     """A process as it is now; None when it has ended."""
-    text = _read(f"/proc/{pid}/stat")
-    argv = _read(f"/proc/{pid}/cmdline").rstrip("\0")
+    text = kernel_text(f"/proc/{pid}/stat")
+    argv = kernel_text(f"/proc/{pid}/cmdline").rstrip("\0")
     try:
         uid = Path(f"/proc/{pid}").stat().st_uid
     except OSError:
@@ -410,14 +325,6 @@ def _start_ticks(pid: int) -> int | None:
     return process.start_ticks if process else None
 
 
-def _read(path: str) -> str:
-    """A file of /proc; empty when it is gone or closed to us."""
-    try:
-        return Path(path).read_bytes().decode(errors="replace")
-    except OSError:
-        return ""
-
-
 def _link(path: str) -> str:
     try:
         return os.readlink(path)  # noqa: PTH115
@@ -437,9 +344,9 @@ def _look_closely(ports: Collection[int], udp: bool) -> list[Holding]:
 def _bound(port: int) -> list[str]:
     """Sockets that are bound to the port and nothing else. /proc/net lists none; the diagnostics take 10 ms for it."""
     try:
-        return [row.link for row in _diagnosed(1 << _TCP_BOUND, local=port)]
+        return [row.link for row in sockets.diagnosed(1 << sockets.BOUND, local=port)]
     except OSError:
-        return []  # as in `_rows`
+        return []  # as in `sockets.of_ports`
 
 
 # --- Climb ---
@@ -700,7 +607,7 @@ def _starter(processes: list[Process]) -> str:
 
 def _unit(process: Process) -> str | None:
     """The systemd service that a process belongs to; None for login sessions and outside systemd."""
-    for line in _read(f"/proc/{process.pid}/cgroup").splitlines():
+    for line in kernel_text(f"/proc/{process.pid}/cgroup").splitlines():
         name = line.rpartition("/")[2]
         if name.endswith(".service") and not name.startswith("user@"):
             return name

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from server import ports, scoreboard
+from server import ports, scoreboard, sockets
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 20.0
@@ -525,9 +525,9 @@ def test_a_client_calling_out_from_the_port_is_a_client(start: Start) -> None:
 def test_both_ways_to_ask_the_kernel_agree(start: Start) -> None:
     server = start(PREFORK)
     start(CLIENTS, server.port, 3)
-    asked = [row._replace(local=row.local[:4]) for row in ports._rows([server.port], udp=False)]
+    asked = [row._replace(local=row.local[:4], limit=None) for row in sockets.of_ports([server.port])]
     assert len(asked) == 7  # a listener, and both ends of three connections
-    assert sorted(asked) == sorted(ports._listed([server.port], "tcp"))
+    assert sorted(asked) == sorted(sockets.listed([server.port], "tcp"))
 
 
 @pytest.mark.parametrize(("answer", "code"), [("y\n", ports.FREE), ("\n", ports.REFUSED), ("no\n", ports.REFUSED)])

@@ -279,7 +279,8 @@ def test_nobody_reads_what_it_says(tmp_path):
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, "-m", "reports", "record", "--out", str(tmp_path), "--port", str(free_port())]
-    with subprocess.Popen(command, stdout=write, stderr=subprocess.PIPE, text=True) as process:
+    command += ["--until-stdin-closes"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=write, stderr=subprocess.PIPE, text=True) as process:
         os.close(write)
         wait_until(lambda: list(read_host(tmp_path)), "a tick")
         process.terminate()

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from server import ports
+from server import ports, sockets
 from server.ports import ACCEPTED_ONLY, CLIENT, LISTENER, Holding, Listener, Orders, Process, Result
 
 TCP = """\
@@ -46,7 +46,8 @@ def family(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Process]]:
 @pytest.fixture
 def proc(monkeypatch: pytest.MonkeyPatch) -> None:
     files = {"/proc/net/tcp": TCP, "/proc/net/tcp6": TCP6, "/proc/sys/net/ipv4/ip_local_port_range": "32768\t60999\n"}
-    monkeypatch.setattr(ports, "_read", lambda path: files.get(path, ""))
+    for reader in (ports, sockets):
+        monkeypatch.setattr(reader, "kernel_text", lambda path: files.get(path, ""))
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def without_diagnostics(monkeypatch: pytest.MonkeyPatch) -> None:
     def unsupported(*_: object, **__: object) -> None:
         raise OSError("no such protocol")
 
-    monkeypatch.setattr(ports, "_diagnosed", unsupported)
+    monkeypatch.setattr(sockets, "diagnosed", unsupported)
 
 
 @pytest.mark.usefixtures("proc", "without_diagnostics")
@@ -95,7 +96,7 @@ def test_of_several_parts_the_strongest_counts(family: Callable[..., list[Proces
 
 def test_a_name_with_brackets_and_spaces_does_not_confuse_the_fields(monkeypatch: pytest.MonkeyPatch) -> None:
     stat = "1 (a) R (b) S 7 " + " ".join(["0"] * 17) + " 4242 0"
-    monkeypatch.setattr(ports, "_read", {"/proc/1/stat": stat, "/proc/1/cmdline": "/bin/a b\0-x\0"}.get)
+    monkeypatch.setattr(ports, "kernel_text", {"/proc/1/stat": stat, "/proc/1/cmdline": "/bin/a b\0-x\0"}.get)
     found = ports._process(1)
     assert found is not None
     assert (found.name, found.state, found.parent, found.start_ticks) == ("a) R (b", "sleeping", 7, 4242)
@@ -212,7 +213,7 @@ def test_clients_are_never_among_those_to_signal() -> None:
     ],
 )
 def test_the_systemd_service_is_named(monkeypatch: pytest.MonkeyPatch, line: str, unit: str | None) -> None:
-    monkeypatch.setattr(ports, "_read", lambda _: line)
+    monkeypatch.setattr(ports, "kernel_text", lambda _: line)
     assert ports._unit(process(5)) == unit
 
 

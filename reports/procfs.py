@@ -1,0 +1,195 @@
+"""What /proc tells of one process, read as cheaply as it can be: these files are read of every process at every tick.
+
+They are kept open. Reading one again then takes 3 µs instead of 12, most of which is finding it; and an open file stays
+that process's, also when its pid was given to another. psutil, which opens them anew, takes 120 µs for a sample of one
+process, this 25. What is not asked for at every tick (memory maps, command lines) is psutil's. man 5 proc has the
+files.
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from typing import NamedTuple
+
+import psutil
+
+Identity = tuple[int, int]
+"""A process for good: pid, and start time in clock ticks since boot, which no step of the clock changes."""
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_BOOT_TIME_S = psutil.boot_time()  # once: a process must not change its create_time when the clock is set
+_PIECE_BYTES = 2 << 10
+_ENOUGH_BYTES = 16 << 10  # for any of these files but a list of children
+
+
+class Stat(NamedTuple):
+    """/proc/PID/stat: who it is, and its counters since its birth. `children_*` are of its reaped children."""
+
+    pid: int
+    state: str
+    parent: int
+    user_s: float
+    system_s: float
+    children_user_s: float
+    children_system_s: float
+    threads: int
+    start_ticks: int
+    rss_bytes: int
+
+    @property
+    def identity(self) -> Identity:
+        return self.pid, self.start_ticks
+
+    @property
+    def create_time(self) -> float:
+        """Seconds since the epoch, to a clock tick."""
+        return self.start_ticks / _TICKS_PER_S + _BOOT_TIME_S
+
+
+class Switches(NamedTuple):
+    """Context switches of the main thread: it waited for something, or had its core taken away."""
+
+    voluntary: int
+    involuntary: int
+
+
+class DiskBytes(NamedTuple):
+    read: int
+    written: int
+
+
+class Process:
+    """A process that was there when it was opened."""
+
+    __slots__ = ("_children", "_io", "_schedstat", "_stat", "_status", "_tasks", "pid")
+
+    def __init__(self, pid: int, proc: str = "/proc") -> None:
+        """ProcessLookupError when there is none."""
+        self.pid = pid
+        self._tasks = f"{proc}/{pid}/task"
+        stat = _open(f"{proc}/{pid}/stat")
+        if stat is None:
+            raise ProcessLookupError(errno.ESRCH, f"no process {pid}")
+        self._stat = stat
+        self._status = _open(f"{proc}/{pid}/status")
+        self._io = _open(f"{proc}/{pid}/io")
+        # Of the main thread, whose number is the pid.
+        self._schedstat = _open(f"{self._tasks}/{pid}/schedstat")
+        self._children = _open(f"{self._tasks}/{pid}/children")
+
+    def close(self) -> None:
+        for fd in (self._stat, self._status, self._io, self._schedstat, self._children):
+            if fd is not None:
+                os.close(fd)
+
+    def stat(self) -> Stat | None:
+        """None when it is gone. A zombie has its counters still, and they are final."""
+        text = _read(self._stat)
+        if not text:
+            return None
+        fields = text[text.rindex(b")") + 2 :].split()  # the name may hold spaces and brackets
+        return Stat(
+            self.pid,
+            fields[0].decode(),
+            int(fields[1]),
+            int(fields[11]) / _TICKS_PER_S,
+            int(fields[12]) / _TICKS_PER_S,
+            int(fields[13]) / _TICKS_PER_S,
+            int(fields[14]) / _TICKS_PER_S,
+            int(fields[17]),
+            int(fields[19]),
+            int(fields[21]) * _PAGE_BYTES,
+        )
+
+    def switches(self) -> Switches | None:
+        text = _read(self._status)
+        words = text[text.rfind(b"\nvoluntary_ctxt_switches:") :].split()
+        return Switches(int(words[1]), int(words[3])) if len(words) == 4 else None
+
+    def disk_bytes(self) -> DiskBytes | None:
+        """None when the process is another user's, or the kernel does not count."""
+        words = _read(self._io).split()
+        counts = dict(zip(words[::2], words[1::2], strict=False))
+        try:
+            return DiskBytes(int(counts[b"read_bytes:"]), int(counts[b"write_bytes:"]))
+        except KeyError:
+            return None
+
+    def open_files(self) -> int | None:
+        """Number of descriptors. Since Linux 6.2 the size of /proc/PID/fd is that number (3 µs); before, it is 0 and
+        they must be counted one by one. None when the process is another user's."""
+        folder = f"/proc/{self.pid}/fd"
+        try:
+            return os.stat(folder).st_size or len(os.listdir(folder))  # noqa: PTH116, PTH208 - twice as fast
+        except OSError:
+            return None
+
+    def run_delay_ns(self, threads: int) -> int | None:
+        """How long its living threads were runnable but waited for a CPU, since each was born.
+
+        The second number of /proc/PID/task/*/schedstat (Documentation/scheduler/sched-stats.rst). A thread that ends
+        takes its share with it. None when no thread could be read, or the kernel does not count (it then says
+        `0 0 0`).
+        """
+        told = [text.split() for text in self._of_threads(self._schedstat, "schedstat", threads)]
+        delays = [int(words[1]) for words in told if len(words) == 3 and words[2] != b"0"]
+        return sum(delays) if delays else None
+
+    def children(self, threads: int) -> list[int]:
+        """Pids, from /proc/PID/task/*/children, which kernels with CONFIG_PROC_CHILDREN have."""
+        return [int(word) for text in self._of_threads(self._children, "children", threads) for word in text.split()]
+
+    def _of_threads(self, of_main: int | None, name: str, threads: int) -> Iterator[bytes]:
+        """What one file says of every thread, without threads that end meanwhile."""
+        yield _read(of_main)
+        if threads == 1:
+            return
+        try:
+            numbers = os.listdir(self._tasks)  # noqa: PTH208 - several times as fast as Path.iterdir
+        except OSError:
+            return
+        for number in numbers:
+            if int(number) != self.pid and (fd := _open(f"{self._tasks}/{number}/{name}")) is not None:
+                yield _read(fd)
+                os.close(fd)
+
+
+def _open(path: str) -> int | None:
+    """None when it is not there, or not ours to read."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return None
+
+
+def _read(fd: int | None) -> bytes:
+    """A whole file, from its start; nothing when its process is gone."""
+    if fd is None:
+        return b""
+    try:
+        data = os.pread(fd, _ENOUGH_BYTES, 0)
+        # A list that is longer than a page comes in pieces.
+        while len(data) >= _PIECE_BYTES and (more := os.pread(fd, _ENOUGH_BYTES, len(data))):
+            data += more
+        return data
+    except (ProcessLookupError, PermissionError):
+        return b""
+
+
+LISTS_CHILDREN = os.path.exists("/proc/thread-self/children")  # noqa: PTH110
+
+
+def pids() -> list[int]:
+    """Of all processes."""
+    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]  # noqa: PTH208
+
+
+def stat(pid: int) -> Stat | None:
+    """Of a process that is looked at once; None when there is none."""
+    try:
+        with closing(Process(pid)) as process:
+            return process.stat()
+    except ProcessLookupError:
+        return None

@@ -1,0 +1,85 @@
+"""Samples of real processes and of this machine."""
+
+import os
+import subprocess
+import sys
+from contextlib import ExitStack, closing
+
+import msgspec
+import psutil
+import pytest
+
+from reports.census import Present
+from reports.procfs import Process
+from reports.run_folder import HostTick
+from reports.sampling import footprint, sample_host, sample_process
+
+
+@pytest.fixture
+def look():
+    """A process now, as the census has it."""
+    with ExitStack() as stack:
+
+        def make(pid, role="server-worker"):
+            process = stack.enter_context(closing(Process(pid)))
+            return Present(process, process.stat(), role)
+
+        yield make
+
+
+def test_a_living_process_has_every_field(look):
+    pid = os.getpid()
+    sample = sample_process(look(pid, "load-master"), 3, footprint(pid))
+    assert (sample.pid, sample.role, sample.slot) == (pid, "load-master", 3)
+    missing = [name for name in sample.__struct_fields__ if getattr(sample, name) is None]
+    assert missing == []
+    assert 0 < sample.uss_bytes <= sample.pss_bytes <= sample.rss_bytes
+    assert sample.threads >= 1
+
+
+def test_without_a_footprint_uss_and_pss_are_unknown(look):
+    sample = sample_process(look(os.getpid()))
+    assert (sample.slot, sample.uss_bytes, sample.pss_bytes) == (None, None, None)
+
+
+@pytest.fixture
+def zombie():
+    child = subprocess.Popen([sys.executable, "-c", "sum(range(3_000_000))"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    yield child
+    child.wait()
+
+
+def test_a_zombie_keeps_its_cpu_and_has_no_memory(look, zombie):
+    sample = sample_process(look(zombie.pid), None, footprint(zombie.pid))
+    assert sample.cpu_user_s > 0
+    assert (sample.rss_bytes, sample.uss_bytes, sample.pss_bytes, sample.fds) == (None, None, None, None)
+
+
+def test_a_process_that_is_gone_has_its_counters_and_nothing_else(look, zombie):
+    """It ended after they were read."""
+    present = look(zombie.pid)
+    zombie.wait()
+    sample = sample_process(present)
+    assert sample.cpu_user_s == present.stat.user_s
+    assert (sample.fds, sample.voluntary_switches, sample.read_bytes, sample.run_delay_ns) == (None, None, None, None)
+    assert footprint(zombie.pid) == (None, None)
+
+
+def test_memory_that_may_not_be_read_is_none(monkeypatch):
+    def refuse(self, *_):
+        raise psutil.AccessDenied(self.pid)
+
+    monkeypatch.setattr(psutil.Process, "memory_full_info", refuse)
+    assert footprint(os.getpid()) == (None, None)
+
+
+def test_host_tick():
+    tick = sample_host({"mono_ns": 1, "wall_ns": 2}, None, None)
+    assert len(tick.cores) == psutil.cpu_count()
+    assert tick.cores[0].idle > 0
+    assert tick.memory_total_bytes > tick.memory_available_bytes > 0
+    assert tick.tcp_in_use is not None and tick.tcp_time_wait is not None
+    assert (tick.scoreboard, tick.accept_queues, tick.tcp_states) == (None, None, None)
+    assert tick.kernel["ActiveOpens"] >= 0
+    assert msgspec.json.decode(msgspec.json.encode(tick), type=HostTick) == tick
