@@ -20,6 +20,7 @@ from reports.processes import process_summary, server_summary
 from reports.run_folder import Event, RunInfo
 from reports.server_cpu import server_cpu
 from reports.summary import LoadSummary, Summary
+from reports.tcp_evidence import tcp_summary
 from reports.timeline import Timeline, timeline
 from reports.verdict import judge, warnings
 
@@ -48,7 +49,7 @@ def analyse(folder: Path) -> Analysis:
     seen = tracks(evidence)
     server = server_cpu(evidence, seen)
     phases = phase_summaries(evidence, seen, server)
-    modes = mode_summaries(evidence, phases)
+    modes = mode_summaries(evidence, phases) if evidence.run.model != "none" else []
     processes = [process_summary(track, phases) for track in seen]
     verdict, reason = judge(evidence, phases)
     load = _load(evidence)
@@ -66,6 +67,7 @@ def analyse(folder: Path) -> Analysis:
         phases=phases,
         processes=processes,
         server=whole_server,
+        tcp=tcp_summary(evidence),
         load=load,
     )
     return Analysis(evidence.run, summary, timeline(evidence, seen, processes), evidence.events)

@@ -1,4 +1,4 @@
-"""What the four charts show, as values: which lines, under which names, in which colours. Drawing is charts.py's.
+"""What the charts show, as values: which lines, under which names, in which colours. Drawing is charts.py's.
 
 A chart that shows everything shows nothing: of many processes the costliest get a line each, the rest become a mean
 with its range; of many size classes the busiest one's latency is drawn; events of every run get no mark.
@@ -23,6 +23,8 @@ MOST_MARKS = 200
 
 # What happens in every run: begins of kinds of events.
 ROUTINE = ("phase", "users", "server-", "worker-started", "worker-ready", "run-")
+
+STATE_COLOURS = {"established": "worker-0", "TIME_WAIT": "worker-2", "close-wait": "bad", "syn-received": "warn"}
 
 Dash = Literal["solid", "dashed", "dotted"]
 ProcessCurve = tuple[ProcessSummary, Curve]
@@ -71,17 +73,12 @@ class Mark:
     text: str
 
 
-def charts(timeline: Timeline) -> list[Chart]:
-    """The four, in the order of the page; one without lines says why."""
+def charts(analysis: Analysis) -> list[Chart]:
+    """In the order of the page; one without lines says why. A recording without a load has no charts of it."""
+    timeline = analysis.timeline
+    load = [_uploads_chart(timeline), _latency_chart(timeline.latency)] if analysis.run.model != "none" else []
     return [
-        Chart(
-            "Uploads",
-            "acknowledged per second",
-            [Line(Key(mode, mode_colour(mode)), curve, 2) for mode, curve in timeline.uploads_per_s.items()],
-            "0,0",
-            f"Nothing to draw: {run_folder.UPLOADS} counts no upload in a phase of this run.",
-        ),
-        _latency_chart(timeline.latency),
+        *load,
         Chart(
             "CPU",
             "per process, as a share of one core",
@@ -96,7 +93,36 @@ def charts(timeline: Timeline) -> list[Chart]:
             "0,0.[0]",
             "Nothing to draw: USS of no process could be read.",
         ),
+        Chart(
+            "Connections",
+            "at the server's end by state, and all sockets of the machine in TIME_WAIT",
+            [
+                Line(
+                    Key(state, STATE_COLOURS.get(state, "muted"), "dashed" if state == "TIME_WAIT" else "solid"), curve
+                )
+                for state, curve in timeline.connections.items()
+            ],
+            "0,0",
+            "Nothing to draw: the kernel did not tell of the connections of this port.",
+        ),
+        Chart(
+            "Accept queue",
+            "connections that wait to be accepted, looked at once a tick",
+            [Line(Key("waiting", "worker-0"), timeline.accept_queue)] if len(timeline.accept_queue.t_s) else [],
+            "0,0",
+            "Nothing to draw: the kernel did not tell of the listening sockets of this port.",
+        ),
     ]
+
+
+def _uploads_chart(timeline: Timeline) -> Chart:
+    return Chart(
+        "Uploads",
+        "acknowledged per second",
+        [Line(Key(mode, mode_colour(mode)), curve, 2) for mode, curve in timeline.uploads_per_s.items()],
+        "0,0",
+        f"Nothing to draw: {run_folder.UPLOADS} counts no upload in a phase of this run.",
+    )
 
 
 def _mebibytes(curve: Curve) -> Curve:

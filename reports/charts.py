@@ -18,6 +18,7 @@ from bokeh.document import Document
 from bokeh.embed import components
 from bokeh.events import DocumentReady, DoubleTap
 from bokeh.models import (
+    BasicTicker,
     BoxZoomTool,
     ColumnDataSource,
     CrosshairTool,
@@ -146,6 +147,8 @@ def _style_axes(plot: figure, chart: Chart) -> None:
         paint(grid, grid_line_color="rule")
     plot.xaxis.formatter = NumeralTickFormatter(format="0,0.[0]")
     plot.yaxis.formatter = NumeralTickFormatter(format=chart.tick_format)
+    if chart.tick_format == "0,0" and not chart.log:
+        plot.yaxis.ticker = BasicTicker(min_interval=1)  # of whole things
     if chart.log:
         plot.yaxis.ticker = FixedTicker(ticks=log_ticks(*_limits(chart)))
 

@@ -58,7 +58,7 @@ def read(folder: Path) -> Evidence:
     if not folder.is_dir():
         raise RunFolderError(f"there is no run folder {folder}")
     run = run_folder.read_run(folder)
-    if not (folder / run_folder.UPLOADS).exists():
+    if run.model != "none" and not (folder / run_folder.UPLOADS).exists():
         raise RunFolderError(f"{folder} has no {run_folder.UPLOADS}: the load never started, so there is no report")
     seconds: list[UploadsLine] = []
     histograms: dict[str, HistogramsLine] = {}

@@ -48,7 +48,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def html(analysis: Analysis) -> str:
-    shown, marked = charts(analysis.timeline), marks(analysis)
+    shown, marked = charts(analysis), marks(analysis)
     drawing = draw(shown, analysis.timeline.end_s, analysis.summary.phases, marked)
     return _template("report.html.j2").render(
         view=view(analysis),

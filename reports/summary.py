@@ -25,8 +25,8 @@ HICCUP_LIMIT_US = 5_000.0  # a sleeper of 1 ms that wakes so late was kept from 
 RUN_DELAY_LIMIT = 0.20  # of the time that a load process was ready to run and did not
 SHORTEST_PHASE_S = 1.0
 
-Model = Literal["closed", "open"]
-Verdict = Literal["VALID", "LOWER BOUND", "NOISY", "INVALID"]
+Model = Literal["closed", "open", "none"]
+Verdict = Literal["VALID", "LOWER BOUND", "NOISY", "INVALID", "RECORDED"]
 
 ROLE_NAMES: dict[Role, str] = {
     "server-master": "supervisor",
@@ -233,6 +233,27 @@ class ServerSummary(msgspec.Struct, frozen=True, kw_only=True):
     memory_kind: Literal["PSS", "RSS"]
 
 
+class TcpSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """What the kernel saw of TCP over the run. Queues and states are of the server's port, the rest of the machine."""
+
+    queue_waiting: int | None
+    """The most connections that waited to be accepted from one socket at one tick, relative to `queue_limit`."""
+    queue_limit: int | None
+    states: dict[str, int]
+    """The most connections in each state at one tick."""
+    time_wait: int | None
+    """The most sockets of the machine in TIME_WAIT."""
+    counters: dict[str, int]
+    """What the kernel counted meanwhile, by its own names."""
+    sent_bytes: dict[str, int]
+    """By interface."""
+
+    @property
+    def dropped(self) -> int:
+        """Connections that a listening socket had no room for."""
+        return self.counters.get("ListenDrops", 0)
+
+
 class LoadSummary(msgspec.Struct, frozen=True, kw_only=True):
     """All phases together, as the load counted them."""
 
@@ -268,4 +289,5 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     phases: list[PhaseSummary]
     processes: list[ProcessSummary]
     server: ServerSummary
+    tcp: TcpSummary | None
     load: LoadSummary

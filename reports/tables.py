@@ -20,6 +20,7 @@ from reports.summary import (
     ProcessSummary,
     SizeSummary,
     Summary,
+    TcpSummary,
     ThresholdResult,
 )
 from reports.texts import at_least, duration, percent, significant
@@ -360,6 +361,57 @@ def _process_row(process: ProcessSummary) -> Row:
 def _alive(process: ProcessSummary) -> str:
     start = "before" if process.started_s <= 0 else significant(process.started_s)
     return f"{start} to {significant(process.last_seen_s)}, ended" if process.ended else f"{start} to end"
+
+
+# --- TCP --------------------------------------------------------------------------------------------------------------
+
+TCP_COLUMNS = [_words("TCP"), Column("Number"), _words("What it means")]
+TCP_NOTE = (
+    "As the kernel counted. Queue and states are of the server's port, looked at once a tick; all else is of the whole "
+    "machine during the run, whoever caused it."
+)
+_COUNTERS = {
+    "PassiveOpens": "connections accepted",
+    "ActiveOpens": "connections opened",
+    "ListenDrops": "connections that a listening socket had no room for; each costs its client a second or more",
+    "ListenOverflows": "of those, because the accept queue was full",
+    "TCPSynRetrans": "connection attempts sent again, after 1, 3, 7 s",
+    "AttemptFails": "connection attempts that were refused or given up",
+    "RetransSegs": "segments sent again",
+    "TCPTimeouts": "times that an answer did not come in time",
+    "EstabResets": "connections that ended by a reset",
+    "OutRsts": "resets sent",
+    "TCPAbortOnData": "connections closed with data unread, which their client sees as a reset",
+    "TCPBacklogDrop": "segments dropped because a socket's owner was too slow",
+    "TCPRcvQDrop": "segments dropped because a receive queue was full",
+    "PruneCalled": "times that a receive buffer was full",
+    "TCPReqQFullDrop": "connection attempts dropped because too many were under way",
+    "TCPAbortOnMemory": "connections ended for lack of memory",
+    "TCPTimeWaitOverflow": "connections that found no place in TIME_WAIT",
+}
+_ALWAYS_TOLD = ("PassiveOpens", "ActiveOpens", "ListenDrops", "RetransSegs")
+
+
+def tcp_table(tcp: TcpSummary | None) -> Table:
+    """Counters that did not move are left out, but for those that a reader looks for."""
+    if tcp is None:
+        return Table(TCP_COLUMNS, [], f"Nothing is known: {run_folder.HOST} has fewer than two ticks.")
+    rows = []
+    if tcp.queue_waiting is not None:
+        is_full = bool(tcp.queue_limit) and tcp.queue_waiting >= (tcp.queue_limit or 0)
+        most = f"most connections that waited in an accept queue, of {_whole(tcp.queue_limit)} that may"
+        rows.append(Row(["accept queue", _whole(tcp.queue_waiting), most], "bad" if is_full else "main"))
+    rows += [Row([state, _whole(number), "most connections in this state"]) for state, number in tcp.states.items()]
+    rows.append(Row(["TIME_WAIT", _whole(tcp.time_wait), "most sockets of the machine in this state"]))
+    for name, meaning in _COUNTERS.items():
+        number = tcp.counters.get(name, 0)
+        if number or (name in _ALWAYS_TOLD and name in tcp.counters):
+            rows.append(Row([name, _whole(number), meaning], "bad" if name == "ListenDrops" and number else "main"))
+    for interface, sent in tcp.sent_bytes.items():
+        if not sent:
+            continue
+        rows.append(Row([interface, significant(sent / 1e6), "MB sent over this interface"]))
+    return Table(TCP_COLUMNS, rows, TCP_NOTE)
 
 
 # --- events -----------------------------------------------------------------------------------------------------------

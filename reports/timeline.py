@@ -60,6 +60,10 @@ class Timeline:
     """By mode."""
     latency: list[LatencyCurves]
     processes: list[ProcessCurves]
+    connections: dict[str, Curve]
+    """By state: at the server's end, and all sockets of the machine in TIME_WAIT."""
+    accept_queue: Curve
+    """Connections that wait to be accepted, over all sockets of the port."""
 
 
 def timeline(evidence: Evidence, tracks: Sequence[Track], processes: Sequence[ProcessSummary]) -> Timeline:
@@ -72,6 +76,12 @@ def timeline(evidence: Evidence, tracks: Sequence[Track], processes: Sequence[Pr
             ProcessCurves(process, _share_curve(track), _uss_curve(track))
             for process, track in zip(processes, tracks, strict=True)
         ],
+        connections=_connection_curves(evidence),
+        accept_queue=_curve(
+            (evidence.s(tick.mono_ns), sum(queue.waiting for queue in tick.accept_queues))
+            for tick in evidence.host
+            if tick.accept_queues is not None
+        ),
     )
 
 
@@ -157,6 +167,23 @@ def _share_curve(track: Track) -> Curve:
 
 def _uss_curve(track: Track) -> Curve:
     pairs = zip(track.t_s, track.samples, strict=True)
-    points = [(t_s, sample.uss_bytes) for t_s, sample in pairs if sample.uss_bytes is not None]
-    t_s, values = np.array(points, dtype=np.float64).reshape(-1, 2).T
+    return _curve((t_s, sample.uss_bytes) for t_s, sample in pairs if sample.uss_bytes is not None)
+
+
+def _curve(points: Iterable[tuple[float, float]]) -> Curve:
+    t_s, values = np.array(list(points), dtype=np.float64).reshape(-1, 2).T
     return Curve(t_s, values)
+
+
+# --- connections ------------------------------------------------------------------------------------------------------
+
+
+def _connection_curves(evidence: Evidence) -> dict[str, Curve]:
+    """Without states that never were."""
+    told = [(evidence.s(tick.mono_ns), tick.tcp_states) for tick in evidence.host if tick.tcp_states is not None]
+    states = {state: None for _, numbers in told for state in numbers}  # in the order of appearance, each once
+    curves = {state: _curve((t_s, numbers.get(state, 0)) for t_s, numbers in told) for state in states}
+    waiting = [(evidence.s(tick.mono_ns), tick.tcp_time_wait or 0) for tick in evidence.host]
+    if any(number for _, number in waiting):
+        curves["TIME_WAIT"] = _curve(waiting)
+    return curves

@@ -4,6 +4,7 @@
     NOISY         the machine, not the server, made the latencies: measure again on a quieter one
     LOWER BOUND   the load generator or a shared machine, not the server, was the limit: the server may hold more
     VALID         none of these; "at capacity" only where the server had no time left and the generator had
+    RECORDED      there was no load of ours: costs only
 
 What lowers trust but breaks nothing is a warning; each says what to make of it. Only measure phases are judged.
 """
@@ -29,6 +30,7 @@ from reports.summary import (
 )
 from reports.texts import duration, percent, significant
 
+ENDING_S = 2.0  # that a server takes to end with its workers
 MISSED_TICKS_WARNING = 0.005
 SCHEDULE_LAG_WARNING_US = 5_000.0
 
@@ -36,6 +38,8 @@ SCHEDULE_LAG_WARNING_US = 5_000.0
 def judge(evidence: Evidence, phases: Sequence[PhaseSummary]) -> tuple[Verdict, str]:
     """The verdict and its reason, a sentence without a full stop."""
     measured = [phase for phase in phases if phase.measured]
+    if evidence.run.model == "none":
+        return "RECORDED", "what the processes cost; no load of ours was there to be judged"
     noise = _noise(evidence, measured) if measured else []
     if found := broken(evidence, measured, noisy=bool(noise)):
         return "INVALID", "; ".join(found)
@@ -124,6 +128,8 @@ def _busiest(measured: Sequence[PhaseSummary]) -> str:
 def warnings(evidence: Evidence, phases: Sequence[PhaseSummary], modes: Sequence[ModeSummary]) -> list[str]:
     """What lowers trust, but not the verdict."""
     measured = [phase for phase in phases if phase.measured]
+    if evidence.run.model == "none":
+        return [*_ending(evidence), *_missed(evidence, measured), *_deaths(evidence, measured)]
     return [
         *_ending(evidence),
         *_left_out(evidence, phases),
@@ -202,13 +208,17 @@ def _schedule_lag(measured: Sequence[PhaseSummary]) -> list[str]:
     ]
 
 
+def _missed(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
+    missed = max((phase.recorder_missed_share for phase in measured), default=0.0)
+    if missed <= MISSED_TICKS_WARNING or not (evidence.ticks or evidence.host):
+        return []
+    return [f"the recorder missed up to {percent(missed)} of its ticks in a measured phase"]
+
+
 def _recorder(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
     if not measured or not (evidence.ticks or evidence.host):
         return []
-    found = []
-    missed = max(phase.recorder_missed_share for phase in measured)
-    if missed > MISSED_TICKS_WARNING:
-        found.append(f"the recorder missed up to {percent(missed)} of its ticks in a measured phase")
+    found = _missed(evidence, measured)
     if all(phase.server_cpu_s is None for phase in measured):
         found.append("the server was not recorded (not on this machine, or not visible): its costs are unknown")
     if all(phase.busy_core_s is None for phase in measured):
@@ -228,6 +238,8 @@ def _deaths(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
         for event in evidence.events
         if event.kind == "worker-ended" and 0 <= evidence.s(event.mono_ns) < end_s
     }
+    gone_s = [evidence.s(event.mono_ns) for event in evidence.events if event.kind == "server-gone"]
+    end_s = min([end_s, *(t_s - ENDING_S for t_s in gone_s)])  # a server that ends takes its workers with it
     for tick, following in pairwise(evidence.ticks):
         if evidence.s(following.mono_ns) < end_s:
             pids |= _worker_pids(tick) - _worker_pids(following)

@@ -21,6 +21,7 @@ from reports.tables import (
     phase_table,
     process_table,
     rate,
+    tcp_table,
     threshold_table,
 )
 from reports.texts import duration, significant
@@ -37,11 +38,14 @@ class View:
     sentence: str
     warnings: list[str]
     thresholds: Table
+    has_load: bool
+    """Whether there was a load of ours; without one, this is about costs only."""
     modes: Table
     offered: Table
     load: Table
     phases: Table
     processes: Table
+    tcp: Table
     events: Table
     facts: list[tuple[str, Facts]]
     """Headed groups of (name, value): the run, the load, the machine, the server."""
@@ -52,19 +56,23 @@ class View:
 def view(analysis: Analysis) -> View:
     run, summary = analysis.run, analysis.summary
     started = datetime.fromtimestamp(run.started_wall_ns / 1e9, UTC)
+    of = f" of {run.host}" if run.host else ""
+    what = f"recording{of}" if run.model == "none" else f"{_load(run, summary)} against {run.host}"
     return View(
         title=run.label,
-        subtitle=f"{started:%d %B %Y, %H:%M} UTC, {_load(run, summary)} against {run.host}",
+        subtitle=f"{started:%d %B %Y, %H:%M} UTC, {what}",
         verdict=summary.verdict,
         reason=summary.reason,
         sentence=sentence(summary),
         warnings=summary.warnings,
         thresholds=threshold_table(summary.thresholds),
+        has_load=summary.model != "none",
         modes=mode_table(summary),
         offered=offered_table(summary),
         load=load_table(summary),
         phases=phase_table(summary.phases),
         processes=process_table(summary),
+        tcp=tcp_table(summary.tcp),
         events=event_table(analysis),
         facts=_facts(run),
         command=shlex.join(run.command),
@@ -87,6 +95,8 @@ def _load(run: RunInfo, summary: Summary) -> str:
 
 def sentence(summary: Summary) -> str:
     """The run in one sentence: rates, workers, p99, CPU, and what short connections cost over long ones."""
+    if summary.model == "none":
+        return _costs(summary)
     measured = {mode.mode: mode for mode in summary.modes if mode.uploads}
     if not measured:
         return "Nothing was measured."
@@ -97,6 +107,22 @@ def sentence(summary: Summary) -> str:
     if "long" in measured and "short" in measured:
         text += _comparison(measured["short"], measured["long"])
     return f"{text}."
+
+
+def _costs(summary: Summary) -> str:
+    """Of a recording."""
+    server = summary.server
+    if server.cpu_total_s is None:
+        return "No process of a server was recorded."
+    known = [phase for phase in summary.phases if phase.server_cpu_s is not None]
+    lasted_s = sum(phase.duration_s for phase in known)
+    cores = sum(phase.server_cpu_s or 0 for phase in known) / lasted_s if lasted_s else 0.0
+    memory = ""
+    if server.memory_peak_bytes is not None:
+        memory = f" and at most {significant(server.memory_peak_bytes / (1 << 20))} MiB ({server.memory_kind})"
+    number = sum(process.role.startswith("server-") for process in summary.processes)
+    processes = f"{number} process{'es' if number > 1 else ''}"
+    return f"In {significant(lasted_s)} s the server, {processes} in all, used {significant(cores)} cores{memory}."
 
 
 def _clause(mode: ModeSummary) -> str:
@@ -162,6 +188,8 @@ def _facts(run: RunInfo) -> list[tuple[str, Facts]]:
 
 def _load_facts(run: RunInfo) -> dict[str, Any]:
     users = {"users": run.users} if run.model == "closed" else {}
+    if run.model == "none":
+        return {"model": "none of ours"}
     return {"model": run.model, **users, "seed": run.seed, **run.load_options}
 
 

@@ -8,7 +8,7 @@ from tests.unit import run_folders
 
 def test_many_workers_become_a_few_lines_and_one_band(tmp_path):
     folder = run_folders.write(tmp_path / "run", workers=32, killed_at_s=17.3)
-    cpu = charts(analyse(folder).timeline)[2]
+    cpu = charts(analyse(folder))[2]
     labels = [key.label for key in cpu.keys]
     assert "worker 0 (1001)" in labels, "who died is drawn"
     assert "worker 0 (2000)" in labels, "and who came instead"
@@ -19,13 +19,13 @@ def test_many_workers_become_a_few_lines_and_one_band(tmp_path):
 
 def test_every_colour_that_is_used_has_a_name(tmp_path):
     folder = run_folders.write(tmp_path / "run", workers=9, plan=(("a", "measure", 0), ("b", "measure", 3)))
-    keys = [key for chart in charts(analyse(folder).timeline) for key in chart.keys]
+    keys = [key for chart in charts(analyse(folder)) for key in chart.keys]
     assert {key.colour for key in keys} <= set(PALETTE)
 
 
 def test_latency_of_the_open_model_is_response_with_the_service_below_it(tmp_path):
     folder = run_folders.write(tmp_path / "run", model="open")
-    latency = charts(analyse(folder).timeline)[1]
+    latency = charts(analyse(folder))[1]
     long = [(key.label, key.dash) for key in latency.keys if key.colour == "long"]
     assert long == [
         ("long, response p50", "solid"),
@@ -37,7 +37,7 @@ def test_latency_of_the_open_model_is_response_with_the_service_below_it(tmp_pat
 
 
 def test_latency_of_the_closed_model_is_that_of_transactions(tmp_path):
-    latency = charts(analyse(run_folders.write(tmp_path / "run")).timeline)[1]
+    latency = charts(analyse(run_folders.write(tmp_path / "run")))[1]
     assert [key.label for key in latency.keys] == ["long, p50", "long, p99", "short, p50", "short, p99"]
     assert latency.note.startswith("transactions of ≤4 KiB only")
 

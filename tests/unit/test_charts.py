@@ -30,7 +30,7 @@ def test_nothing_to_draw_is_no_script_and_no_library():
 
 def test_charts_without_lines_are_left_out(tmp_path):
     analysis = analyse(run_folders.write(tmp_path / "run", with_server=False))
-    shown = [chart for chart in charts(analysis.timeline) if chart.title != "Latency"]
+    shown = [chart for chart in charts(analysis) if chart.title != "Latency"]
     drawing = draw(shown, analysis.timeline.end_s, analysis.summary.phases, marks(analysis))
     assert list(drawing.divs) == ["Uploads", "CPU", "Memory"]
     assert "function" in drawing.library

@@ -1,0 +1,229 @@
+"""Recordings of their own: of a port, a pid or a command, ours or not, and the report that is made of each."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from loads import free_port
+from servers import DEADLINE_S, ROOT, eventually, running
+
+from reports import run_folder
+
+RECORD = [sys.executable, "-m", "reports", "record"]
+BURN = "import time\nend = time.process_time() + 0.3\nwhile time.process_time() < end: pass\n"
+
+
+@contextmanager
+def recording(folder, *arguments, **options):
+    """A recorder that has written its first sample."""
+    command = [*RECORD, "--interval", "0.1", "--out", str(folder), *map(str, arguments)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, **options) as process:
+        try:
+            eventually(lambda: list(run_folder.read_host(folder)) or process.poll() is not None, "a first sample")
+            yield process
+        finally:
+            process.kill()
+
+
+def ended(process, number=signal.SIGINT):
+    """(its exit code, what it said), after this signal."""
+    process.send_signal(number)
+    code = process.wait(DEADLINE_S)
+    return code, process.stderr.read()
+
+
+def roles(folder):
+    """pid -> role, of all processes that were seen."""
+    return {sample.pid: sample.role for tick in run_folder.read_processes(folder) for sample in tick.processes}
+
+
+def report(folder):
+    """What the terminal shows of the report that is built of a recording."""
+    command = [sys.executable, "-m", "reports", "build", str(folder)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S)
+    assert (built.returncode, built.stderr) == (0, "")
+    assert "<h2>TCP</h2>" in (folder / run_folder.REPORT_HTML).read_text()
+    assert run_folder.read_outcome(folder).verdict == "RECORDED"
+    return built.stdout
+
+
+def test_a_server_of_ours_by_its_port(tmp_path):
+    folder = tmp_path / "run"
+    with running(workers=2) as server, recording(folder, "--port", server.port) as process:
+        eventually(lambda: len(list(run_folder.read_host(folder))) > 12, "more than a second")
+        code, said = ended(process)
+        pids = {server.pid: "server-master", process.pid: "recorder"}
+        pids |= dict.fromkeys((slot.pid for slot in server.slots()), "server-worker")
+    assert code == 0
+    assert f"recording port {server.port} (pid {server.pid}) into {folder}; Ctrl-C ends it\n" in said
+    assert f"make the report with: python -m reports build {folder}\n" in said
+    assert roles(folder) == pids
+    run = run_folder.read_run(folder)
+    assert (run.model, run.ended.how, run.server.pid) == ("none", "completed", server.pid)
+    host = list(run_folder.read_host(folder))
+    assert [queue.waiting for queue in host[-1].accept_queues] == [0, 0]
+    assert host[0].tcp_states == host[-1].tcp_states == {}
+    assert host[1].tcp_states is None  # dear, so on a slower tick
+    said = report(folder)
+    assert "RECORDED: what the processes cost" in said
+    assert "the server, 3 processes in all, used" in said
+
+
+def test_a_command_from_its_start_to_its_end(tmp_path):
+    """Its exit code is passed on."""
+    folder = tmp_path / "run"
+    with recording(folder, "--", sys.executable, "-c", f"{BURN}raise SystemExit(7)") as process:
+        assert process.wait(DEADLINE_S) == 7
+    command = [pid for pid, role in roles(folder).items() if role == "server-master"]
+    assert command == [run_folder.read_run(folder).server.pid]
+    [last] = [s for s in list(run_folder.read_processes(folder))[-1].processes if s.role == "server-master"] or [None]
+    assert last is None or last.cpu_user_s + last.cpu_system_s > 0.25
+    assert "1 process in all" in report(folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_command_that_is_told_to_end_is_recorded_until_it_has(tmp_path, number):
+    """Ctrl-C at the terminal reaches both, TERM is passed on."""
+    folder = tmp_path / "run"
+    script = "import signal, sys, time\nfor n in (2, 15): signal.signal(n, lambda *_: (time.sleep(0.5), sys.exit(3)))\n"
+    script += "print('ready', flush=True)\ntime.sleep(60)\n"
+    with recording(folder, "--", sys.executable, "-c", script, stdout=subprocess.PIPE, process_group=0) as process:
+        assert process.stdout.readline() == "ready\n"
+        before = len(list(run_folder.read_host(folder)))
+        os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+        assert process.wait(DEADLINE_S) == 3
+    assert len(list(run_folder.read_host(folder))) >= before + 3  # its last half second
+
+
+def test_a_process_by_its_pid(tmp_path):
+    folder = tmp_path / "run"
+    with (
+        subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as server,
+        recording(folder, "--pid", server.pid) as process,
+    ):
+        server.communicate(b"\n")
+        assert process.wait(DEADLINE_S) == 0  # there is nothing left to record
+    assert roles(folder) == {server.pid: "server-master", process.pid: "recorder"}
+    assert {tick.accept_queues for tick in run_folder.read_host(folder)} == {None}
+    report(folder)
+
+
+def test_a_recorder_that_is_killed(tmp_path):
+    """The report still builds, and says so."""
+    folder = tmp_path / "run"
+    with running() as server, recording(folder, "--port", server.port) as process:
+        eventually(lambda: len(list(run_folder.read_host(folder))) > 12, "more than a second")
+        process.kill()
+        process.wait()
+    assert "cut off" in report(folder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "problem"),
+    [
+        ([], 2, "name the server: --port PORT, --pid PID, or -- COMMAND"),
+        (["--pid", "1", "--", "true"], 2, "--pid and a COMMAND both name the server"),
+        (["--pid", str(2**22 + 1)], 2, f"there is no process {2**22 + 1} (--pid)"),
+        (["--port", "http"], 2, "is not a valid integer"),
+        (["--", "/no/such/command"], 1, "cannot start /no/such/command: No such file or directory"),
+    ],
+)
+def test_mistakes(tmp_path, arguments, code, problem):
+    command = [*RECORD, "--out", str(tmp_path / "run"), *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S)
+    assert done.returncode == code
+    assert problem in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_that_holds_a_run_is_left_alone(tmp_path):
+    (tmp_path / run_folder.RUN).write_text("{}")
+    done = subprocess.run(
+        [*RECORD, "--out", str(tmp_path), "--", "true"], cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "holds a run already; give another folder with --out" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [run_folder.RUN]
+
+
+# ── servers of others ──
+
+
+def nginx(folder, port):
+    config = folder / "nginx.conf"
+    user = "user root;" if os.geteuid() == 0 else ""
+    config.write_text(
+        f"daemon off; worker_processes 2; {user} pid {folder}/pid; error_log {folder}/error.log;"
+        f"events {{}} http {{ access_log off; server {{ listen 127.0.0.1:{port}; location / {{ return 200; }} }} }}"
+    )
+    return [NGINX, "-e", f"{folder}/error.log", "-c", str(config)]
+
+
+def redis(folder, port):
+    return ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
+
+
+def postgres(folder, port):
+    as_user = ["setpriv", "--reuid", "postgres", "--regid", "postgres", "--clear-groups"] if os.geteuid() == 0 else []
+    data = folder / "data"
+    if as_user:
+        shutil.chown(folder, "postgres", "postgres")
+    subprocess.run([*as_user, POSTGRES / "initdb", "-D", data], check=True, capture_output=True, cwd="/")
+    options = ["-p", str(port), "-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={folder}"]
+    return [*as_user, str(POSTGRES / "postgres"), "-D", str(data), *options]
+
+
+@pytest.fixture
+def public_folder():
+    """One that another user may look into, unlike those of pytest."""
+    with tempfile.TemporaryDirectory(prefix="socketswarm-test-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+POSTGRES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/nowhere"))
+
+
+def needs(path, package):
+    return pytest.mark.skipif(not path or not Path(path).exists(), reason=f"needs Debian's {package}")
+
+
+@pytest.mark.parametrize(
+    ("server", "children"),
+    [
+        pytest.param(nginx, 2, marks=needs(NGINX, "nginx-light"), id="nginx"),
+        pytest.param(redis, 0, marks=needs(shutil.which("redis-server"), "redis-server"), id="redis"),
+        pytest.param(postgres, 5, marks=needs(POSTGRES / "postgres", "postgresql"), id="postgres"),
+    ],
+)
+def test_servers_of_others(public_folder, tmp_path, server, children):
+    """nginx's master and workers, redis's one process of several threads, postgres's postmaster and helpers."""
+    port = free_port()
+    command = server(public_folder, port)
+    with subprocess.Popen(command, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            eventually(lambda: len(psutil.Process(process.pid).children()) >= children, "it has its children")
+            folder = tmp_path / "run"
+            with recording(folder, "--port", port) as recorder:
+                eventually(lambda: len(list(run_folder.read_host(folder))) > 12, "more than a second")
+                tree = {process.pid: "server-master", recorder.pid: "recorder"}
+                tree |= {child.pid: "server-worker" for child in psutil.Process(process.pid).children(recursive=True)}
+                assert ended(recorder)[0] == 0
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(DEADLINE_S)
+    assert len(tree) >= 2 + children
+    seen = roles(folder)
+    assert {pid: seen.get(pid) for pid in tree} == tree
+    assert [queue.waiting for queue in list(run_folder.read_host(folder))[-1].accept_queues] == [0]
+    last = list(run_folder.read_processes(folder))[-1]
+    assert all(sample.uss_bytes and sample.threads for sample in last.processes)
+    report(folder)
