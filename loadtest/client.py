@@ -17,6 +17,7 @@ import msgspec
 
 from loadtest.link import Address, Link, PollWaiter, WaiterFactory, lookup
 from loadtest.wires import CLIENT_FAILURES, Answer, Target, Wire, WireError, WireFactory, wire_of
+from reports.run_folder import NO_LOCAL_PORT
 
 JOIN_BYTES = 64 << 10  # up to here header and body are one send: apart they would meet Nagle and delayed ACK, 40 ms
 CLOSE_LIMIT_S = 1.0  # for a server to close after its last answer; then we do
@@ -160,6 +161,8 @@ class UploadClient:
         except TimeoutError:
             raise UploadError("timeout") from None
         except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise UploadError(NO_LOCAL_PORT) from None
             raise UploadError("connect_failed", error.strerror or str(error)) from None
         self._wire = self._new_wire(self._target)
         return link

@@ -23,11 +23,12 @@ from loadtest.lifecycle import Lifecycle
 from loadtest.load_process import LoadProcess
 from loadtest.options import OPTIONS
 from loadtest.uploader import RunningPhase, Uploader, row_of
+from reports.run_folder import NO_LOCAL_PORT
 
 # After an upload that may have failed before anything waited: a refused connection, a mistake in a wire. Without this
 # pause the next would, too, and nobody else had a turn. Every other upload waits for its socket.
 BACK_OFF_S = 0.5
-_FAILED_AT_ONCE = ("connect_refused", "connect_failed", "client_failed")
+_FAILED_AT_ONCE = (NO_LOCAL_PORT, "connect_refused", "connect_failed", "client_failed")
 
 _lifecycles: dict[Environment, Lifecycle] = {}
 

@@ -24,12 +24,14 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from reports.run_folder import NO_LOCAL_PORT
 from server.protocol import ClientConnection, RemoteProtocolError, UploadHeader
 
 # What a client can see go wrong, beside the codes of the server's replies. Texts are constant: people group by them.
 CLIENT_FAILURES = {
     "connect_refused": "nobody listens at the address",
     "connect_failed": "the connection could not be made",
+    NO_LOCAL_PORT: "every local port is taken, by connections or in TIME_WAIT",
     "connection_lost": "the server closed the connection before it replied",
     "timeout": "no answer in time",
     "bad_reply": "the reply broke the protocol",

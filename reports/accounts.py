@@ -12,7 +12,7 @@ server_cpu.py.
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -146,6 +146,14 @@ def busy_load_core(evidence: Evidence) -> Account | None:
     usable = numbers(str(evidence.run.environment.get("cpus_usable")))
     cores = [core for core in range(busy_s.shape[1]) if core in usable] or slice(None)
     return Account(evidence.times(evidence.host), busy_s[:, cores].mean(axis=1))
+
+
+def mean_core(evidence: Evidence, kind: Literal["steal", "iowait"]) -> Account | None:
+    """Of this kind of time, the mean over all cores of this machine; None when it was not recorded."""
+    if not evidence.host:
+        return None
+    mean_s = [sum(getattr(core, kind) for core in tick.cores) / len(tick.cores) for tick in evidence.host]
+    return Account(evidence.times(evidence.host), np.array(mean_s, dtype=np.float64))
 
 
 def _busy_s(evidence: Evidence) -> Floats:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from reports import conditions
 from reports.accounts import tracks
+from reports.binding import binding
 from reports.evidence import Evidence, count, read
 from reports.modes import mode_summaries
 from reports.outcome import exit_code
@@ -53,6 +54,7 @@ def analyse(folder: Path) -> Analysis:
     processes = [process_summary(track, phases) for track in seen]
     verdict, reason = judge(evidence, phases)
     load = _load(evidence)
+    tcp = tcp_summary(evidence)
     whole_server = server_summary(evidence, seen, server)
     thresholds = conditions.results(conditions.Measured(evidence, modes, phases, whole_server, load))
     summary = Summary(
@@ -60,6 +62,7 @@ def analyse(folder: Path) -> Analysis:
         model=evidence.run.model,
         verdict=verdict,
         reason=reason,
+        binding=binding(phases, tcp, evidence.run.model),
         exit_code=exit_code(verdict, thresholds, load, evidence.run.ended),
         warnings=warnings(evidence, phases, modes),
         thresholds=thresholds,
@@ -67,7 +70,7 @@ def analyse(folder: Path) -> Analysis:
         phases=phases,
         processes=processes,
         server=whole_server,
-        tcp=tcp_summary(evidence),
+        tcp=tcp,
         load=load,
     )
     return Analysis(evidence.run, summary, timeline(evidence, seen, processes), evidence.events)

@@ -19,6 +19,7 @@ from reports.summary import ACHIEVED_LIMIT, MISSED_TICKS_LIMIT, PhaseSummary
 from reports.texts import percent, significant
 
 IDLE_LIMIT = 0.05  # of the users' time may go neither into uploads nor pauses
+OWN_TIME_S = 50e-6  # that a user takes between uploads, to choose the next and count the last: no duration has it
 SHORTEST_IN_CYCLES = 5  # phases of fewer uploads a user say nothing of Little's law
 SAMPLES_MISSING_LIMIT = 0.01  # of a phase's uploads, in its histograms
 
@@ -152,7 +153,7 @@ def _idle_share(evidence: Evidence, phase: PhaseSummary) -> float | None:
     transaction, think = _mean_s(evidence, phase, "transaction"), _mean_s(evidence, phase, "think", missing=users or 0)
     if not users or phase.failures or transaction is None or think is None:
         return None
-    cycle_s = transaction + think
+    cycle_s = transaction + think + OWN_TIME_S
     if phase.duration_s < SHORTEST_IN_CYCLES * cycle_s:
         return None
     busy = phase.uploads * cycle_s / (users * phase.duration_s)

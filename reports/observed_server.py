@@ -74,7 +74,8 @@ class Server:
 
 def _command(pid: int) -> list[str]:
     try:
-        return psutil.Process(pid).cmdline()
+        # What is no UTF-8 could not be written down.
+        return [os.fsencode(word).decode(errors="replace") for word in psutil.Process(pid).cmdline()]
     except psutil.Error:
         return []
 
@@ -108,7 +109,7 @@ def _server_event(line: bytes) -> Event | None:
         named = {name: fields.pop(name) for name in ("mono_ns", "wall_ns", "kind")}
         named["text"] = fields.pop("text", "")
         return msgspec.convert({**named, "source": "server", "details": fields}, Event)
-    except (msgspec.MsgspecError, KeyError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError):
         return None
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from reports import histograms
-from reports.accounts import Account, Track, busy_cpu, busy_load_core
+from reports.accounts import Account, Track, busy_cpu, busy_load_core, mean_core
 from reports.evidence import Count, Evidence, Floats, Span, count, interval_s, spans
 from reports.histograms import Samples
 from reports.load_processes import LoadAccounts, load_accounts
@@ -41,6 +41,9 @@ class _Costs:
     machine: Account | None
     load_core: Account | None
     """Of one core of this machine that the load may run on; None where no load runs here."""
+    steal: Account | None
+    disk_wait: Account | None
+    """Both of a core of this machine, in the mean."""
     server: Account | None
     workers: list[Track]
     load: list[Account]
@@ -55,6 +58,8 @@ def phase_summaries(evidence: Evidence, tracks: Sequence[Track], server: Account
     costs = _Costs(
         machine=busy_cpu(evidence),
         load_core=busy_load_core(evidence) if _load_is_here(evidence, tracks) else None,
+        steal=mean_core(evidence, "steal"),
+        disk_wait=mean_core(evidence, "iowait"),
         server=server,
         workers=_workers(tracks),
         load=[track.account for track in tracks if track.is_load],
@@ -117,7 +122,9 @@ def _phase(
         pool_wait_us=_latency(written, "pool_wait") if is_open else None,
         hiccup_us=histograms.latency(Samples(histograms.hiccups(written))),
         busy_core_s=None if costs.machine is None else _used(costs.machine, whole, _recorded(whole, costs.machine.t_s)),
-        machine_share=None if costs.load_core is None else _shares([costs.load_core], whole)[0],
+        machine_share=_share(costs.load_core, whole),
+        steal_share=_share(costs.steal, whole),
+        disk_wait_share=_share(costs.disk_wait, whole),
         server_cpu_s=None if costs.server is None else _used(costs.server, whole, recorded),
         busiest_worker_share=_largest_share([worker.account for worker in costs.workers], recorded),
         mean_worker_share=_mean_share(costs.workers, recorded),
@@ -199,6 +206,10 @@ def _generator_share(costs: _Costs, whole: _Stretch, recorded: _Stretch | None) 
 def _run_delay_share(load_itself: Sequence[LoadAccounts], whole: _Stretch) -> float | None:
     delays = [accounts.run_delay for accounts in load_itself if accounts.run_delay is not None]
     return max(_known(*_shares(delays, whole)), default=None)
+
+
+def _share(account: Account | None, whole: _Stretch) -> float | None:
+    return None if account is None else _shares([account], whole)[0]
 
 
 def _shares(accounts: Sequence[Account], whole: _Stretch) -> list[float | None]:

@@ -275,7 +275,7 @@ class Recorder:
         """Carry out one line from `control`. What cannot be carried out becomes an event."""
         try:
             order = msgspec.json.decode(line, type=Order)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             self.report("recorder-bad-order", f"not an order: {line[:200]!r}: {error}")
         else:
             self.follow(order.follow, order.role)

@@ -77,8 +77,9 @@ UNANSWERED = ("timeout", "unfinished")
 DROPPED = "dropped"  # the code of an arrival that was due while the most uploads were in flight, with --at-cap drop
 # Codes of failures that prove that no byte of the upload left, and that no connection was made for it. After any other
 # the server may have stored the upload, or accepted the connection, and only its answer was lost.
-NEVER_SENT = (DROPPED, "connect_refused", "connect_failed")
-NEVER_CONNECTED = (DROPPED, "connect_refused")
+NO_LOCAL_PORT = "no_local_port"  # the code of an upload for which the load's machine had no port left
+NEVER_SENT = (DROPPED, NO_LOCAL_PORT, "connect_refused", "connect_failed")
+NEVER_CONNECTED = (DROPPED, NO_LOCAL_PORT, "connect_refused")
 
 
 class RunFolderError(Exception):

@@ -131,6 +131,10 @@ class PhaseSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Of the cores of this machine that the load may run on, busy with whatever. None where no load runs here."""
     server_cpu_s: float | None
     busiest_worker_share: float | None
+    steal_share: float | None
+    """Of all cores' time, what the hypervisor gave to others."""
+    disk_wait_share: float | None
+    """Of all cores' time, idle because something waited for a disk."""
     mean_worker_share: float | None
     generator_share: float | None
     """Of the load process that used most, on whatever host."""
@@ -280,6 +284,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     model: Model
     verdict: Verdict
     reason: str
+    binding: str
+    """What was at its limit, with its evidence; empty when nothing was measured."""
     exit_code: int
     """Of a command that judges the run by it: 4 INVALID or NOISY, 3 a threshold is broken, 1 the run or an upload
     failed, 0 none of these."""

@@ -238,12 +238,14 @@ LOAD_COLUMNS = [
     Column("Top process", "of a core"),
     Column("Kept waiting", "of the time"),
     *(Column("Hiccups", f"{what}, µs") for what in ("p50", "p99", "max")),
+    Column("Steal", "of all cores"),
 ]
 LOAD_NOTE = (
     "Top process: the load process that used most CPU, limit of the rates above "
     f"{percent(GENERATOR_LIMIT)}. Kept waiting: ready to run but without a CPU, of the process that waited most. "
-    "Hiccups: how late a sleeper of 1 ms beside the load woke. The last two measure the machine: above "
-    f"{percent(RUN_DELAY_LIMIT)} or a p99 of {duration(HICCUP_LIMIT_US)} a run is NOISY."
+    "Hiccups: how late a sleeper of 1 ms beside the load woke. Steal: time that the hypervisor gave to others. All but "
+    "the first measure the machine: above "
+    f"{percent(RUN_DELAY_LIMIT)} of waiting or a hiccup p99 of {duration(HICCUP_LIMIT_US)} a run is NOISY."
 )
 
 
@@ -262,6 +264,7 @@ def _load_cells(phase: PhaseSummary, is_open: bool) -> list[str]:
         _share(phase.generator_share),
         _share(phase.generator_run_delay_share),
         *(_optional(value) for value in (hiccups.p50, hiccups.p99, hiccups.max)),
+        _share(phase.steal_share),
         *([_p99(phase.schedule_lag_us)] if is_open else []),
     ]
 

@@ -106,7 +106,7 @@ def sentence(summary: Summary) -> str:
     text = f"{who} took {', '.join(clauses)}{' and ' if clauses else ''}{last}"
     if "long" in measured and "short" in measured:
         text += _comparison(measured["short"], measured["long"])
-    return f"{text}."
+    return f"{text}. What binds: {summary.binding}."
 
 
 def _costs(summary: Summary) -> str:

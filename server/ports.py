@@ -37,6 +37,7 @@ from typing import Any, NamedTuple
 
 from server import sockets
 from server.sockets import kernel_text
+from server.units import parse_duration
 
 # What a process does with the port. Bound means bound without listening or being connected.
 LISTENER, CLIENT, ACCEPTED_ONLY, BOUND = "listener", "client", "accepted-only", "bound"
@@ -770,11 +771,10 @@ def _ports(text: str) -> range:
 
 
 def _duration_s(text: str) -> float:
-    """`5s`, `500ms`, `2m`."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m)?", text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a duration such as 5s, 500ms or 2m")
-    return float(match[1]) * {"ms": 0.001, "m": 60.0}.get(match[2], 1.0)
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hdrh.histogram import HdrHistogram
-from loads import LOCUST, Command, free_port, started
+from loads import LOCUST, Command, free_port, is_too_busy, started
 from servers import DEADLINE_S, Server
 
 from reports import run_folder
@@ -82,7 +82,7 @@ def ends_fine(job: Command) -> bool:
     if job.wait() == 0:
         return True
     found = outcome(job)
-    return found.verdict == "NOISY" or found.reason.endswith("is known to have been at its limit")
+    return is_too_busy(found) or found.reason.endswith("is known to have been at its limit")
 
 
 def summary(folder: Path) -> Any:

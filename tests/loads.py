@@ -80,7 +80,7 @@ class Command:
         share their cores, and what they ask is never how fast something was."""
         code = self.wait()
         outcome = run_folder.read_outcome(self.runs()[-1]) if code == 4 and self.runs() else None
-        return code == 0 or (outcome is not None and outcome.verdict == "NOISY")
+        return code == 0 or (outcome is not None and is_too_busy(outcome))
 
     def ends_with_failures(self) -> bool:
         """As `ends_well`, of a run some of whose uploads failed."""
@@ -150,6 +150,12 @@ def _kill(job: Command) -> dict[int, str]:
         except ProcessLookupError:
             pass
     return job.living()
+
+
+def is_too_busy(outcome: run_folder.Outcome) -> bool:
+    """Whether all that can be said against a run is that the machine kept the load from its cores."""
+    held_up = outcome.reason.startswith("users spent") and ";" not in outcome.reason
+    return outcome.verdict == "NOISY" or held_up
 
 
 def run(cwd: Path, *command: str) -> tuple[int, str]:

@@ -21,12 +21,14 @@ from reports import histograms, run_folder
 from reports.analysis import analyse
 from reports.evidence import Count, count
 from reports.run_folder import (
+    AcceptQueue,
     CoreTimes,
     Ending,
     Event,
     HistogramsLine,
     HostTick,
     LoadTick,
+    NetworkBytes,
     Percentiles,
     Phase,
     PhaseKind,
@@ -97,6 +99,8 @@ class Scenario:
     thresholds: tuple[str, ...] = ()
     hiccup_us: float = 80.0
     sleeps_per_s: int = 1000
+    queued: int = 0
+    drops_per_s: float = 0
     """Typical; of 100, one is three times as long."""
     run_delay_share: float = 0.02
     other_load_share: float | None = None
@@ -521,7 +525,7 @@ def sample(
 
 def host_tick(scenario: Scenario, t: float) -> HostTick:
     busy = 50.0 + scenario.integral("busy", 0, t)
-    core = {"nice": 0.0, "iowait": 7.0 + t, "irq": 0.0, "steal": 1.0}
+    core = {"nice": 0.0, "iowait": 7.0 + 0.05 * t, "irq": 0.0, "steal": 1.0}
     uploaded = uploaded_until(scenario, t)
     board = [
         SlotCounters(
@@ -549,6 +553,10 @@ def host_tick(scenario: Scenario, t: float) -> HostTick:
         tcp_in_use=40,
         tcp_time_wait=0,
         scoreboard=board if scenario.with_server else None,
+        accept_queues=[AcceptQueue(waiting=scenario.queued, limit=100)] if scenario.with_server else None,
+        tcp_states={"established": 20} if scenario.with_server and t % 2 == 0 else None,
+        kernel={"PassiveOpens": uploaded.connections, "ListenDrops": round(scenario.drops_per_s * t)},
+        network={"lo": NetworkBytes(received=uploaded.bytes, sent=uploaded.bytes)},
     )
 
 

@@ -231,7 +231,7 @@ def test_ages_have_two_units_at_most(age_s: float, text: str) -> None:
     assert ports._age(age_s) == text
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("5s", 5), ("500ms", 0.5), ("2m", 120), ("1.5", 1.5), ("0", 0)])
+@pytest.mark.parametrize(("text", "seconds"), [("5s", 5), ("500ms", 0.5), ("2min", 120), ("1.5", 1.5), ("0", 0)])
 def test_durations(text: str, seconds: float) -> None:
     assert ports._duration_s(text) == seconds
 

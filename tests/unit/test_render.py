@@ -85,6 +85,7 @@ def test_sections_without_content_are_left_out(build):
         "Phases",
         "Load generator",
         "Processes",
+        "TCP",
         "Events",
         "Circumstances",
     ]
@@ -126,7 +127,7 @@ def test_summary_is_data_with_a_schema_version(build):
 def test_the_page_stands_alone(build):
     _, folder = build()
     tags = Tags((folder / run_folder.REPORT_HTML).read_text()).tags
-    assert sum(attributes.get("data-root-id") is not None for _, attributes in tags) == 4, "one chart each"
+    assert sum(attributes.get("data-root-id") is not None for _, attributes in tags) == 6, "one chart each"
     for tag, attributes in tags:
         assert tag not in ("iframe", "object", "img")
         assert not (attributes.get("src") or "")
@@ -156,7 +157,7 @@ def test_what_strangers_chose_is_text_and_nothing_else(build):
         assert "\x1b" not in output
     for line in (folder / run_folder.REPORT_MD).read_text().splitlines():
         if line.startswith("|") and "alert" in line:
-            assert len(re.findall(r"(?<!\\)\|", line)) in (5, 7, 12), "no cell breaks its row"
+            assert len(re.findall(r"(?<!\\)\|", line)) in (5, 8, 12), "no cell breaks its row"
 
 
 def test_charts_without_data_say_why(build):
@@ -166,10 +167,11 @@ def test_charts_without_data_say_why(build):
         (folder / name).unlink()
     render.build(folder)
     page = Tags((folder / run_folder.REPORT_HTML).read_text()).text
-    assert page.count("Nothing to draw") == 4
+    assert page.count("Nothing to draw") == 6
     assert "names no phase" in page
     assert "No process was recorded" in page
     assert "No event" in page
+    assert "host.jsonl has fewer than two ticks" in page
 
 
 def test_an_hour_of_twenty_processes_is_drawn(tmp_path):

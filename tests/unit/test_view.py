@@ -28,7 +28,8 @@ def test_the_sentence(show):
         "With 2 workers the server took 1,000 uploads/s over long connections (99 % of transactions within 1,000 µs, "
         "server CPU 0.210 cores) and 400 uploads/s over short connections (99 % of transactions within 5,000 µs, "
         "server CPU 0.510 cores); a short upload cost 3.00 times the CPU of a long one (3,000 against 1,000 busy "
-        "core-µs)."
+        "core-µs). What binds: nothing (the busiest worker used 25.0 % of a core; the users and their pauses asked for "
+        "no more)."
     )
 
 
@@ -119,10 +120,10 @@ def test_what_was_offered_is_a_table_of_the_measured_phases(show):
 
 
 def test_how_the_load_fared(show):
-    assert show().load.rows[1].cells == ["short-1", "50.0 %", "2.00 %", "80.0", "240", "800"]
+    assert show().load.rows[1].cells == ["short-1", "50.0 %", "2.00 %", "80.0", "240", "800", "0 %"]
     load = show(model="open").load
-    assert load.rows[0].cells == ["long-1", "40.0 %", "2.00 %", "80.0", "240", "800", "300"]
-    assert len(load.columns) == 7
+    assert load.rows[0].cells == ["long-1", "40.0 %", "2.00 %", "80.0", "240", "800", "0 %", "300"]
+    assert len(load.columns) == 8
 
 
 def test_conditions_are_listed_with_what_became_of_them(show):

@@ -1,0 +1,80 @@
+"""What binds: the resource of which more would have let the run go faster, with its evidence in brackets.
+
+The order is that of explanation: a full generator hides everything behind it; a full server fills its accept queue; so
+the first that was at its limit is named. Where nothing was, the load asked for no more.
+"""
+
+from collections.abc import Sequence
+
+from reports.run_folder import NO_LOCAL_PORT
+from reports.summary import CAPACITY, Model, PhaseSummary, TcpSummary
+from reports.texts import percent
+
+DISK_WAIT_LIMIT = 0.10  # of all cores' time, idle because something waited for a disk
+
+
+def binding(phases: Sequence[PhaseSummary], tcp: TcpSummary | None, model: Model) -> str:
+    """Empty where nothing was measured."""
+    measured = [phase for phase in phases if phase.measured and phase.uploads]
+    if not measured or model == "none":
+        return ""
+    return (
+        _generator(measured)
+        or _ports(measured)
+        or _server(measured)
+        or _machine(measured)
+        or _accept_queue(tcp)
+        or _disk(measured)
+        or _nothing(measured, model)
+    )
+
+
+def _generator(measured: Sequence[PhaseSummary]) -> str:
+    worst = max(measured, key=lambda phase: phase.generator_share or 0)
+    if not worst.generator_limited:
+        return ""
+    return f"the load generator (its busiest process used {percent(worst.generator_share or 0)} of a core)"
+
+
+def _ports(measured: Sequence[PhaseSummary]) -> str:
+    failed = sum(phase.failures.get(NO_LOCAL_PORT, 0) for phase in measured)
+    return f"the load's ports ({failed:,} connections found none free)" if failed else ""
+
+
+def _server(measured: Sequence[PhaseSummary]) -> str:
+    full = [phase for phase in measured if phase.at_capacity]
+    if not full:
+        return ""
+    worst = max(full, key=lambda phase: phase.busiest_worker_share or 0)
+    busiest, mean = worst.busiest_worker_share or 0, worst.mean_worker_share or 0
+    if mean >= CAPACITY:
+        return f"server CPU (its workers used {percent(mean)} of a core each)"
+    return f"CPU of one worker (it used {percent(busiest)} of a core; the workers' mean is {percent(mean)})"
+
+
+def _machine(measured: Sequence[PhaseSummary]) -> str:
+    worst = max(measured, key=lambda phase: phase.machine_share or 0)
+    if not worst.machine_limited:
+        return ""
+    return f"the machine's CPU (load and server together used {percent(worst.machine_share or 0)} of it)"
+
+
+def _accept_queue(tcp: TcpSummary | None) -> str:
+    if tcp is None or not tcp.dropped:
+        return ""
+    limit = "" if tcp.queue_limit is None else f"; a socket holds {tcp.queue_limit:,}"
+    return f"the accept queue ({tcp.dropped:,} connections were dropped{limit})"
+
+
+def _disk(measured: Sequence[PhaseSummary]) -> str:
+    share = max(phase.disk_wait_share or 0 for phase in measured)
+    if share < DISK_WAIT_LIMIT:
+        return ""
+    return f"perhaps the disk (cores were idle for it {percent(share)} of the time)"
+
+
+def _nothing(measured: Sequence[PhaseSummary], model: Model) -> str:
+    shares = [phase.busiest_worker_share for phase in measured if phase.busiest_worker_share is not None]
+    busiest = f"the busiest worker used {percent(max(shares))} of a core; " if shares else ""
+    asked = "the arrival rate" if model == "open" else "the users and their pauses"
+    return f"nothing ({busiest}{asked} asked for no more)"
