@@ -368,7 +368,13 @@ class _Run:
     def _follow_schedule(self) -> None:
         """Open model: the load processes know the plan and start together; here it is only written down."""
         self._await_load()
-        shares = self._roster.share_out()
+        shares, most = self._roster.share_out(), self._options.max_in_flight
+        if len(shares) > most:  # each has at least one
+            self.fail(
+                f"at most {most} uploads in flight cannot be dealt out to {len(shares)} load processes: set "
+                f"--max-in-flight to at least {len(shares)}"
+            )
+            return
         stamp = run_folder.now_ns()
         start_ns = stamp["mono_ns"] + round(HEAD_START_S * 1e9)
         for number, sender in enumerate(shares):

@@ -9,6 +9,7 @@ namespace, not of the server alone: what they say is what happened meanwhile.
 from collections import Counter
 from pathlib import Path
 
+from reports.procfs import KernelFile
 from reports.run_folder import AcceptQueue, NetworkBytes
 from server import sockets
 
@@ -45,6 +46,9 @@ COUNTERS = {
 }
 
 
+_SOCKSTAT = KernelFile("/proc/net/sockstat")
+
+
 def accept_queues(port: int) -> list[AcceptQueue] | None:
     """Of each listening socket of the port, in the order in which they were opened; None where the kernel does not
     tell."""
@@ -66,10 +70,10 @@ def states(port: int) -> dict[str, int] | None:
     return {_STATES[state]: number for state, number in found.items()}
 
 
-def in_use(path: Path = Path("/proc/net/sockstat")) -> dict[str, int]:
+def in_use(sockstat: KernelFile = _SOCKSTAT) -> dict[str, int]:
     """The TCP line of /proc/net/sockstat: `inuse` (IPv4), `orphan`, `tw` (TIME_WAIT), `alloc`, and `mem` in pages.
     Empty when it cannot be read."""
-    for line in sockets.kernel_text(str(path)).splitlines():
+    for line in sockstat.read().decode().splitlines():
         name, _, rest = line.partition(":")
         if name == "TCP":
             words = rest.split()

@@ -12,7 +12,7 @@ import psutil
 from reports import procfs
 from reports.procfs import Stat
 from reports.run_folder import Event, ServerInfo
-from server.scoreboard import Scoreboard, SlotView, read_state, start_ticks
+from server.scoreboard import Scoreboard, SlotView, read_state
 
 CHUNK_BYTES = 64 << 10
 _LINE_LIMIT_BYTES = 1 << 20
@@ -37,11 +37,6 @@ class Server:
     @property
     def is_ours(self) -> bool:
         return self._scoreboard is not None
-
-    def is_alive(self) -> bool:
-        """Whether it still runs: neither ended, nor a zombie, nor another process with its pid."""
-        pid, ticks = self.identity
-        return start_ticks(pid) == ticks
 
     def attach(self, events_after_ns: int) -> bool:
         """Open what it shows of itself. False when it does not, or not yet: it may listen before its state is out."""

@@ -16,6 +16,7 @@ Why it is built so:
 """
 
 import errno
+import gc
 import math
 import os
 import select
@@ -31,10 +32,10 @@ from typing import Any
 
 import msgspec
 
-from reports import kernel_tcp, procfs
+from reports import procfs
 from reports.census import Census, Root
 from reports.observed_server import CHUNK_BYTES, Server, is_local, split_lines
-from reports.procfs import Identity
+from reports.procfs import Footprint, Identity
 from reports.run_folder import (
     EVENTS,
     HOST,
@@ -47,17 +48,17 @@ from reports.run_folder import (
     ServerInfo,
     now_ns,
 )
-from reports.sampling import Footprint, footprint, sample_host, sample_process
+from reports.sampling import sample_host, sample_process
 from server.ports import listening_root
 
 _SECOND_NS = 1_000_000_000
 _LOOK_EVERY_NS = _SECOND_NS
 """Between two looks for a server that is not there: who owns a socket is found by walking all of /proc."""
 _SLOW_EVERY_NS = 2 * _SECOND_NS
-"""Between two readings of what is dear: USS and PSS, for which the kernel walks all pages of a process (0.3 to 1 ms
-each), and the states of connections, for which it walks all sockets."""
-_SLOW_SHARE = 0.0015
-"""Of a core, that these readings may take. Of many or large processes they are made less often."""
+"""Between two readings of what is dear: USS and PSS, for which the kernel walks all pages of a process (0.2 to 1 ms
+each), the states of connections, for which it walks all sockets, and its own many counters."""
+_SLOW_SHARE = 0.0005
+"""Of a core, that reading USS and PSS may take. Of many or large processes they are read less often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ def record(
     `started` is called when the first sample is on disk. `on_first_signal` may ask for the recording to go on until
     the next one. Raises RunFolderError when the folder cannot be written, vanishes, or its disk is full.
     """
+    gc.freeze()  # what was imported needs no looking through at every few ticks
     with (
         closing(_Lines(out)) as lines,
         _Orders(control, on_first_signal) as orders,
@@ -159,9 +161,10 @@ class _Lines:
 
     def append(self, name: str, line: msgspec.Struct) -> None:
         try:
-            if not (self._folder / name).exists():  # writing to a removed file is no error to the kernel
+            appender = self._appenders[name]
+            if appender.is_removed():  # writing to it would be no error to the kernel
                 raise FileNotFoundError(errno.ENOENT, "it has vanished")
-            self._appenders[name].append(line)
+            appender.append(line)
         except OSError as error:
             raise self._failed(error) from error
 
@@ -294,18 +297,20 @@ class Recorder:
         server = [Root(self._server.identity, "server-master")] if self._server else []
         roots = [*server, *self._roots]
         # What is slow comes first, so that all counters are read right after the clock.
-        footprints, states = self._slow(roots) if slow else ({}, None)
+        footprints = self._footprints(roots) if slow else {}
         slots = self._server.slots() if self._server else None
         slot_of = {view.pid: view.slot for view in slots or () if view.pid}
         stamp = now_ns()
+        there = self._census.take(roots)
         samples = [
             sample_process(present, slot_of.get(present.process.pid), footprints.get(present.stat.identity))
-            for present in self._census.take(roots)
+            for present in there
         ]
         self._lines.append(PROCESSES, ProcessTick(**stamp, processes=samples))
-        self._lines.append(HOST, sample_host(stamp, self._port, slots, states))
+        self._lines.append(HOST, sample_host(stamp, self._port, slots, slow=slow))
         self._copy_server_events()
-        if self._server and not self._server.is_alive():
+        living = {present.stat.identity for present in there if present.stat.state != "Z"}
+        if self._server and self._server.identity not in living:
             self._lose(self._server)
 
     @property
@@ -313,13 +318,15 @@ class Recorder:
         """Of the server, if it is on this machine."""
         return self._subject.port if self._here else None
 
-    def _slow(self, roots: list[Root]) -> tuple[dict[Identity, Footprint], dict[str, int] | None]:
-        """What is too dear for every tick: (footprint of each process, connections by state)."""
+    def _footprints(self, roots: list[Root]) -> dict[Identity, Footprint]:
         start_ns = time.thread_time_ns()
-        footprints = {present.stat.identity: footprint(present.process.pid) for present in self._census.take(roots)}
-        states = kernel_tcp.states(self._port) if self._port is not None else None
+        found = {
+            present.stat.identity: footprint
+            for present in self._census.take(roots)
+            if (footprint := present.process.footprint()) is not None
+        }
         self.slow_pause_ns = max(_SLOW_EVERY_NS, round((time.thread_time_ns() - start_ns) / _SLOW_SHARE))
-        return footprints, states
+        return found
 
     def _look_for_server(self) -> None:
         now = time.monotonic_ns()

@@ -235,7 +235,8 @@ class HostTick(msgspec.Struct, frozen=True, kw_only=True):
     accept_queues: list[AcceptQueue] | None = None
     """Of each socket that listens on the server's port."""
     tcp_states: dict[str, int] | None = None
-    """Connections at the server's end by state, without TIME_WAIT. On a slower tick than the rest: None in between."""
+    """Connections at the server's end by state, without TIME_WAIT. On a slower tick than the rest, as all that follows:
+    None or empty in between."""
     kernel: dict[str, int] = {}
     """TCP counters of the whole machine, as the kernel names them; see reports/kernel_tcp.py."""
     network: dict[str, NetworkBytes] = {}
@@ -389,6 +390,9 @@ class Appender:
         while rest:  # a disk that is filling up takes a part
             rest = rest[os.write(self._fd, rest) :]
         self._torn = False
+
+    def is_removed(self) -> bool:
+        return os.fstat(self._fd).st_nlink == 0
 
     def close(self) -> None:
         os.close(self._fd)

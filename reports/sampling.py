@@ -4,26 +4,22 @@ import os
 from collections.abc import Iterable
 
 import msgspec
-import psutil
 
 from reports import kernel_tcp
 from reports.census import Present
+from reports.procfs import Footprint, KernelFile
 from reports.run_folder import CoreTimes, HostTick, ProcessSample, SlotCounters
 from server.scoreboard import SlotView
-
-Footprint = tuple[int | None, int | None]
-"""(USS, PSS) in bytes."""
 
 
 def sample_process(present: Present, slot: int | None = None, memory: Footprint | None = None) -> ProcessSample:
     """One process, whose counters were just read. Of a zombie the CPU is left, and it is final.
 
-    `memory` is its `footprint`, on the ticks that have one.
+    `memory` is its footprint, on the ticks that have one.
     """
     process, stat, role = present
     rss = stat.rss_bytes or None  # 0 once the process has given its memory back; a living one always has some
     switches, disk = process.switches(), process.disk_bytes()
-    uss, pss = memory or (None, None)
     return ProcessSample(
         pid=process.pid,
         create_time=stat.create_time,
@@ -34,8 +30,8 @@ def sample_process(present: Present, slot: int | None = None, memory: Footprint 
         children_user_s=stat.children_user_s,
         children_system_s=stat.children_system_s,
         rss_bytes=rss,
-        uss_bytes=uss,
-        pss_bytes=pss,
+        uss_bytes=memory and memory.uss,
+        pss_bytes=memory and memory.pss,
         threads=stat.threads,
         fds=process.open_files() if rss else None,
         voluntary_switches=switches and switches.voluntary,
@@ -46,36 +42,48 @@ def sample_process(present: Present, slot: int | None = None, memory: Footprint 
     )
 
 
-def footprint(pid: int) -> Footprint:
-    """USS and PSS; None where they may not be read, or the process has already given its memory back."""
-    try:
-        full = psutil.Process(pid).memory_full_info()
-    except (psutil.Error, OSError):
-        return None, None
-    return getattr(full, "uss", 0) or None, getattr(full, "pss", 0) or None
+_STAT, _MEMINFO = KernelFile("/proc/stat"), KernelFile("/proc/meminfo")
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
-def sample_host(
-    stamp: dict[str, int], port: int | None, slots: Iterable[SlotView] | None, states: dict[str, int] | None = None
-) -> HostTick:
-    """The whole machine now, the accept queues of a port of it, and the server's slots and the states of its
-    connections as they were read."""
-    memory = psutil.virtual_memory()
+def sample_host(stamp: dict[str, int], port: int | None, slots: Iterable[SlotView] | None, *, slow: bool) -> HostTick:
+    """The whole machine now, the accept queues of a port of it, and the server's slots as they were read. What is dear
+    is read on slow ticks only: counters lose nothing by that."""
+    memory = dict(line.split()[:2] for line in _MEMINFO.read().splitlines()[:3])
     tcp = kernel_tcp.in_use()
     return HostTick(
         **stamp,
-        cores=[
-            CoreTimes(**{name: getattr(core, name) for name in CoreTimes.__struct_fields__})
-            for core in psutil.cpu_times(percpu=True)
-        ],
-        memory_total_bytes=memory.total,
-        memory_available_bytes=memory.available,
+        cores=core_times(_STAT.read()),
+        memory_total_bytes=int(memory[b"MemTotal:"]) << 10,
+        memory_available_bytes=int(memory[b"MemAvailable:"]) << 10,
         load_1min=os.getloadavg()[0],
         tcp_in_use=tcp.get("inuse"),
         tcp_time_wait=tcp.get("tw"),
         scoreboard=None if slots is None else msgspec.convert(list(slots), list[SlotCounters], from_attributes=True),
         accept_queues=None if port is None else kernel_tcp.accept_queues(port),
-        tcp_states=states,
-        kernel=kernel_tcp.counters(),
-        network=kernel_tcp.network_bytes(),
+        tcp_states=kernel_tcp.states(port) if slow and port is not None else None,
+        kernel=kernel_tcp.counters() if slow else {},
+        network=kernel_tcp.network_bytes() if slow else {},
     )
+
+
+def core_times(stat: bytes) -> list[CoreTimes]:
+    """Of each core, from /proc/stat: `cpu0 USER NICE SYSTEM IDLE IOWAIT IRQ SOFTIRQ STEAL GUEST…`."""
+    found = []
+    for line in stat.splitlines()[1:]:
+        if not line.startswith(b"cpu"):
+            break
+        user, nice, system, idle, iowait, irq, softirq, steal = (int(word) / _TICKS_PER_S for word in line.split()[1:9])
+        found.append(
+            CoreTimes(
+                user=user,
+                nice=nice,
+                system=system,
+                idle=idle,
+                iowait=iowait,
+                irq=irq,
+                softirq=softirq,
+                steal=steal,
+            )
+        )
+    return found

@@ -17,7 +17,8 @@ def tcp_summary(evidence: Evidence) -> TcpSummary | None:
     ticks = evidence.host
     if len(ticks) < 2:
         return None
-    first, last = ticks[0], ticks[-1]
+    counted = [tick for tick in ticks if tick.kernel] or ticks
+    first, last = counted[0], counted[-1]
     fullest = max((queue for tick in ticks for queue in tick.accept_queues or ()), key=_fullness, default=None)
     return TcpSummary(
         queue_waiting=None if fullest is None else fullest.waiting,

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from servers import eventually
 
 from reports import kernel_tcp
+from reports.procfs import KernelFile
 from reports.run_folder import AcceptQueue, NetworkBytes
 from server import sockets
 
@@ -78,11 +79,12 @@ def test_counters_of_other_kernels(tmp_path):
 def test_sockets_in_use(tmp_path):
     path = tmp_path / "sockstat"
     path.write_text("sockets: used 12\nTCP: inuse 3 orphan 0 tw 44 alloc 9 mem 336\nUDP: inuse 0 mem 0\n")
-    tcp = kernel_tcp.in_use(path)
+    file = KernelFile(str(path))
+    tcp = kernel_tcp.in_use(file)
     assert (tcp["inuse"], tcp["tw"]) == (3, 44)
-    assert kernel_tcp.in_use(tmp_path / "missing") == {}
     path.write_text("sockets: used 12\n")
-    assert kernel_tcp.in_use(path) == {}
+    assert kernel_tcp.in_use(file) == {}
+    assert kernel_tcp.in_use(KernelFile(str(tmp_path / "missing"))) == {}
 
 
 def test_bytes_of_each_interface(tmp_path):

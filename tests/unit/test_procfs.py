@@ -45,6 +45,11 @@ def test_bytes_written_to_a_disk(this):
     assert this.disk_bytes() is not None
 
 
+def test_the_footprint_is_psutils(this):
+    seen, known = this.footprint(), psutil.Process().memory_full_info()
+    assert (seen.uss, seen.pss) == (pytest.approx(known.uss, rel=0.05), pytest.approx(known.pss, rel=0.05))
+
+
 def test_descriptors_are_counted(this):
     before = this.open_files()
     with socket.socket(), socket.socket():
@@ -73,6 +78,7 @@ def test_what_is_gone_stays_gone(gone):
     assert gone.switches() is None
     assert gone.disk_bytes() is None
     assert gone.open_files() is None
+    assert gone.footprint() is None
     assert gone.run_delay_ns(1) is None
     assert gone.children(2) == []
 

@@ -12,7 +12,7 @@ import pytest
 from reports.census import Present
 from reports.procfs import Process
 from reports.run_folder import HostTick
-from reports.sampling import footprint, sample_host, sample_process
+from reports.sampling import sample_host, sample_process
 
 
 @pytest.fixture
@@ -29,7 +29,8 @@ def look():
 
 def test_a_living_process_has_every_field(look):
     pid = os.getpid()
-    sample = sample_process(look(pid, "load-master"), 3, footprint(pid))
+    present = look(pid, "load-master")
+    sample = sample_process(present, 3, present.process.footprint())
     assert (sample.pid, sample.role, sample.slot) == (pid, "load-master", 3)
     missing = [name for name in sample.__struct_fields__ if getattr(sample, name) is None]
     assert missing == []
@@ -51,7 +52,8 @@ def zombie():
 
 
 def test_a_zombie_keeps_its_cpu_and_has_no_memory(look, zombie):
-    sample = sample_process(look(zombie.pid), None, footprint(zombie.pid))
+    present = look(zombie.pid)
+    sample = sample_process(present, None, present.process.footprint())
     assert sample.cpu_user_s > 0
     assert (sample.rss_bytes, sample.uss_bytes, sample.pss_bytes, sample.fds) == (None, None, None, None)
 
@@ -63,23 +65,24 @@ def test_a_process_that_is_gone_has_its_counters_and_nothing_else(look, zombie):
     sample = sample_process(present)
     assert sample.cpu_user_s == present.stat.user_s
     assert (sample.fds, sample.voluntary_switches, sample.read_bytes, sample.run_delay_ns) == (None, None, None, None)
-    assert footprint(zombie.pid) == (None, None)
-
-
-def test_memory_that_may_not_be_read_is_none(monkeypatch):
-    def refuse(self, *_):
-        raise psutil.AccessDenied(self.pid)
-
-    monkeypatch.setattr(psutil.Process, "memory_full_info", refuse)
-    assert footprint(os.getpid()) == (None, None)
+    assert present.process.footprint() is None
 
 
 def test_host_tick():
-    tick = sample_host({"mono_ns": 1, "wall_ns": 2}, None, None)
+    tick = sample_host({"mono_ns": 1, "wall_ns": 2}, None, None, slow=True)
     assert len(tick.cores) == psutil.cpu_count()
-    assert tick.cores[0].idle > 0
+    for core, known in zip(tick.cores, psutil.cpu_times(percpu=True), strict=True):
+        for name in core.__struct_fields__:
+            assert getattr(core, name) == pytest.approx(getattr(known, name), abs=0.5)
+    assert tick.memory_total_bytes == psutil.virtual_memory().total
     assert tick.memory_total_bytes > tick.memory_available_bytes > 0
     assert tick.tcp_in_use is not None and tick.tcp_time_wait is not None
     assert (tick.scoreboard, tick.accept_queues, tick.tcp_states) == (None, None, None)
     assert tick.kernel["ActiveOpens"] >= 0
     assert msgspec.json.decode(msgspec.json.encode(tick), type=HostTick) == tick
+
+
+def test_what_is_dear_is_left_out_of_most_ticks():
+    tick = sample_host({"mono_ns": 1, "wall_ns": 2}, 1, None, slow=False)
+    assert (tick.tcp_states, tick.kernel, tick.network) == (None, {}, {})
+    assert tick.accept_queues == []
