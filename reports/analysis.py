@@ -13,9 +13,12 @@ from pathlib import Path
 from reports import conditions
 from reports.accounts import tracks
 from reports.binding import binding
+from reports.contrast import contrast
 from reports.evidence import Evidence, count, read
+from reports.fits import sweep_fit
 from reports.modes import mode_summaries
 from reports.outcome import exit_code
+from reports.percentiles import PercentileCurve, percentile_curves
 from reports.phases import phase_summaries
 from reports.processes import process_summary, server_summary
 from reports.run_folder import Event, RunInfo
@@ -34,6 +37,7 @@ class Analysis:
     summary: Summary
     timeline: Timeline
     events: list[Event]
+    percentiles: list[PercentileCurve]
 
     def seconds(self, event: Event) -> float:
         """When it happened, since the run's start."""
@@ -67,13 +71,17 @@ def analyse(folder: Path) -> Analysis:
         warnings=warnings(evidence, phases, modes),
         thresholds=thresholds,
         modes=modes,
+        contrast=contrast(phases, "short", "long"),
+        sweep=sweep_fit(phases),
         phases=phases,
         processes=processes,
         server=whole_server,
         tcp=tcp,
         load=load,
     )
-    return Analysis(evidence.run, summary, timeline(evidence, seen, processes), evidence.events)
+    return Analysis(
+        evidence.run, summary, timeline(evidence, seen, processes), evidence.events, percentile_curves(evidence, phases)
+    )
 
 
 def _load(evidence: Evidence) -> LoadSummary:

@@ -34,6 +34,7 @@ from bokeh.models.renderers import DataRenderer
 from bokeh.plotting import figure
 from bokeh.resources import INLINE
 
+from reports import envelope
 from reports.chart_lines import Chart, Line, Mark
 from reports.palette import FONT, PALETTE, mode_colour
 from reports.summary import PhaseSummary
@@ -77,14 +78,20 @@ def draw(charts: Sequence[Chart], end_s: float, phases: Sequence[PhaseSummary], 
         return Drawing("", "", {})
     figures = [_figure(canvas, chart) for chart in drawn]
     figures[-1].xaxis.axis_label = "seconds since the start of the run"
+    script, divs = embedded(figures)
+    titled = zip((chart.title for chart in drawn), divs, strict=True)
+    return Drawing(INLINE.clone(components=["bokeh"]).render_js(), script, dict(titled))
+
+
+def embedded(figures: Sequence[figure]) -> tuple[str, Sequence[str]]:
+    """(script, a div for each), without the library; painted in the reader's colours as soon as it is there."""
     document = Document()
     with document.models.freeze():  # or every figure would have all models counted anew
         for plot in figures:
             document.add_root(plot)
     document.js_on_event(DocumentReady, CustomJS(code="socketswarmPaint()"))
     script, divs = components(figures)
-    titled = zip((chart.title for chart in drawn), divs, strict=True)
-    return Drawing(INLINE.clone(components=["bokeh"]).render_js(), script, dict(titled))
+    return script, divs
 
 
 def paint(model: Any, **colours: str) -> Any:
@@ -113,7 +120,12 @@ def _figure(canvas: _Canvas, chart: Chart) -> figure:
         border_fill_alpha=0,
         outline_line_alpha=0,
     )
-    _style_axes(plot, chart)
+    style_axes(plot, chart.tick_format)
+    plot.xaxis.formatter = NumeralTickFormatter(format="0,0.[0]")
+    if chart.tick_format == "0,0" and not chart.log:
+        plot.yaxis.ticker = BasicTicker(min_interval=1)  # of whole things
+    if chart.log:
+        plot.yaxis.ticker = FixedTicker(ticks=log_ticks(*_limits(chart)))
     _shade_phases(plot, canvas, high)
     drawn = [_draw_line(plot, line) for line in chart.lines]
     _mark_events(plot, canvas.marks)
@@ -129,7 +141,8 @@ def _limits(chart: Chart) -> tuple[float, float]:
     return lowest / HEADROOM if chart.log else 0, highest * HEADROOM
 
 
-def _style_axes(plot: figure, chart: Chart) -> None:
+def style_axes(plot: figure, tick_format: str) -> None:
+    """As all charts look. The format, as numeral.js has it, is of the y axis."""
     for axis in plot.axis:
         axis.update(
             axis_line_alpha=0,
@@ -145,12 +158,7 @@ def _style_axes(plot: figure, chart: Chart) -> None:
     plot.xgrid.grid_line_alpha = 0
     for grid in plot.ygrid:
         paint(grid, grid_line_color="rule")
-    plot.xaxis.formatter = NumeralTickFormatter(format="0,0.[0]")
-    plot.yaxis.formatter = NumeralTickFormatter(format=chart.tick_format)
-    if chart.tick_format == "0,0" and not chart.log:
-        plot.yaxis.ticker = BasicTicker(min_interval=1)  # of whole things
-    if chart.log:
-        plot.yaxis.ticker = FixedTicker(ticks=log_ticks(*_limits(chart)))
+    plot.yaxis.formatter = NumeralTickFormatter(format=tick_format)
 
 
 def log_ticks(low: float, high: float) -> list[float]:
@@ -181,11 +189,12 @@ def _name_phase(plot: figure, phase: PhaseSummary, colour: str, top: float) -> N
 
 
 def _draw_line(plot: figure, line: Line) -> DataRenderer:
-    if line.band:
-        low, high = line.band
+    curve, band = envelope.reduce(line.curve, line.band)
+    if band:
+        low, high = band
         area = ColumnDataSource({"x": low.t_s, "y1": low.values, "y2": high.values})
         plot.add_glyph(area, paint(glyphs.VArea(fill_alpha=0.25), fill_color=line.key.colour))
-    source = ColumnDataSource({"x": line.curve.t_s, "y": line.curve.values})
+    source = ColumnDataSource({"x": curve.t_s, "y": curve.values})
     glyph = glyphs.Line(line_width=line.width, line_dash=line.key.dash, line_join="round")
     drawn = plot.add_glyph(source, paint(glyph, line_color=line.key.colour))
     drawn.name = line.key.label

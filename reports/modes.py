@@ -62,6 +62,10 @@ def _mode(evidence: Evidence, mode: str, pool: Sequence[PhaseSummary]) -> ModeSu
         transaction_us=_latency(durations.transaction),
         busy_core_us_per_upload=_per_upload_us([phase.busy_core_s for phase in pool], total),
         server_core_us_per_upload=_per_upload_us([phase.server_cpu_s for phase in pool], total),
+        busy_core_s_per_gib=_per_gib_s([phase.busy_core_s for phase in pool], total),
+        server_core_s_per_gib=_per_gib_s([phase.server_cpu_s for phase in pool], total),
+        busiest_worker_share=_most([phase.busiest_worker_share for phase in pool]),
+        mean_worker_share=_mean([phase.mean_worker_share for phase in pool]),
         failures=total.failures,
         sizes=_sizes(lines, duration_s, durations),
     )
@@ -88,6 +92,20 @@ def _per_upload_us(costs_s: Sequence[float | None], total: Count) -> float | Non
     known = [cost_s for cost_s in costs_s if cost_s is not None]
     uploads = total.uploads - total.late
     return sum(known) / uploads * 1e6 if uploads and len(known) == len(costs_s) else None
+
+
+def _per_gib_s(costs_s: Sequence[float | None], total: Count) -> float | None:
+    known = [cost_s for cost_s in costs_s if cost_s is not None]
+    return sum(known) / total.bytes * (1 << 30) if total.bytes and len(known) == len(costs_s) else None
+
+
+def _most(shares: Sequence[float | None]) -> float | None:
+    return max((share for share in shares if share is not None), default=None)
+
+
+def _mean(shares: Sequence[float | None]) -> float | None:
+    known = [share for share in shares if share is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _sizes(lines: Sequence[UploadsLine], duration_s: float, durations: _Durations) -> list[SizeSummary]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from reports import histograms
 from reports.accounts import Account, Track, busy_cpu, busy_load_core, mean_core
+from reports.drift import drift
 from reports.evidence import Count, Evidence, Floats, Span, count, interval_s, spans
 from reports.histograms import Samples
 from reports.load_processes import LoadAccounts, load_accounts
@@ -101,11 +102,13 @@ def _phase(
     recorded = _recorded(whole, costs.ticks)
     counted = count(lines)
     written = [line for name, line in evidence.histograms.items() if name == phase.name]
+    transactions = histograms.of_all(written, "transaction")
     is_open = evidence.run.model == "open"
     return PhaseSummary(
         name=phase.name,
         kind=phase.kind,
         mode=phase.mode,
+        uploads_per_connection=phase.uploads_per_connection,
         start_s=whole.start_s,
         duration_s=whole.duration_s,
         uploads=counted.uploads,
@@ -118,6 +121,8 @@ def _phase(
         offered=phase.offered,
         offered_per_s=_offered_per_s(phase, whole),
         achieved_share=_achieved_share(phase, counted),
+        transaction_mean_us=histograms.mean(transactions) if transactions.get_total_count() else None,
+        drift=drift(evidence, own, whole.start_s, whole.end_s, costs.machine),
         schedule_lag_us=_latency(written, "schedule_lag") if is_open else None,
         pool_wait_us=_latency(written, "pool_wait") if is_open else None,
         hiccup_us=histograms.latency(Samples(histograms.hiccups(written))),

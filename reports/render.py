@@ -16,6 +16,7 @@ from reports.analysis import Analysis, analyse
 from reports.chart_lines import charts, marks
 from reports.charts import draw
 from reports.palette import FONT, PALETTE
+from reports.percentile_chart import draw_percentiles
 from reports.run_folder import RunFolderError
 from reports.tables import Table
 from reports.view import view
@@ -50,13 +51,16 @@ def _write_text(path: Path, text: str) -> None:
 def html(analysis: Analysis) -> str:
     shown, marked = charts(analysis), marks(analysis)
     drawing = draw(shown, analysis.timeline.end_s, analysis.summary.phases, marked)
+    percentile_script, percentile_div, percentile_keys = draw_percentiles(analysis.percentiles)
     return _template("report.html.j2").render(
         view=view(analysis),
+        percentiles=Markup(percentile_div),
+        percentile_keys=percentile_keys,
         charts=shown,
         divs={title: Markup(div) for title, div in drawing.divs.items()},
         marks=bool(marked),
         library=Markup(drawing.library),
-        script=Markup(drawing.script),
+        script=Markup(drawing.script + percentile_script),
         palette=PALETTE,
         font=Markup(FONT),
     )
@@ -88,7 +92,7 @@ def terminal(analysis: Analysis, report: Path) -> str:
         lines += [*(_threshold_line(*row.cells) for row in shown.thresholds.rows), ""]
     if shown.warnings:
         lines += [*(f"warning: {warning}" for warning in shown.warnings), ""]
-    for table in (shown.modes, shown.offered):
+    for table in (shown.offered, shown.modes):
         if table.rows:
             lines += [*_aligned(table), ""]
     return "\n".join([*(texts.plain(line) for line in lines), str(report)])
@@ -101,7 +105,9 @@ def _threshold_line(condition: str, result: str, measured: str, why: str) -> str
 def _aligned(table: Table) -> Iterator[str]:
     columns = table.columns
     rows: list[Sequence[str]] = [[c.title for c in columns], [c.unit for c in columns]]
-    rows += [row.cells for row in table.rows if row.kind != "part"]
+    rows += [
+        [f"  {first}" if row.kind == "part" else first, *cells] for row in table.rows for first, *cells in [row.cells]
+    ]
     widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
     for row in rows:
         cells = zip(row, widths, columns, strict=True)

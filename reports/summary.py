@@ -94,8 +94,62 @@ class ModeSummary(msgspec.Struct, frozen=True, kw_only=True):
     server_core_us_per_upload: float | None
     """CPU as the kernel charged it to the server's processes. On loopback, part of the server's TCP work is charged
     to the client instead, which is why the number above stands beside it."""
+    busy_core_s_per_gib: float | None
+    server_core_s_per_gib: float | None
+    busiest_worker_share: float | None
+    """In the phase in which it was most."""
+    mean_worker_share: float | None
     failures: dict[str, int]
     sizes: list[SizeSummary]
+
+
+class Drift(msgspec.Struct, frozen=True, kw_only=True):
+    """The second half of a phase beside its first: by which share more (or less, below 0)."""
+
+    rate: float | None
+    """Uploads a second; None where the load did not ask for an even rate."""
+    busy_core_us: float | None
+    """Busy core-microseconds an upload."""
+
+
+class Ratio(msgspec.Struct, frozen=True, kw_only=True):
+    """Of blocks: their median, and the two that all lie between."""
+
+    median: float
+    lowest: float
+    highest: float
+
+
+class Contrast(msgspec.Struct, frozen=True, kw_only=True):
+    """What mode `one` is to mode `other`, as ratios within blocks of neighbouring phases. None where not all are
+    known."""
+
+    one: str
+    other: str
+    blocks: int
+    coverage: float
+    """The probability that the lowest and the highest of so many ratios surround the true median."""
+    uploads_per_s: Ratio | None
+    transaction_us: Ratio | None
+    """Of the means, connect and close included where they happened."""
+    busy_core_us: Ratio | None
+
+
+class LineFit(msgspec.Struct, frozen=True, kw_only=True):
+    """request + connection / K, in microseconds; `r_squared` is the share of the scatter that the line explains."""
+
+    request: float
+    connection: float
+    r_squared: float
+
+
+class SweepFit(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request and what a connection costs, from a sweep of uploads per connection."""
+
+    uploads_per_connection: list[int]
+    """0 means no end."""
+    transaction_us: LineFit | None
+    busy_core_us: LineFit | None
 
 
 class PhaseSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,6 +158,7 @@ class PhaseSummary(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     kind: PhaseKind
     mode: str
+    uploads_per_connection: int
     start_s: float
     duration_s: float
     uploads: int
@@ -122,6 +177,8 @@ class PhaseSummary(msgspec.Struct, frozen=True, kw_only=True):
     offered_per_s: float | None
     achieved_share: float | None
     """Of the offered uploads, acknowledged before the phase was over."""
+    transaction_mean_us: float | None
+    drift: Drift | None
     schedule_lag_us: Latency | None
     pool_wait_us: Latency | None
     hiccup_us: Latency
@@ -154,6 +211,10 @@ class PhaseSummary(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def measured(self) -> bool:
         return self.kind == "measure" and self.long_enough
+
+    @property
+    def busy_core_us_per_upload(self) -> float | None:
+        return None if self.busy_core_s is None or not self.acknowledged else self.busy_core_s / self.acknowledged * 1e6
 
     @property
     def acknowledged(self) -> int:
@@ -292,6 +353,9 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     warnings: list[str]
     thresholds: list[ThresholdResult]
     modes: list[ModeSummary]
+    contrast: Contrast | None
+    """Short connections against long ones, where both were measured."""
+    sweep: SweepFit | None
     phases: list[PhaseSummary]
     processes: list[ProcessSummary]
     server: ServerSummary

@@ -14,12 +14,15 @@ from reports.summary import (
     GENERATOR_LIMIT,
     HICCUP_LIMIT_US,
     RUN_DELAY_LIMIT,
+    Contrast,
     Latency,
     ModeSummary,
     PhaseSummary,
     ProcessSummary,
+    Ratio,
     SizeSummary,
     Summary,
+    SweepFit,
     TcpSummary,
     ThresholdResult,
 )
@@ -96,9 +99,8 @@ UNANSWERED_NOTE = "≥ before a response: uploads without an answer are among th
 def mode_table(summary: Summary) -> Table:
     """Each mode, then its size classes; at the end what a short upload is to a long one."""
     rows = [row for mode in summary.modes for row in (_mode_row(mode), *_size_rows(mode))]
-    modes = {mode.mode: mode for mode in summary.modes}
-    if "long" in modes and "short" in modes:
-        rows.append(_ratio_row(modes["short"], modes["long"]))
+    if summary.contrast is not None:
+        rows.append(_contrast_row(summary.contrast, latencies=len(_mode_columns(summary)) - 6))
     return Table(_mode_columns(summary), rows, _mode_note(summary))
 
 
@@ -113,6 +115,12 @@ def _mode_columns(summary: Summary) -> list[Column]:
 
 def _mode_note(summary: Summary) -> str:
     parts = [OPEN_NOTE if summary.model == "open" else CLOSED_NOTE, MODE_NOTE]
+    if summary.contrast is not None:
+        contrast = summary.contrast
+        parts.append(
+            f"{contrast.one} ÷ {contrast.other}: the median of {contrast.blocks} blocks of neighbouring phases, in "
+            f"brackets their lowest and highest, which surround the true one in {percent(contrast.coverage)} of runs."
+        )
     if any(mode.response_us is not None and mode.response_us.bound_from is not None for mode in summary.modes):
         parts.append(UNANSWERED_NOTE)
     if any(mode.lower_bound for mode in summary.modes):
@@ -129,7 +137,10 @@ def _mode_row(mode: ModeSummary) -> Row:
     rates = [rate(mode, mode.uploads_per_s), rate(mode, mode.bytes_per_s / 1e6)]
     costs = (mode.busy_core_us_per_upload, mode.server_core_us_per_upload)
     shown = ["not recorded" if cost is None else significant(cost) for cost in costs]
-    return Row([f"{mode.mode}, all sizes", *rates, *_latency_cells(mode), *shown, _failures(mode.failures)])
+    latencies = _latency_cells(mode)
+    if len(mode.sizes) > 1:  # a percentile over mixed sizes says what was mixed
+        latencies = [""] * len(latencies)
+    return Row([f"{mode.mode}, all sizes", *rates, *latencies, *shown, _failures(mode.failures)])
 
 
 def _size_rows(mode: ModeSummary) -> list[Row]:
@@ -142,16 +153,16 @@ def _size_rows(mode: ModeSummary) -> list[Row]:
     return rows
 
 
-def _ratio_row(short: ModeSummary, long: ModeSummary) -> Row:
-    pairs = list(zip(_numbers(short), _numbers(long), strict=True))
-    return Row(["short ÷ long", *(f"{significant(a / b)}×" if a and b else NONE for a, b in pairs), ""], "ratio")
+def _contrast_row(contrast: Contrast, latencies: int) -> Row:
+    """With the spread over the blocks. Data follow from the rate, and percentiles of mixed sizes there are none."""
+    cells = [_ratio(contrast.uploads_per_s), "", *[""] * latencies, _ratio(contrast.busy_core_us), "", ""]
+    return Row([f"{contrast.one} ÷ {contrast.other}", *cells], "ratio")
 
 
-def _numbers(mode: ModeSummary) -> list[float | None]:
-    """What a ratio can be made of. Of a bound it cannot: what a bound is to something, nobody knows."""
-    rates = [None, None] if mode.lower_bound else [mode.uploads_per_s, mode.bytes_per_s]
-    latencies = [None if value is None or latency.is_bound(value) else value for latency, value in _latencies(mode)]
-    return [*rates, *latencies, mode.busy_core_us_per_upload, mode.server_core_us_per_upload]
+def _ratio(ratio: Ratio | None) -> str:
+    if ratio is None:
+        return NONE
+    return f"{significant(ratio.median)}× ({significant(ratio.lowest)} to {significant(ratio.highest)})"
 
 
 def _latencies(row: ModeSummary | SizeSummary) -> list[tuple[Latency, float | None]]:
@@ -169,6 +180,67 @@ def _latency_cells(row: ModeSummary | SizeSummary) -> list[str]:
 
 def _bounded(latency: Latency, value: float | None) -> str:
     return NONE if value is None else at_least(significant(value), latency.is_bound(value))
+
+
+# --- costs ------------------------------------------------------------------------------------------------------------
+
+COST_COLUMNS = [
+    _words("Connections"),
+    Column("CPU, all busy", "core-µs/upload"),
+    Column("CPU, server", "core-µs/upload"),
+    Column("CPU, all busy", "core-s/GiB"),
+    Column("CPU, server", "core-s/GiB"),
+    Column("Workers, mean", "of a core each"),
+    Column("Top worker", "of a core"),
+    Column("Balance", "top ÷ mean"),
+]
+COST_NOTE = (
+    "All busy: every core of this machine, minus idle and waiting for disk; server: as the kernel charged its "
+    "processes. Balance: 1 is even; kernels hash connections over the workers' sockets, so few connections are uneven."
+)
+
+
+def cost_table(summary: Summary) -> Table:
+    """What an upload costs, and how evenly the workers share it."""
+    rows = [Row(_cost_cells(mode)) for mode in summary.modes if mode.uploads]
+    return Table(COST_COLUMNS, rows, COST_NOTE if rows else "")
+
+
+def _cost_cells(mode: ModeSummary) -> list[str]:
+    busiest, mean = mode.busiest_worker_share, mode.mean_worker_share
+    return [
+        mode.mode,
+        _optional(mode.busy_core_us_per_upload),
+        _optional(mode.server_core_us_per_upload),
+        _optional(mode.busy_core_s_per_gib),
+        _optional(mode.server_core_s_per_gib),
+        _share(mean),
+        _share(busiest),
+        NONE if not busiest or not mean else significant(busiest / mean),
+    ]
+
+
+SWEEP_COLUMNS = [
+    _words("What"),
+    Column("A request", "µs"),
+    Column("A connection", "µs"),
+    Column("Explained", "of the scatter"),
+]
+
+
+def sweep_table(fit: SweepFit | None) -> Table:
+    """What a request and what a connection costs; without rows where no sweep carries it."""
+    if fit is None:
+        return Table(SWEEP_COLUMNS, [])
+    named = (("transaction, mean", fit.transaction_us), ("CPU, all busy", fit.busy_core_us))
+    rows = [
+        Row([name, significant(line.request), significant(line.connection), _share(line.r_squared)])
+        for name, line in named
+        if line is not None
+    ]
+    values = ", ".join(str(k) if k else "no end" for k in fit.uploads_per_connection)
+    note = f"Least squares of request + connection ÷ K over K = {values} uploads per connection, of unsaturated phases."
+    return Table(SWEEP_COLUMNS, rows, note)
 
 
 # --- thresholds -------------------------------------------------------------------------------------------------------

@@ -32,6 +32,8 @@ from reports.texts import duration, percent, significant
 
 ENDING_S = 2.0  # that a server takes to end with its workers
 MISSED_TICKS_WARNING = 0.005
+RATE_DRIFT_WARNING = 0.10
+COST_DRIFT_WARNING = 0.20  # CPU of a few seconds on a shared machine scatters more than a rate
 SCHEDULE_LAG_WARNING_US = 5_000.0
 
 
@@ -135,6 +137,7 @@ def warnings(evidence: Evidence, phases: Sequence[PhaseSummary], modes: Sequence
         *_left_out(evidence, phases),
         *_failures(evidence, measured),
         *_schedule_lag(measured),
+        *_drift(measured),
         *_recorder(evidence, measured),
         *_deaths(evidence, measured),
         *_generator(measured),
@@ -213,6 +216,24 @@ def _missed(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
     if missed <= MISSED_TICKS_WARNING or not (evidence.ticks or evidence.host):
         return []
     return [f"the recorder missed up to {percent(missed)} of its ticks in a measured phase"]
+
+
+def _drift(measured: Sequence[PhaseSummary]) -> list[str]:
+    found = []
+    for phase in measured:
+        if phase.drift is None:
+            continue
+        changes = [
+            f"{percent(abs(change))} {'more' if change > 0 else 'less'} {what}"
+            for change, what, limit in (
+                (phase.drift.rate, "uploads/s", RATE_DRIFT_WARNING),
+                (phase.drift.busy_core_us, "CPU an upload", COST_DRIFT_WARNING),
+            )
+            if change is not None and abs(change) > limit
+        ]
+        if changes:
+            found.append(f"phase {phase.name} drifted: its second half had {' and '.join(changes)} than its first")
+    return found
 
 
 def _recorder(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:

@@ -14,6 +14,7 @@ from reports.run_folder import RunInfo
 from reports.summary import ACHIEVED_LIMIT, ModeSummary, Summary
 from reports.tables import (
     Table,
+    cost_table,
     event_table,
     load_table,
     mode_table,
@@ -21,6 +22,7 @@ from reports.tables import (
     phase_table,
     process_table,
     rate,
+    sweep_table,
     tcp_table,
     threshold_table,
 )
@@ -41,6 +43,8 @@ class View:
     has_load: bool
     """Whether there was a load of ours; without one, this is about costs only."""
     modes: Table
+    costs: Table
+    sweep: Table
     offered: Table
     load: Table
     phases: Table
@@ -68,6 +72,8 @@ def view(analysis: Analysis) -> View:
         thresholds=threshold_table(summary.thresholds),
         has_load=summary.model != "none",
         modes=mode_table(summary),
+        costs=cost_table(summary),
+        sweep=sweep_table(summary.sweep),
         offered=offered_table(summary),
         load=load_table(summary),
         phases=phase_table(summary.phases),
@@ -147,15 +153,21 @@ def _of_offered(mode: ModeSummary) -> str:
 
 
 def _slowest(mode: ModeSummary) -> list[str]:
-    """Nothing, where there are too few samples."""
-    latency, what = (mode.transaction_us, "transactions")
-    if mode.response_us is not None:
-        latency, what = mode.response_us, "responses"
-    if latency.p99 is None:
+    """Of the size class with most uploads, since percentiles over mixed sizes say what was mixed. Nothing, where there
+    are too few samples."""
+    size = max(mode.sizes, key=lambda size: size.uploads)
+    latency, what = (size.transaction_us, "transactions")
+    if size.response_us is not None:
+        latency, what = size.response_us, "responses"
+    if len(mode.sizes) > 1:
+        what += f" {size.size_class}"
+    known = [(percentile, value) for percentile, value in ((99, latency.p99), (95, latency.p95)) if value is not None]
+    if not known:
         return []
-    if latency.is_bound(latency.p99):
-        return [f"1 % of {what} took at least {duration(latency.p99)}"]
-    return [f"99 % of {what} within {duration(latency.p99)}"]
+    percentile, value = known[0]
+    if latency.is_bound(value):
+        return [f"{100 - percentile} % of {what} took at least {duration(value)}"]
+    return [f"{percentile} % of {what} within {duration(value)}"]
 
 
 def _comparison(short: ModeSummary, long: ModeSummary) -> str:

@@ -82,8 +82,9 @@ def test_sections_without_content_are_left_out(build):
     text = (folder / run_folder.REPORT_MD).read_text()
     assert re.findall("^## (.*)$", text, re.MULTILINE) == [
         "Long against short",
-        "Phases",
         "Load generator",
+        "Phases",
+        "Costs",
         "Processes",
         "TCP",
         "Events",
@@ -127,7 +128,7 @@ def test_summary_is_data_with_a_schema_version(build):
 def test_the_page_stands_alone(build):
     _, folder = build()
     tags = Tags((folder / run_folder.REPORT_HTML).read_text()).tags
-    assert sum(attributes.get("data-root-id") is not None for _, attributes in tags) == 6, "one chart each"
+    assert sum(attributes.get("data-root-id") is not None for _, attributes in tags) == 7, "one chart each"
     for tag, attributes in tags:
         assert tag not in ("iframe", "object", "img")
         assert not (attributes.get("src") or "")
@@ -167,7 +168,7 @@ def test_charts_without_data_say_why(build):
         (folder / name).unlink()
     render.build(folder)
     page = Tags((folder / run_folder.REPORT_HTML).read_text()).text
-    assert page.count("Nothing to draw") == 6
+    assert page.count("Nothing to draw") == 7
     assert "names no phase" in page
     assert "No process was recorded" in page
     assert "No event" in page

@@ -1,0 +1,67 @@
+"""The chart of latency by percentile, drawn with bokeh: the tail spread out, both axes logarithmic."""
+
+from collections.abc import Sequence
+
+from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, Range1d, glyphs
+from bokeh.plotting import figure
+
+from reports.chart_lines import Dash, Key
+from reports.charts import HEADROOM, embedded, log_ticks, paint, style_axes
+from reports.palette import mode_colour
+from reports.percentiles import PercentileCurve
+from reports.run_folder import SIZE_CLASSES
+
+HEIGHT_PX = 320
+_DASHES: tuple[Dash, ...] = ("solid", "dashed", "dotted")
+_NAMED = (0.5, 0.1, 0.01, 0.001, 0.0001, 0.00001)  # shares beyond that percentiles are known by
+
+
+def draw_percentiles(curves: Sequence[PercentileCurve]) -> tuple[str, str, list[Key]]:
+    """(script, div, legend), without bokeh's library; all empty when there is nothing to draw."""
+    if not curves:
+        return "", "", []
+    sizes = [size for size in SIZE_CLASSES if any(curve.size_class == size for curve in curves)]
+    last = min(float(curve.beyond[-1]) for curve in curves)
+    values = [float(value) for curve in curves for value in (curve.values_us[0], curve.values_us[-1])]
+    low, high = max(1.0, min(values)) / HEADROOM, max(values) * HEADROOM
+    plot = figure(
+        height=HEIGHT_PX,
+        sizing_mode="stretch_width",
+        x_range=Range1d(start=2, end=1 / last),
+        y_range=Range1d(start=low, end=high),
+        x_axis_type="log",
+        y_axis_type="log",
+        toolbar_location=None,
+        tools=[],
+        min_border_left=64,
+        min_border_right=8,
+        background_fill_alpha=0,
+        border_fill_alpha=0,
+        outline_line_alpha=0,
+    )
+    style_axes(plot, "0,0")
+    plot.xaxis.ticker = FixedTicker(ticks=[1 / share for share in _NAMED])
+    plot.xaxis.major_label_overrides = {1 / share: f"{100 - share * 100:g} %" for share in _NAMED}
+    plot.yaxis.ticker = FixedTicker(ticks=log_ticks(low, high))
+    keys = [_draw(plot, curve, sizes) for curve in curves]
+    script, [div] = embedded([plot])
+    return script, div, keys
+
+
+def _draw(plot: figure, curve: PercentileCurve, sizes: Sequence[str]) -> Key:
+    """A mode has a colour, a size class a dash; the service beside a response is faint."""
+    is_service = curve.duration == "service"
+    what = "" if curve.duration == "transaction" else f", {curve.duration}"
+    dash = _DASHES[sizes.index(curve.size_class) % len(_DASHES)]
+    key = Key(f"{curve.mode} {curve.size_class}{what}", mode_colour(curve.mode), dash)
+    source = ColumnDataSource(
+        {"x": 1 / curve.beyond, "y": curve.values_us, "percentile": [f"{100 - b * 100:.4g} %" for b in curve.beyond]}
+    )
+    glyph = glyphs.Line(
+        line_width=1 if is_service else 2, line_dash=dash, line_join="round", line_alpha=0.5 if is_service else 1
+    )
+    drawn = plot.add_glyph(source, paint(glyph, line_color=key.colour))
+    drawn.name = key.label
+    tooltips = [("what", "$name"), ("percentile", "@percentile"), ("is", "@y{0,0} µs")]
+    plot.add_tools(HoverTool(renderers=[drawn], tooltips=tooltips, line_policy="nearest"))
+    return key
