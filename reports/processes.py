@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from reports.accounts import Account, Track
 from reports.evidence import Evidence, stored
+from reports.memory import uss_per_connection
 from reports.server_cpu import reported_cpu
 from reports.summary import PhaseSummary, ProcessSummary, ServerSummary
 
@@ -54,6 +55,7 @@ def server_summary(evidence: Evidence, tracks: Sequence[Track], account: Account
         uploads_stored=None if board is None else board.uploads,
         memory_peak_bytes=memory_bytes,
         memory_kind=memory_kind,
+        uss_per_connection_bytes=uss_per_connection(evidence),
     )
 
 

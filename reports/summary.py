@@ -296,6 +296,8 @@ class ServerSummary(msgspec.Struct, frozen=True, kw_only=True):
     memory_peak_bytes: int | None
     """The largest sum over its processes at one tick, of PSS; of RSS where PSS was never read of all of them."""
     memory_kind: Literal["PSS", "RSS"]
+    uss_per_connection_bytes: float | None
+    """From a run whose number of connections rose or fell by 100 at least; None where the data do not carry it."""
 
 
 class TcpSummary(msgspec.Struct, frozen=True, kw_only=True):

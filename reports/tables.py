@@ -410,6 +410,8 @@ def process_table(summary: Summary) -> Table:
             f"The server as a whole used {significant(summary.server.cpu_total_s)} s of CPU since its birth, "
             f"workers that ended included. {note}"
         )
+    if summary.server.uss_per_connection_bytes is not None:
+        note += f" Each connection took {significant(summary.server.uss_per_connection_bytes / 1024)} KiB of its USS."
     return Table(PROCESS_COLUMNS, [_process_row(process) for process in summary.processes], note)
 
 

@@ -224,7 +224,7 @@ def _drift(measured: Sequence[PhaseSummary]) -> list[str]:
         if phase.drift is None:
             continue
         changes = [
-            f"{percent(abs(change))} {'more' if change > 0 else 'less'} {what}"
+            f"{what} {'rose' if change > 0 else 'fell'} by {percent(abs(change))}"
             for change, what, limit in (
                 (phase.drift.rate, "uploads/s", RATE_DRIFT_WARNING),
                 (phase.drift.busy_core_us, "CPU an upload", COST_DRIFT_WARNING),
@@ -232,7 +232,7 @@ def _drift(measured: Sequence[PhaseSummary]) -> list[str]:
             if change is not None and abs(change) > limit
         ]
         if changes:
-            found.append(f"phase {phase.name} drifted: its second half had {' and '.join(changes)} than its first")
+            found.append(f"phase {phase.name} drifted: from its first half to its second, {' and '.join(changes)}")
     return found
 
 

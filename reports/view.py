@@ -11,7 +11,7 @@ from typing import Any
 
 from reports.analysis import Analysis
 from reports.run_folder import RunInfo
-from reports.summary import ACHIEVED_LIMIT, ModeSummary, Summary
+from reports.summary import ACHIEVED_LIMIT, Contrast, ModeSummary, Summary
 from reports.tables import (
     Table,
     cost_table,
@@ -110,9 +110,7 @@ def sentence(summary: Summary) -> str:
     who = f"With {workers} worker{'s' if workers > 1 else ''} the server" if workers else "The server"
     *clauses, last = (_clause(mode) for mode in measured.values())
     text = f"{who} took {', '.join(clauses)}{' and ' if clauses else ''}{last}"
-    if "long" in measured and "short" in measured:
-        text += _comparison(measured["short"], measured["long"])
-    return f"{text}. What binds: {summary.binding}."
+    return f"{text}{_comparison(summary.contrast)}. What binds: {summary.binding}."
 
 
 def _costs(summary: Summary) -> str:
@@ -170,14 +168,12 @@ def _slowest(mode: ModeSummary) -> list[str]:
     return [f"{percentile} % of {what} within {duration(value)}"]
 
 
-def _comparison(short: ModeSummary, long: ModeSummary) -> str:
-    short_us, long_us = short.busy_core_us_per_upload, long.busy_core_us_per_upload
-    if not short_us or not long_us:
+def _comparison(contrast: Contrast | None) -> str:
+    if contrast is None or contrast.busy_core_us is None:
         return ""
-    return (
-        f"; a short upload cost {significant(short_us / long_us)} times the CPU of a long one "
-        f"({significant(short_us)} against {significant(long_us)} busy core-µs)"
-    )
+    cost = contrast.busy_core_us
+    spread = f" ({significant(cost.lowest)} to {significant(cost.highest)})" if contrast.blocks > 1 else ""
+    return f"; a short upload cost {significant(cost.median)}{spread} times the CPU of a long one"
 
 
 # --- circumstances ----------------------------------------------------------------------------------------------------

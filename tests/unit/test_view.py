@@ -27,8 +27,8 @@ def test_the_sentence(show):
     assert show().sentence == (
         "With 2 workers the server took 1,000 uploads/s over long connections (99 % of transactions ≤4 KiB within 600 "
         "µs, server CPU 0.210 cores) and 400 uploads/s over short connections (99 % of transactions ≤4 KiB within "
-        "1,500 µs, server CPU 0.510 cores); a short upload cost 3.00 times the CPU of a long one (3,000 against 1,000 "
-        "busy core-µs). What binds: nothing (the busiest worker used 25.0 % of a core; the users and their pauses "
+        "1,500 µs, server CPU 0.510 cores); a short upload cost 3.00 (3.00 to 3.00) times the CPU of a long one. What "
+        "binds: nothing (the busiest worker used 25.0 % of a core; the users and their pauses "
         "asked for no more)."
     )
 
