@@ -16,7 +16,7 @@ from locust.env import Environment
 from locust.runners import STATE_RUNNING, STATE_SPAWNING
 
 from loadtest import options as load_options
-from loadtest.keeper import STARTS_WITHIN_S, RunKeeper
+from loadtest.keeper import STARTS_WITHIN_S, RunKeeper, until
 from loadtest.load_process import option_fields
 from loadtest.options import OptionError
 
@@ -58,8 +58,8 @@ class Form:
             if field in request.form and fields[field] != own.get(field):
                 return self._refuse(f"{field} can be set on the command line only")
         users = request.form.get("user_count", type=int)
-        # A person may press Start while the last test's uploads are still being waited for.
-        if runner.state not in _GOES_ON and not self._keeper.wait_until_idle(IDLE_WITHIN_S):
+        # A person may press Start twice, or while the last test's uploads are still being waited for.
+        if not until(lambda: runner.state in _GOES_ON or self._keeper.is_idle, IDLE_WITHIN_S):
             return self._refuse("the last test has not ended yet: try again in a moment")
         if runner.state in _GOES_ON:
             return self._check_change(fields, users)

@@ -58,6 +58,7 @@ class RunKeeper:
         self._finishing: gevent.Greenlet[..., Any] | None = None
         self.starts = 0
         """How many tests have started so far."""
+        self._starting = False
         self._runner.register_message(messages.BATCH, self._on_batch)
         self._runner.register_message(messages.HELLO, self._on_hello)
         self._runner.register_message(messages.DONE, self._on_done)
@@ -68,17 +69,28 @@ class RunKeeper:
         """Of the run that goes on, or an empty one."""
         return self._run.pulse if self._run is not None else Pulse()
 
-    def wait_until_idle(self, timeout_s: float) -> bool:
-        """Whether no run goes on any more, nor is ending, after at most so long."""
-        return _until(lambda: self._run is None and (self._finishing is None or self._finishing.ready()), timeout_s)
+    @property
+    def is_idle(self) -> bool:
+        """Whether no run is starting, goes on, or is ending."""
+        ended = self._finishing is None or self._finishing.ready()
+        return not self._starting and self._run is None and ended
 
     def on_test_start(self, **_: Any) -> None:
         self.starts += 1
+        self._starting = True
+        try:
+            self._start()
+        finally:
+            self._starting = False
+        shape = self._environment.shape_class
+        if shape is not None:
+            shape.reset_time()  # not while it waited for the last run's report
+
+    def _start(self) -> None:
         if self._finishing is not None:
             self._finishing.join()
         self._environment.process_exit_code = None  # that was the last run's
-        parsed = self._environment.parsed_options
-        setattr(parsed, messages.RUN, uuid.uuid4().hex)
+        setattr(self._environment.parsed_options, messages.RUN, uuid.uuid4().hex)
         try:
             self._run = _Run(self._environment)
         except OSError as error:
@@ -86,9 +98,6 @@ class RunKeeper:
         except Exception as error:  # Locust would swallow it, and make load that nobody counts
             log.exception("a run could not be started")
             self._give_up(f"the run could not be started: {error}")
-        shape = self._environment.shape_class
-        if shape is not None:
-            shape.reset_time()  # not while it waited for the last run's report
 
     def _give_up(self, reason: str) -> None:
         """No run without its evidence: end the test, and a headless Locust with it."""
@@ -146,11 +155,11 @@ class RunKeeper:
 
 def stop_soon(runner: Runner) -> None:
     """Stop a test that may only just be starting: Locust ignores a stop before it runs."""
-    _until(lambda: runner.state in (STATE_SPAWNING, STATE_RUNNING), STARTS_WITHIN_S)
+    until(lambda: runner.state in (STATE_SPAWNING, STATE_RUNNING), STARTS_WITHIN_S)
     runner.stop()
 
 
-def _until(condition: Callable[[], bool], timeout_s: float) -> bool:
+def until(condition: Callable[[], bool], timeout_s: float) -> bool:
     """Whether it came true in that time."""
     deadline_s = time.monotonic() + timeout_s
     while not condition():
@@ -352,7 +361,7 @@ class _Run:
     def _await_load(self) -> None:
         """Until all load processes are ready: one that is not would miss part of the load."""
         expected = self._runner.worker_count if isinstance(self._runner, MasterRunner) else 1
-        if not _until(lambda: len(self._roster) >= expected, READY_TIMEOUT_S):
+        if not until(lambda: len(self._roster) >= expected, READY_TIMEOUT_S):
             self.fail(f"only {len(self._roster)} of {expected} load processes were ready in {READY_TIMEOUT_S:g} s")
             raise gevent.GreenletExit
 

@@ -57,7 +57,7 @@ def accept_queues(port: int) -> list[AcceptQueue] | None:
     except OSError:
         return None
     rows.sort(key=lambda row: int(row.link[8:-1]))  # socket:[INODE]; inodes count up
-    return [AcceptQueue(waiting=row.queue, limit=row.limit or 0) for row in rows]
+    return [AcceptQueue(waiting=row.queue, limit=row.limit or 0, dropped=row.dropped) for row in rows]
 
 
 def states(port: int) -> dict[str, int] | None:

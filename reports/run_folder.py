@@ -206,10 +206,12 @@ class SlotCounters(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AcceptQueue(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one listening socket: connections that wait to be accepted, and how many may."""
+    """Of one listening socket: connections that wait to be accepted, how many may, and how many it had no room for
+    since it was opened; None where the kernel does not tell."""
 
     waiting: int
     limit: int
+    dropped: int | None = None
 
 
 class NetworkBytes(msgspec.Struct, frozen=True, kw_only=True):

@@ -306,6 +306,8 @@ class TcpSummary(msgspec.Struct, frozen=True, kw_only=True):
     queue_waiting: int | None
     """The most connections that waited to be accepted from one socket at one tick, relative to `queue_limit`."""
     queue_limit: int | None
+    dropped: int | None
+    """Connections that the server's listening sockets had no room for; None where the kernel does not tell."""
     states: dict[str, int]
     """The most connections in each state at one tick."""
     time_wait: int | None
@@ -314,11 +316,6 @@ class TcpSummary(msgspec.Struct, frozen=True, kw_only=True):
     """What the kernel counted meanwhile, by its own names."""
     sent_bytes: dict[str, int]
     """By interface."""
-
-    @property
-    def dropped(self) -> int:
-        """Connections that a listening socket had no room for."""
-        return self.counters.get("ListenDrops", 0)
 
 
 class LoadSummary(msgspec.Struct, frozen=True, kw_only=True):

@@ -450,7 +450,7 @@ TCP_NOTE = (
 _COUNTERS = {
     "PassiveOpens": "connections accepted",
     "ActiveOpens": "connections opened",
-    "ListenDrops": "connections that a listening socket had no room for; each costs its client a second or more",
+    "ListenDrops": "connections that any listening socket had no room for",
     "ListenOverflows": "of those, because the accept queue was full",
     "TCPSynRetrans": "connection attempts sent again, after 1, 3, 7 s",
     "AttemptFails": "connection attempts that were refused or given up",
@@ -478,12 +478,15 @@ def tcp_table(tcp: TcpSummary | None) -> Table:
         is_full = bool(tcp.queue_limit) and tcp.queue_waiting >= (tcp.queue_limit or 0)
         most = f"most connections that waited in an accept queue, of {_whole(tcp.queue_limit)} that may"
         rows.append(Row(["accept queue", _whole(tcp.queue_waiting), most], "bad" if is_full else "main"))
+    if tcp.dropped is not None:
+        lost = "connections that the server's sockets had no room for; each costs its client a second or more"
+        rows.append(Row(["dropped", _whole(tcp.dropped), lost], "bad" if tcp.dropped else "main"))
     rows += [Row([state, _whole(number), "most connections in this state"]) for state, number in tcp.states.items()]
     rows.append(Row(["TIME_WAIT", _whole(tcp.time_wait), "most sockets of the machine in this state"]))
     for name, meaning in _COUNTERS.items():
         number = tcp.counters.get(name, 0)
         if number or (name in _ALWAYS_TOLD and name in tcp.counters):
-            rows.append(Row([name, _whole(number), meaning], "bad" if name == "ListenDrops" and number else "main"))
+            rows.append(Row([name, _whole(number), meaning]))
     for interface, sent in tcp.sent_bytes.items():
         if not sent:
             continue

@@ -6,6 +6,7 @@ between is not seen; what overflowed is, since that is counted.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from reports.evidence import Evidence
 from reports.run_folder import AcceptQueue, HostTick
@@ -23,6 +24,7 @@ def tcp_summary(evidence: Evidence) -> TcpSummary | None:
     return TcpSummary(
         queue_waiting=None if fullest is None else fullest.waiting,
         queue_limit=None if fullest is None else fullest.limit,
+        dropped=_dropped(ticks),
         states=_most(ticks),
         time_wait=max((tick.tcp_time_wait for tick in ticks if tick.tcp_time_wait is not None), default=None),
         counters={name: last.kernel[name] - before for name, before in first.kernel.items() if name in last.kernel},
@@ -36,6 +38,16 @@ def tcp_summary(evidence: Evidence) -> TcpSummary | None:
 
 def _fullness(queue: AcceptQueue) -> tuple[float, int]:
     return queue.waiting / max(1, queue.limit), queue.waiting
+
+
+def _dropped(ticks: Sequence[HostTick]) -> int | None:
+    """By the sockets of the port. A server that was started anew has new ones, which begin at 0."""
+    told = [sum(queue.dropped or 0 for queue in tick.accept_queues or ()) for tick in ticks if _tells_drops(tick)]
+    return sum(max(0, after - before) for before, after in pairwise(told)) if told else None
+
+
+def _tells_drops(tick: HostTick) -> bool:
+    return bool(tick.accept_queues) and all(queue.dropped is not None for queue in tick.accept_queues or ())
 
 
 def _most(ticks: Sequence[HostTick]) -> dict[str, int]:

@@ -31,6 +31,8 @@ class Row(NamedTuple):
     """Connections that wait to be accepted; bytes that wait to be read where it does not listen."""
     limit: int | None
     """How many connections may wait; None where /proc is asked, which does not tell, or where it does not listen."""
+    dropped: int | None
+    """Connections that a listening socket had no room for since it was opened; None as above."""
     uid: int
     link: str
 
@@ -59,21 +61,24 @@ def diagnosed(states: int, local: int = 0, remote: int = 0) -> Iterator[Row]:
     """
     ports = socket.htons(local), socket.htons(remote)
     for family in (socket.AF_INET, socket.AF_INET6):
-        query = struct.pack("=BBBxIHH44x", family, socket.IPPROTO_TCP, 0, states, *ports)
+        query = struct.pack("=BBBxIHH44x", family, socket.IPPROTO_TCP, _WITH_MEMORY, states, *ports)
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
             netlink.send(struct.pack("=IHHII", 16 + len(query), _SOCK_DIAG_BY_FAMILY, _REQUEST_DUMP, 0, 0) + query)
-            for state, here, there, address, queue, unsent, uid, inode in _messages(netlink):
-                limit = unsent if state == LISTEN else None
-                link = f"socket:[{inode}]"
-                yield Row(family, state, socket.ntohs(here), socket.ntohs(there), address, queue, limit, uid, link)
+            for drops, (state, here, there, address, queue, unsent, uid, inode) in _messages(netlink):
+                limit, dropped = (unsent, drops) if state == LISTEN else (None, None)
+                ports_of_it = socket.ntohs(here), socket.ntohs(there)
+                yield Row(family, state, *ports_of_it, address, queue, limit, dropped, uid, f"socket:[{inode}]")
 
 
 _NLMSGHDR = struct.Struct("=IH10x")
+_NLATTR = struct.Struct("=HH")
+_SKMEMINFO = 7
+_WITH_MEMORY = 1 << (_SKMEMINFO - 1)
 _INET_DIAG_MSG = struct.Struct("=xBxxHH16s32xIIII")
 
 
-def _messages(netlink: socket.socket) -> Iterator[tuple[Any, ...]]:
-    """The rows of one answer, each a header and a struct inet_diag_msg. OSError if the answer is an error."""
+def _messages(netlink: socket.socket) -> Iterator[tuple[int | None, tuple[Any, ...]]]:
+    """The rows of an answer: (drops, struct inet_diag_msg), each behind a header. OSError if the answer is an error."""
     while True:
         answer, start = netlink.recv(1 << 16), 0
         while start < len(answer):
@@ -83,8 +88,20 @@ def _messages(netlink: socket.socket) -> Iterator[tuple[Any, ...]]:
                 raise OSError(code, os.strerror(code))
             if kind != _SOCK_DIAG_BY_FAMILY:
                 return
-            yield _INET_DIAG_MSG.unpack_from(answer, start + _NLMSGHDR.size)
+            body = start + _NLMSGHDR.size
+            row = _INET_DIAG_MSG.unpack_from(answer, body)
+            yield _drops(answer, body + _INET_DIAG_MSG.size, start + length), row
             start += (length + 3) & ~3
+
+
+def _drops(answer: bytes, start: int, end: int) -> int | None:
+    """Of the attributes behind a row: the ninth number of INET_DIAG_SKMEMINFO (SK_MEMINFO_DROPS, linux/sock_diag.h)."""
+    while start + _NLATTR.size <= end:
+        length, kind = _NLATTR.unpack_from(answer, start)
+        if kind == _SKMEMINFO and length >= _NLATTR.size + 9 * 4:
+            return int.from_bytes(answer[start + _NLATTR.size + 32 : start + _NLATTR.size + 36], sys.byteorder)
+        start += max(_NLATTR.size, (length + 3) & ~3)
+    return None
 
 
 def listed(ports: Collection[int], protocol: str) -> Iterator[Row]:
@@ -100,7 +117,9 @@ def listed(ports: Collection[int], protocol: str) -> Iterator[Row]:
                 words = [int(local[start : start + 8], 16) for start in range(0, len(local) - 5, 8)]
                 address = b"".join(word.to_bytes(4, sys.byteorder) for word in words)
                 here, there, queue = int(local[-4:], 16), int(remote[-4:], 16), int(queues[9:], 16)
-                yield Row(family, int(state, 16), here, there, address, queue, None, int(uid), f"socket:[{inode}]")
+                yield Row(
+                    family, int(state, 16), here, there, address, queue, None, None, int(uid), f"socket:[{inode}]"
+                )
 
 
 def kernel_text(path: str) -> str:

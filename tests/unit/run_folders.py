@@ -553,7 +553,9 @@ def host_tick(scenario: Scenario, t: float) -> HostTick:
         tcp_in_use=40,
         tcp_time_wait=0,
         scoreboard=board if scenario.with_server else None,
-        accept_queues=[AcceptQueue(waiting=scenario.queued, limit=100)] if scenario.with_server else None,
+        accept_queues=[AcceptQueue(waiting=scenario.queued, limit=100, dropped=round(scenario.drops_per_s * t))]
+        if scenario.with_server
+        else None,
         tcp_states={"established": 20} if scenario.with_server and t % 2 == 0 else None,
         kernel={"PassiveOpens": uploaded.connections, "ListenDrops": round(scenario.drops_per_s * t)},
         network={"lo": NetworkBytes(received=uploaded.bytes, sent=uploaded.bytes)},

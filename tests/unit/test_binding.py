@@ -21,7 +21,7 @@ def bound(phases, tcp=None, model="closed", **changes):
 
 def tcp(drops):
     return TcpSummary(
-        queue_waiting=90, queue_limit=100, states={}, time_wait=0, counters={"ListenDrops": drops}, sent_bytes={}
+        queue_waiting=90, queue_limit=100, dropped=drops, states={}, time_wait=0, counters={}, sent_bytes={}
     )
 
 

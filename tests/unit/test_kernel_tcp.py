@@ -15,13 +15,26 @@ def test_connections_that_nobody_accepts_wait_in_the_queue():
     with ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=7))
         port = listener.getsockname()[1]
-        assert kernel_tcp.accept_queues(port) == [AcceptQueue(waiting=0, limit=7)]
+        assert kernel_tcp.accept_queues(port) == [AcceptQueue(waiting=0, limit=7, dropped=0)]
         for _ in range(3):
             stack.enter_context(socket.create_connection(("127.0.0.1", port)))
-        eventually(lambda: kernel_tcp.accept_queues(port) == [AcceptQueue(waiting=3, limit=7)], "three wait")
+        eventually(lambda: kernel_tcp.accept_queues(port) == [AcceptQueue(waiting=3, limit=7, dropped=0)], "three wait")
         assert kernel_tcp.states(port) == {"established": 3}
         stack.enter_context(listener.accept()[0])
-        assert kernel_tcp.accept_queues(port) == [AcceptQueue(waiting=2, limit=7)]
+        assert kernel_tcp.accept_queues(port) == [AcceptQueue(waiting=2, limit=7, dropped=0)]
+
+
+def test_connections_that_find_no_room_are_counted_where_they_were_dropped():
+    """A queue of 1 holds 2: the kernel drops what comes when there are more than its limit."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=1))
+        for _ in range(6):
+            caller = stack.enter_context(socket.socket())
+            caller.setblocking(False)
+            caller.connect_ex(listener.getsockname())
+        [queue] = kernel_tcp.accept_queues(listener.getsockname()[1])
+        assert queue.limit == 1 and queue.waiting == 2
+        assert queue.dropped >= 4
 
 
 def test_each_socket_of_a_port_has_a_queue_in_the_order_of_opening():
