@@ -52,6 +52,8 @@ def record(
         raise click.UsageError("name the server: --port PORT, --pid PID, or -- COMMAND")
     if pid is not None and command:
         raise click.UsageError("--pid and a COMMAND both name the server: give one of them")
+    if until_stdin_closes and command:
+        raise click.UsageError("--until-stdin-closes is for a program that takes part: it starts no COMMAND")
     if pid is not None and not psutil.pid_exists(pid):
         raise click.UsageError(f"there is no process {pid} (--pid)")
     subject = recorder.Subject(host, port, pid)

@@ -19,6 +19,7 @@ import errno
 import gc
 import math
 import os
+import resource
 import select
 import signal
 import sys
@@ -83,21 +84,24 @@ def record(
     control: int | None,
     started: Callable[[ServerInfo | None], None],
     on_first_signal: Callable[[int, FrameType | None], bool] = lambda *_: False,
-) -> None:
+) -> ServerInfo | None:
     """Record into the run folder `out` (made when missing) until SIGTERM, SIGINT, the end of `control`, or that of the
-    process that the subject names.
+    process that the subject names. Returns the server that was seen last, if any.
 
     `control` is a file descriptor that orders come from, one JSON line each: `{"follow": PID, "role": ROLE}`.
     `started` is called when the first sample is on disk. `on_first_signal` may ask for the recording to go on until
     the next one. Raises RunFolderError when the folder cannot be written, vanishes, or its disk is full.
     """
     gc.freeze()  # what was imported needs no looking through at every few ticks
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # five files of each process are kept open
     with (
         closing(_Lines(out)) as lines,
         _Orders(control, on_first_signal) as orders,
         closing(Recorder(lines, subject, load_pid=load_pid)) as recorder,
     ):
         _run(recorder, orders, round(interval_s * _SECOND_NS), started)
+        return recorder.last_seen
 
 
 def _run(
@@ -106,7 +110,7 @@ def _run(
     due = time.monotonic_ns()
     recorder.tick(slow=True)
     slow_due = due + recorder.slow_pause_ns
-    started(recorder.server_info)
+    started(recorder.last_seen)
     while not recorder.over:
         due, missed = next_due(due, time.monotonic_ns(), interval_ns)
         if missed:
@@ -250,6 +254,7 @@ class Recorder:
         self._server: Server | None = None
         self._census = Census()
         self._roots: list[Root] = []
+        self.last_seen: ServerInfo | None = None
         self.over = False
         """Whether the process that the subject names has ended: there is nothing left to record."""
         self.slow_pause_ns = _SLOW_EVERY_NS
@@ -264,10 +269,6 @@ class Recorder:
         self._census.close()
         if self._server:
             self._server.close()
-
-    @property
-    def server_info(self) -> ServerInfo | None:
-        return self._server.info if self._server else None
 
     def report(self, kind: str, text: str, **details: Any) -> None:
         """Append an event of the recorder's own."""
@@ -336,7 +337,7 @@ class Recorder:
         if self._server is None:
             self._server = self._find()
         elif self._server.attach(self._started_ns):
-            info = self._server.info
+            info = self.last_seen = self._server.info
             self.report("server-attached", f"pid {info.pid} now shows its slots", pid=info.pid, options=info.options)
 
     def _find(self) -> Server | None:
@@ -349,7 +350,7 @@ class Recorder:
             self.over = subject.pid is not None
             return None
         server.attach(self._started_ns)
-        info = server.info
+        info = self.last_seen = server.info
         text = f"server ({subject}): pid {pid} ({' '.join(info.command)[:200] or 'unknown command'})"
         self.report("server-found", text, pid=pid, command=info.command, options=info.options)
         return server

@@ -61,10 +61,8 @@ def _record(
     out: Path, subject: Subject, process: "subprocess.Popen[bytes] | None", interval_s: float, load_pid: int | None
 ) -> None:
     info = _describe(out, subject)
-    servers: list[ServerInfo | None] = []
 
     def started(server: ServerInfo | None) -> None:
-        servers.append(server)
         run_folder.write_whole(out / run_folder.RUN, msgspec.structs.replace(info, server=server))
         who = "nobody listens there yet" if server is None else f"pid {server.pid}"
         print(f"recording {subject} ({who}) into {out}; Ctrl-C ends it", file=sys.stderr)
@@ -77,14 +75,14 @@ def _record(
             process.terminate()
         return True
 
-    recorder.record(
+    server = recorder.record(
         out, subject, load_pid=load_pid, interval_s=interval_s, control=None, started=started, on_first_signal=pass_on
     )
     end_ns = time.monotonic_ns()
     phases = [msgspec.structs.replace(info.phases[0], end_ns=end_ns)]
     ended = Ending(how="completed", reason="the recording was ended")
     run_folder.write_whole(
-        out / run_folder.RUN, msgspec.structs.replace(info, server=servers[0], phases=phases, ended=ended)
+        out / run_folder.RUN, msgspec.structs.replace(info, server=server, phases=phases, ended=ended)
     )
     lasted_s = (end_ns - info.started_mono_ns) / 1e9
     print(f"recorded {lasted_s:.1f} s; make the report with: python -m reports build {out}", file=sys.stderr)

@@ -76,6 +76,19 @@ def test_a_server_of_ours_by_its_port(tmp_path):
     assert "the server, 3 processes in all, used" in said
 
 
+def test_a_server_that_comes_later_is_in_the_run(tmp_path):
+    folder, port = tmp_path / "run", free_port()
+    with recording(folder, "--port", port) as process:
+        assert run_folder.read_run(folder).server is None
+        with running("--port", port) as server:
+            eventually(
+                lambda: [event for event in run_folder.read_events(folder) if event.kind == "server-found"],
+                "it is found",
+            )
+            assert ended(process)[0] == 0
+    assert run_folder.read_run(folder).server.pid == server.pid
+
+
 def test_a_command_from_its_start_to_its_end(tmp_path):
     """Its exit code is passed on."""
     folder = tmp_path / "run"
@@ -131,6 +144,7 @@ def test_a_recorder_that_is_killed(tmp_path):
         ([], 2, "name the server: --port PORT, --pid PID, or -- COMMAND"),
         (["--pid", "1", "--", "true"], 2, "--pid and a COMMAND both name the server"),
         (["--pid", str(2**22 + 1)], 2, f"there is no process {2**22 + 1} (--pid)"),
+        (["--until-stdin-closes", "--", "true"], 2, "it starts no COMMAND"),
         (["--port", "http"], 2, "is not a valid integer"),
         (["--", "/no/such/command"], 1, "cannot start /no/such/command: No such file or directory"),
     ],
