@@ -46,7 +46,7 @@ loadtest: $(RUN_STAMP) ## the main job: USERS= RATE= PLAN= PHASE_SECONDS= PAYLOA
 	  $(if $(PAYLOAD_DIR),--payload-dir '$(PAYLOAD_DIR)') $(if $(HOST),--host '$(HOST)')
 
 test: $(DEV_STAMP) ## run the tests
-	@exec $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	@exec $(BIN)/python -m pytest -n 3 --dist loadfile
 
 lint: $(DEV_STAMP) ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .

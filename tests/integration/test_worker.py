@@ -1,23 +1,23 @@
-"""One real worker in a process of its own, forked from the test: so a test can say what goes wrong inside, or what
-happens on a connection at a moment that cannot be hit from outside."""
+"""One real worker (tests/one_worker.py) with something wrong inside, or with something that happens on a connection at
+a moment that cannot be hit from outside."""
 
-import os
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from servers import Client, eventually
+from servers import DEADLINE_S, ROOT, Client, eventually
 
 from server import scoreboard
-from server.config import ServerConfig
-from server.context import WorkerContext
 from server.listener import close_all, listen_per_slot
-from server.protocol import FAILURE_CODES, ServerConnection, UploadHeader
+from server.protocol import UploadHeader
 from server.scoreboard import Scoreboard
-from server.storage import FileStore, StoreError, prepare_store
-from server.worker import run_worker
+from server.storage import prepare_store
+
+SCRIPT = ROOT / "tests" / "one_worker.py"
 
 
 class Bench:
@@ -25,67 +25,53 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.store = folder / "store"
-        self.board = Scoreboard.create(folder / "scoreboard", 1, FAILURE_CODES)
-        self.record = self.board.record(0)
+        self._board = folder / "scoreboard"
         prepare_store(self.store, 1)
         [self.listener] = listen_per_slot("127.0.0.1", 0, 1, 16)
         self.port: int = self.listener.getsockname()[1]
 
     @contextmanager
-    def working(self) -> Iterator[None]:
+    def working(self, fault: str, *arguments: str, fds: tuple[int, ...] = ()) -> Iterator[None]:
         """A worker that serves, until it was told to drain and ended because nobody was connected any more."""
-        drain_timeout_s = 300.0  # longer than any test: a connection that is kept for ever fails it
-        config = ServerConfig(host="", port=0, workers=1, store=self.store, drain_timeout_s=drain_timeout_s)
-        pid = os.fork()
-        if pid == 0:
+        listener = self.listener.fileno()
+        command = [sys.executable, str(SCRIPT), str(listener), str(self.store), str(self._board), fault, *arguments]
+        with subprocess.Popen(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, pass_fds=(listener, *fds)) as process:
             try:
-                run_worker(0, self.listener, config, self.record, lambda: None)
-                os._exit(0)
+                eventually(self._is_ready, "the worker serves")
+                yield
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(DEADLINE_S) == 0
             finally:
-                os._exit(1)
-        try:
-            eventually(lambda: self.record[scoreboard.STATE] == scoreboard.READY, "the worker serves")
-            yield
-            os.kill(pid, signal.SIGTERM)
-            _, status = eventually(lambda: ended if (ended := os.waitpid(pid, os.WNOHANG))[0] else None, "it ended")
-            pid = 0
-            assert status == 0
-        finally:
-            if pid:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
+                process.kill()
 
-    def close(self) -> None:
-        self.record.release()
-        self.board.close()
-        close_all([self.listener])
+    def _is_ready(self) -> bool:
+        try:
+            with closing(Scoreboard.open(self._board)) as board, board.record(0) as record:
+                return bool(record[scoreboard.STATE] == scoreboard.READY)
+        except (OSError, ValueError):  # not there yet, or not all of it
+            return False
 
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[Bench]:
     made = Bench(tmp_path)
     yield made
-    made.close()
+    close_all([made.listener])
 
 
-def test_a_refusal_at_accept_is_readable_though_the_client_sends_more_meanwhile(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def send_whole(client: Client, body: bytes, name: str) -> None:
+    """An upload in one piece: what comes in several takes another way through the server."""
+    client.sock.sendall(client.connection.send_upload(UploadHeader(len(body), name)) + body)
+
+
+def test_a_refusal_at_accept_is_readable_though_the_client_sends_more_meanwhile(bench: Bench) -> None:
     """Unread data would turn the close into a reset, which may overtake the reply."""
     (bench.store / "folder").mkdir()
-    put_all = FileStore.put_all
     with Client(bench.port) as client:
+        send_whole(client, b"x", "folder")
         second = client.connection.send_upload(UploadHeader(3, "second")) + b"abc"
-
-        def put_all_and_more_comes(
-            store: FileStore, files: Sequence[tuple[str, memoryview]]
-        ) -> list[StoreError | None]:
-            client.sock.sendall(second)  # the worker has the client's socket too: it was forked
-            return put_all(store, files)
-
-        monkeypatch.setattr(FileStore, "put_all", put_all_and_more_comes)
-        client.send(b"x", "folder")
-        with bench.working():
+        fd = client.sock.fileno()
+        with bench.working("more", str(fd), second.hex(), fds=(fd,)):
             reply = client.reply()
             assert (reply.code, reply.connection) == ("name_rejected", "close")
             client.expect_eof()
@@ -93,43 +79,23 @@ def test_a_refusal_at_accept_is_readable_though_the_client_sends_more_meanwhile(
     assert not (bench.store / "second").exists()
 
 
-def test_an_answer_that_fails_for_no_known_reason_ends_its_connection_and_no_other(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ok = WorkerContext.ok
-
-    def broken(worker: WorkerContext, name: str, *rest: object) -> bytes:
-        if name == "bad":
-            raise RuntimeError("a bug")
-        return ok(worker, name, *rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(WorkerContext, "ok", broken)
+def test_an_answer_that_fails_for_no_known_reason_ends_its_connection_and_no_other(bench: Bench) -> None:
     with Client(bench.port) as at_accept, Client(bench.port) as later, Client(bench.port) as other:
-        at_accept.send(b"abc", "bad")
-        with bench.working():
+        send_whole(at_accept, b"abc", "bad")
+        with bench.working("answer"):
             at_accept.expect_eof()
             assert later.upload(b"abc", "good").code == "ok"
-            later.send(b"abc", "bad")
+            send_whole(later, b"abc", "bad")
             later.expect_eof()
             assert other.upload(b"abc", "good").code == "ok"
             for client in (at_accept, later, other):
                 client.half_close()
 
 
-def test_a_failure_at_accept_for_no_known_reason_ends_its_connection_and_no_other(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    take_whole = ServerConnection.take_whole
-
-    def broken(parser: ServerConnection, view: memoryview) -> object:
-        if b"bad" in bytes(view):
-            raise RuntimeError("a bug")
-        return take_whole(parser, view)
-
-    monkeypatch.setattr(ServerConnection, "take_whole", broken)
+def test_a_failure_at_accept_for_no_known_reason_ends_its_connection_and_no_other(bench: Bench) -> None:
     with Client(bench.port) as client, Client(bench.port) as other:
-        client.send(b"abc", "bad")
-        with bench.working():
+        send_whole(client, b"abc", "bad")
+        with bench.working("parse"):
             client.expect_eof()
             assert other.upload(b"abc", "good").code == "ok"
             for one in (client, other):
