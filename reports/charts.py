@@ -42,6 +42,17 @@ from reports.texts import plain
 
 HEIGHT_PX = 210
 HEADROOM = 1.25  # above the highest value, for the names of the phases
+FRAME: dict[str, Any] = {
+    "sizing_mode": "stretch_width",
+    "toolbar_location": None,
+    "tools": [],
+    "min_border_left": 64,
+    "min_border_right": 8,
+    "background_fill_alpha": 0,
+    "border_fill_alpha": 0,
+    "outline_line_alpha": 0,
+}
+"""What all charts have around them: nothing, and room for the labels of the y axis."""
 PHONE_PX, LETTER_PX = 300, 7  # width of a plot on a phone, and of a letter in it
 
 
@@ -108,17 +119,10 @@ def _figure(canvas: _Canvas, chart: Chart) -> figure:
     low, high = _limits(chart)
     plot = figure(
         height=HEIGHT_PX,
-        sizing_mode="stretch_width",
         x_range=canvas.x_range,
         y_range=Range1d(start=low, end=high),
         y_axis_type="log" if chart.log else "linear",
-        toolbar_location=None,
-        tools=[],
-        min_border_left=64,
-        min_border_right=8,
-        background_fill_alpha=0,
-        border_fill_alpha=0,
-        outline_line_alpha=0,
+        **FRAME,
     )
     style_axes(plot, chart.tick_format)
     plot.xaxis.formatter = NumeralTickFormatter(format="0,0.[0]")

@@ -6,7 +6,7 @@ from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, Range1d, glyp
 from bokeh.plotting import figure
 
 from reports.chart_lines import Dash, Key
-from reports.charts import HEADROOM, embedded, log_ticks, paint, style_axes
+from reports.charts import FRAME, HEADROOM, embedded, log_ticks, paint, style_axes
 from reports.palette import mode_colour
 from reports.percentiles import PercentileCurve
 from reports.run_folder import SIZE_CLASSES
@@ -26,18 +26,11 @@ def draw_percentiles(curves: Sequence[PercentileCurve]) -> tuple[str, str, list[
     low, high = max(1.0, min(values)) / HEADROOM, max(values) * HEADROOM
     plot = figure(
         height=HEIGHT_PX,
-        sizing_mode="stretch_width",
         x_range=Range1d(start=2, end=1 / last),
         y_range=Range1d(start=low, end=high),
         x_axis_type="log",
         y_axis_type="log",
-        toolbar_location=None,
-        tools=[],
-        min_border_left=64,
-        min_border_right=8,
-        background_fill_alpha=0,
-        border_fill_alpha=0,
-        outline_line_alpha=0,
+        **FRAME,
     )
     style_axes(plot, "0,0")
     plot.xaxis.ticker = FixedTicker(ticks=[1 / share for share in _NAMED])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from servers import ROOT
 
 from server import scoreboard
 from server.scoreboard import EventLog, Scoreboard, ServerState
@@ -99,14 +100,25 @@ def test_records_start_on_a_page_of_their_own(board: Scoreboard, tmp_path: Path)
     assert (tmp_path / "scoreboard").read_bytes()[4096:4104] == 0x1122334455667788.to_bytes(8, sys.byteorder)
 
 
-def test_a_child_writes_into_the_same_memory(board: Scoreboard) -> None:
-    board.record(0)[scoreboard.BIRTHS] = 1
-    pid = os.fork()
-    if pid == 0:
-        board.record(0)[scoreboard.UPLOADS_STORED] += 5
-        os._exit(0)
-    os.waitpid(pid, 0)
-    assert [slot.uploads_stored for slot in board.read()] == [5]
+FORKED = """
+import os, sys
+from pathlib import Path
+from server.scoreboard import BIRTHS, UPLOADS_STORED, Scoreboard
+
+board = Scoreboard.create(Path(sys.argv[1]), 1, ("one",))
+board.record(0)[BIRTHS] = 1
+if os.fork() == 0:
+    board.record(0)[UPLOADS_STORED] += 5
+    os._exit(0)
+os.wait()
+print([slot.uploads_stored for slot in board.read()])
+"""
+
+
+def test_a_child_writes_into_the_same_memory(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FORKED, str(tmp_path / "shared")]  # the test's own process has threads
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[5]\n"
 
 
 def test_a_reader_cannot_write(board: Scoreboard, tmp_path: Path) -> None:
