@@ -224,6 +224,8 @@ class _Orders:
             # Rounded up to whole milliseconds, or the last one would be spent polling.
             left_s = math.ceil(max(0, due_ns - time.monotonic_ns()) / 1_000_000) / 1000
             readable, _, _ = select.select(fds, [], [], left_s)
+            if self._wake in readable:
+                os.read(self._wake, CHUNK_BYTES)  # the signal's handler has run; or select would not wait any more
             if self._control is not None and self._control in readable:
                 yield from self._read(self._control)
             if time.monotonic_ns() >= due_ns:

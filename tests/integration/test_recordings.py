@@ -106,13 +106,17 @@ def test_a_command_that_is_told_to_end_is_recorded_until_it_has(tmp_path, number
     """Ctrl-C at the terminal reaches both, TERM is passed on."""
     folder = tmp_path / "run"
     script = "import signal, sys, time\nfor n in (2, 15): signal.signal(n, lambda *_: (time.sleep(0.5), sys.exit(3)))\n"
-    script += "print('ready', flush=True)\ntime.sleep(60)\n"
+    script += "print('ready', flush=True)\nwhile True: time.sleep(0.02)\n"  # a signal just before a sleep is not lost
     with recording(folder, "--", sys.executable, "-c", script, stdout=subprocess.PIPE, process_group=0) as process:
         assert process.stdout.readline() == "ready\n"
         before = len(list(run_folder.read_host(folder)))
         os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
         assert process.wait(DEADLINE_S) == 3
-    assert len(list(run_folder.read_host(folder))) >= before + 3  # its last half second
+    ticks = list(run_folder.read_processes(folder))
+    assert len(ticks) >= before + 3  # its last half second
+    [*_, last] = [sample for sample in ticks[-1].processes if sample.role == "recorder"]
+    [*_, then] = [sample for sample in ticks[before].processes if sample.role == "recorder"]
+    assert last.cpu_user_s - then.cpu_user_s < 0.3  # it slept between its ticks
 
 
 def test_a_process_by_its_pid(tmp_path):
