@@ -223,7 +223,7 @@ class _Run:
     def _cannot_go_on(self, error: Exception) -> None:
         if not isinstance(error, OSError):
             log.exception("the run cannot go on")
-        self.fail(f"the run could not be written down: {error}")
+        self.fail(f"the run cannot go on: {error}")
 
     # ── while it runs ──
 
@@ -309,9 +309,7 @@ class _Run:
             before_s = time.monotonic()
             gevent.sleep(BATCH_S)
             now_s = time.monotonic()
-            if (
-                now_s - before_s > 2 * BATCH_S
-            ):  # we were stopped ourselves, and what they sent meanwhile is not read yet
+            if now_s - before_s > 2 * BATCH_S:  # we were stopped ourselves: what they sent is not read yet
                 self._roster.excuse_silence(now_s)
             for sender in self._roster.lost(now_s):
                 self._roster.went(sender)

@@ -16,7 +16,7 @@ import psutil
 Identity = tuple[int, int]
 """A process for good: pid, and start time in clock ticks since boot, which no step of the clock changes."""
 
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _BOOT_TIME_S = psutil.boot_time()  # once: a process must not change its create_time when the clock is set
 _PIECE_BYTES = 2 << 10
@@ -44,7 +44,7 @@ class Stat(NamedTuple):
     @property
     def create_time(self) -> float:
         """Seconds since the epoch, to a clock tick."""
-        return self.start_ticks / _TICKS_PER_S + _BOOT_TIME_S
+        return self.start_ticks / TICKS_PER_S + _BOOT_TIME_S
 
 
 class Switches(NamedTuple):
@@ -104,10 +104,10 @@ class Process:
             self.pid,
             fields[0].decode(),
             int(fields[1]),
-            int(fields[11]) / _TICKS_PER_S,
-            int(fields[12]) / _TICKS_PER_S,
-            int(fields[13]) / _TICKS_PER_S,
-            int(fields[14]) / _TICKS_PER_S,
+            int(fields[11]) / TICKS_PER_S,
+            int(fields[12]) / TICKS_PER_S,
+            int(fields[13]) / TICKS_PER_S,
+            int(fields[14]) / TICKS_PER_S,
             int(fields[17]),
             int(fields[19]),
             int(fields[21]) * _PAGE_BYTES,

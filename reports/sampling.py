@@ -7,7 +7,7 @@ import msgspec
 
 from reports import kernel_tcp
 from reports.census import Present
-from reports.procfs import Footprint, KernelFile
+from reports.procfs import TICKS_PER_S, Footprint, KernelFile
 from reports.run_folder import CoreTimes, HostTick, ProcessSample, SlotCounters
 from server.scoreboard import SlotView
 
@@ -43,7 +43,6 @@ def sample_process(present: Present, slot: int | None = None, memory: Footprint 
 
 
 _STAT, _MEMINFO = KernelFile("/proc/stat"), KernelFile("/proc/meminfo")
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def sample_host(stamp: dict[str, int], port: int | None, slots: Iterable[SlotView] | None, *, slow: bool) -> HostTick:
@@ -73,7 +72,7 @@ def core_times(stat: bytes) -> list[CoreTimes]:
     for line in stat.splitlines()[1:]:
         if not line.startswith(b"cpu"):
             break
-        user, nice, system, idle, iowait, irq, softirq, steal = (int(word) / _TICKS_PER_S for word in line.split()[1:9])
+        user, nice, system, idle, iowait, irq, softirq, steal = (int(word) / TICKS_PER_S for word in line.split()[1:9])
         found.append(
             CoreTimes(
                 user=user,

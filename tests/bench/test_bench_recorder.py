@@ -20,6 +20,7 @@ from shutil import which
 import psutil
 import pytest
 from loads import free_port
+from servers import eventually
 
 from reports import run_folder
 
@@ -55,8 +56,7 @@ def test_recorder_beside_others(tmp_path: Path, interval_s: float) -> None:
     server = [sys.executable, "-m", "server", "--port", str(port), "--workers", str(WORKERS), "--discard"]
     with ExitStack() as stack:
         root = stack.enter_context(running(server))
-        while len(psutil.Process(root).children()) < WORKERS:
-            time.sleep(0.05)
+        eventually(lambda: len(psutil.Process(root).children()) == WORKERS, "all workers are there")
         pids = [root, *(child.pid for child in psutil.Process(root).children())]
         ours = [sys.executable, "-m", "reports", "record", "--port", str(port), "--out", str(tmp_path / "run")]
         started = {"recorder": stack.enter_context(running([*ours, "--interval", str(interval_s)]))}

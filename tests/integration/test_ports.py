@@ -11,12 +11,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+from servers import eventually
 
 from server import ports, scoreboard, sockets
 
@@ -104,7 +104,7 @@ class Program:
                     os.kill(pid, signal.SIGKILL)
             return not self.everybody()
 
-        eventually(gone)
+        eventually(gone, "all of it is gone")
         self.process.wait()
         assert self.process.stdout is not None
         self.process.stdout.close()
@@ -123,13 +123,6 @@ def session_of(pid: int) -> int | None:
 def state_of(pid: int) -> str:
     text = Path(f"/proc/{pid}/stat").read_text()
     return text[text.rindex(")") + 2]
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, "this did not happen in time"
-        time.sleep(0.01)
 
 
 Start = Callable[..., Program]
@@ -212,15 +205,15 @@ def test_a_wedged_server_is_killed_after_the_grace(real_server: Program, start: 
     assert "killed, 1.2 s after TERM" in done.stdout
     assert f"waiting, 1 s of 1.2 s (pid {real_server.pid} is stopped)" in done.stderr
     assert bindable(real_server.port)
-    eventually(lambda: not real_server.everybody())
+    eventually(lambda: not real_server.everybody(), "all of it is gone")
     assert clients.everybody() == before
 
 
 def test_a_supervisor_killed_first_leaves_no_orphan_on_the_port(real_server: Program) -> None:
     os.kill(real_server.pid, signal.SIGKILL)
-    eventually(lambda: bindable(real_server.port))
+    eventually(lambda: bindable(real_server.port), "the port is free")
     assert run("release", real_server.port).returncode == 0
-    eventually(lambda: not real_server.everybody())
+    eventually(lambda: not real_server.everybody(), "all of it is gone")
 
 
 def test_orphans_that_stay_are_each_ended(start: Start) -> None:
@@ -278,7 +271,7 @@ def test_a_pre_fork_server_that_is_not_ours_needs_force(start: Start) -> None:
     assert server.everybody() == before
     assert run("release", server.port, "--force").returncode == 0
     assert bindable(server.port)
-    eventually(lambda: not server.everybody())
+    eventually(lambda: not server.everybody(), "all of it is gone")
 
 
 def test_a_dry_run_changes_nothing(start: Start) -> None:
@@ -320,14 +313,14 @@ def test_a_holder_without_listener_is_ended_only_when_told(start: Start) -> None
         LISTEN + "listener, port = listen(); ready(port); c, _ = listener.accept(); listener.close(); wait()"
     )
     clients = start(CLIENTS, holder.port, 1)
-    eventually(lambda: roles(holder.port).get(holder.pid) == "accepted-only")
+    eventually(lambda: roles(holder.port).get(holder.pid) == "accepted-only", "its part is seen")
     clients_before = clients.everybody()
     assert run("release", holder.port).returncode == 0  # it does not listen, so the port can be bound
     assert holder.process.poll() is None
     assert run("release", holder.port, "--include-accepted").returncode == 3
     assert holder.process.poll() is None
     assert run("release", holder.port, "--include-accepted", "--force").returncode == 0
-    eventually(lambda: not holder.everybody())
+    eventually(lambda: not holder.everybody(), "all of it is gone")
     assert clients.everybody() == clients_before
 
 
@@ -341,13 +334,13 @@ ready(listener.getsockname()[1]); c, _ = listener.accept(); listener.close(); wa
 """
     )
     start(CLIENTS, holder.port, 1)
-    eventually(lambda: roles(holder.port).get(holder.pid) == "accepted-only")
+    eventually(lambda: roles(holder.port).get(holder.pid) == "accepted-only", "its part is seen")
     done = run("release", holder.port)
     assert done.returncode == 1
     assert f"pid {holder.pid}" in done.stdout
     assert "--include-accepted" in done.stdout
     done = run("release", holder.port, "--include-accepted", "--force")
-    eventually(lambda: not holder.everybody())
+    eventually(lambda: not holder.everybody(), "all of it is gone")
     # The kernel still finishes the closed connection, which its client keeps half open: nothing is left to end.
     assert (done.returncode, bindable(holder.port)) == (1, False)
     assert "nobody listens" in done.stdout
@@ -411,7 +404,7 @@ def test_two_programs_that_share_a_port_are_ended_both_or_neither(real_server: P
     assert foreign.everybody() | real_server.everybody() == everybody
     assert run("release", foreign.port, "--force").returncode == 0
     assert bindable(foreign.port)
-    eventually(lambda: not foreign.everybody() | real_server.everybody())
+    eventually(lambda: not foreign.everybody() | real_server.everybody(), "all of it is gone")
 
 
 def test_a_pid_reused_between_look_and_signal_is_left_alone(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -487,7 +480,7 @@ def test_udp(start: Start) -> None:
     assert run("show", server.port).returncode == 0
     assert run("show", server.port, "--udp").returncode == 1
     assert run("release", server.port, "--udp", "--force").returncode == 0
-    eventually(lambda: not server.everybody())
+    eventually(lambda: not server.everybody(), "all of it is gone")
 
 
 def test_several_ports_and_ranges_at_once(start: Start) -> None:
@@ -500,7 +493,7 @@ def test_several_ports_and_ranges_at_once(start: Start) -> None:
         (low, "free"),
         (second.port, "free"),
     ]
-    eventually(lambda: not first.everybody() | second.everybody())
+    eventually(lambda: not first.everybody() | second.everybody(), "all of it is gone")
 
 
 def test_a_client_calling_out_from_the_port_is_a_client(start: Start) -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import psutil
 import pytest
+from servers import eventually
 
 from reports.run_folder import read_events, read_host, read_processes
 
@@ -33,15 +34,6 @@ try:
 except ChildProcessError:
     pass
 """
-
-
-def wait_until(condition, what):
-    """The first true value of `condition()`."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.01)
-    return value
 
 
 @contextmanager
@@ -109,7 +101,7 @@ def test_somebody_elses_prefork_server(tmp_path):
         assert process.hello["server"]["command"][:2] == [sys.executable, "-c"]
         assert process.hello["server"]["options"] is None
         workers = children(server.pid)
-        wait_until(lambda: len(list(read_host(tmp_path))) >= 5, "five ticks")
+        eventually(lambda: len(list(read_host(tmp_path))) >= 5, "five ticks")
         finish(process)
 
     ticks, hosts = list(read_processes(tmp_path)), list(read_host(tmp_path))
@@ -181,10 +173,10 @@ def test_a_server_that_comes_later_and_restarts(tmp_path):
     with recorder(tmp_path, port) as process:
         assert process.hello["server"] is None
         with server_script(PREFORK, port, 1) as (first, _):
-            wait_until(lambda: events(tmp_path, "server-found"), "the first server")
-        wait_until(lambda: events(tmp_path, "server-gone"), "its end")
+            eventually(lambda: events(tmp_path, "server-found"), "the first server")
+        eventually(lambda: events(tmp_path, "server-gone"), "its end")
         with server_script(PREFORK, port, 1) as (second, _):
-            wait_until(lambda: len(events(tmp_path, "server-found")) == 2, "the second server")
+            eventually(lambda: len(events(tmp_path, "server-found")) == 2, "the second server")
             finish(process)
     assert [event.details["pid"] for event in events(tmp_path, "server-found")] == [first.pid, second.pid]
     assert [event.details["pid"] for event in events(tmp_path, "server-gone")] == [first.pid]
@@ -228,7 +220,7 @@ def test_orders(tmp_path):
         process.stdin.flush()
         process.stdin.write(f'{order[10:]}\n{{"follow": 4194305, "role": "load-worker"}}\n')
         process.stdin.flush()
-        wait_until(lambda: len(list(read_events(tmp_path))) == 3, "three refusals")
+        eventually(lambda: len(list(read_events(tmp_path))) == 3, "three refusals")
         finish(process)
     assert [event.kind for event in read_events(tmp_path)] == [
         "recorder-bad-order",
@@ -254,11 +246,11 @@ def test_signals_finish_with_a_last_sample(tmp_path, number):
 def test_missed_ticks_are_reported_and_not_made_up(tmp_path):
     with recorder(tmp_path, free_port()) as process:
         process.send_signal(signal.SIGSTOP)
-        wait_until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED, "the stop")
+        eventually(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED, "the stop")
         stopped_ns = time.monotonic_ns()
-        wait_until(lambda: time.monotonic_ns() - stopped_ns > 400_000_000, "ticks to be missed")
+        eventually(lambda: time.monotonic_ns() - stopped_ns > 400_000_000, "ticks to be missed")
         process.send_signal(signal.SIGCONT)
-        [event, *_] = wait_until(lambda: events(tmp_path, "recorder-missed-ticks"), "the event")
+        [event, *_] = eventually(lambda: events(tmp_path, "recorder-missed-ticks"), "the event")
         finish(process)
     assert event.source == "recorder"
     assert event.details["missed"] >= 6
@@ -282,7 +274,7 @@ def test_nobody_reads_what_it_says(tmp_path):
     command += ["--until-stdin-closes"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=write, stderr=subprocess.PIPE, text=True) as process:
         os.close(write)
-        wait_until(lambda: list(read_host(tmp_path)), "a tick")
+        eventually(lambda: list(read_host(tmp_path)), "a tick")
         process.terminate()
         assert process.wait(DEADLINE_S) == 0
         assert process.stderr.read() == ""
@@ -375,7 +367,7 @@ def test_slots_counters_and_events(tmp_path):
         [worker] = children(server.pid)
         step(server)
         server.wait(DEADLINE_S)
-        wait_until(lambda: events(tmp_path, "server-gone"), "the end")
+        eventually(lambda: events(tmp_path, "server-gone"), "the end")
         finish(process)
 
     first = next(read_processes(tmp_path))
@@ -395,11 +387,11 @@ def test_a_server_that_listens_before_its_state_is_out(tmp_path):
     with server_script(SHOWING, "late") as (server, port), recorder(tmp_path, port) as process:
         assert process.hello["server"]["options"] is None
         step(server)
-        [event] = wait_until(lambda: events(tmp_path, "server-attached"), "the state file")
+        [event] = eventually(lambda: events(tmp_path, "server-attached"), "the state file")
         assert event.details["options"] == {"accept": "per-worker"}
         step(server)
         server.wait(DEADLINE_S)
-        wait_until(lambda: events(tmp_path, "server-gone"), "the end")
+        eventually(lambda: events(tmp_path, "server-gone"), "the end")
         finish(process)
     assert events(tmp_path, "server-ended")
 
@@ -435,10 +427,10 @@ def test_a_killed_worker_and_its_replacement(tmp_path):
             *_, last = read_processes(tmp_path)
             return {sample.slot: sample.pid for sample in last.processes if sample.role == "server-worker"}
 
-        before = wait_until(lambda: len(slots()) == 2 and slots(), "both workers")
+        before = eventually(lambda: len(slots()) == 2 and slots(), "both workers")
         os.kill(before[0], signal.SIGKILL)
-        after = wait_until(lambda: slots().get(0) not in (None, before[0]) and slots(), "the replacement")
-        wait_until(lambda: events(tmp_path, "worker-ended"), "the event")
+        after = eventually(lambda: slots().get(0) not in (None, before[0]) and slots(), "the replacement")
+        eventually(lambda: events(tmp_path, "worker-ended"), "the event")
         finish(process)
 
     assert after[1] == before[1]
