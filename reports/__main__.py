@@ -1,17 +1,20 @@
-"""The reports room's command line: `python -m reports record|build`. Only options and messages live here."""
+"""The reports room's command line: `python -m reports record|build|compare`. Only options and messages live here."""
 
+import math
 import sys
 from pathlib import Path
 
 import click
 import psutil
 
+from reports import run_folder
+from reports.comparison import TOLERANCE
 from reports.run_folder import RunFolderError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
-    """Record what a server costs, and turn a run folder into a report."""
+    """Record what a server costs, turn a run folder into a report, and compare runs."""
 
 
 @cli.command()
@@ -21,6 +24,45 @@ def build(run: Path) -> None:
     from reports import render  # bokeh takes its time to import: only who builds waits for it
 
     print(render.build(run))
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--baseline", metavar="LABEL", help="what the others are compared with; the first RUN's label")
+@click.option(
+    "--tolerance",
+    default=f"{TOLERANCE:.0%}",
+    show_default=True,
+    help="how much worse something may be found, such as 5%, before the exit code is 5",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="folder to write into; a new one in reports/comparisons")
+def compare(runs: tuple[Path, ...], baseline: str | None, tolerance: str, out: Path | None) -> None:
+    """Compare the run folders RUN: those of one label are repeats of one thing, at least 6 of each label, best
+    interleaved (A B B A ...).
+
+    Writes comparison.html, comparison.md and comparison.json. Exit codes: 0 no regression, 1 a run cannot be read, 2
+    wrong options, 4 too few runs to tell, 5 something is worse beyond the tolerance.
+    """
+    from reports import compare as comparing  # scipy takes its time to import
+    from reports import render_comparison
+
+    share = _share(tolerance)
+    compared = comparing.compare(runs, baseline, share)
+    labels = "-".join([compared.baseline, *(one.label for one in compared.against)])
+    folder = out or run_folder.create(Path("reports/comparisons") / run_folder.new_run_id(labels))
+    print(render_comparison.write(compared, folder))
+    sys.exit(compared.exit_code)
+
+
+def _share(text: str) -> float:
+    """Of `5%` or `0.05`."""
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = math.nan
+    if not 0 <= share < math.inf:
+        raise click.BadParameter(f"{text!r} is no share: give one such as 5%", param_hint="--tolerance")
+    return share
 
 
 @cli.command()

@@ -423,13 +423,13 @@ def read_run(folder: Path) -> RunInfo:
         return msgspec.json.decode(data, type=RunInfo)
     except FileNotFoundError:
         raise RunFolderError(f"{folder} is not a run folder: it has no {RUN}") from None
-    except (OSError, *_UNDECODABLE) as error:
+    except (OSError, *UNDECODABLE) as error:
         raise RunFolderError(f"{path} cannot be read: {error}") from error
 
 
 # What msgspec raises for bytes that are no value: the second for bad UTF-8 within a string, the third for what is
 # nested a thousand deep.
-_UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class _AnySchema(msgspec.Struct):
@@ -458,7 +458,7 @@ def _decoded(lines: Iterable[bytes], decoder: "msgspec.json.Decoder[T]") -> Iter
     for line in lines:
         try:
             yield decoder.decode(line)
-        except _UNDECODABLE:
+        except UNDECODABLE:
             continue
 
 
@@ -497,7 +497,7 @@ def read_outcome(folder: Path) -> Outcome | None:
         return msgspec.json.decode(path.read_bytes(), type=Outcome)
     except FileNotFoundError:
         return None
-    except (OSError, *_UNDECODABLE) as error:
+    except (OSError, *UNDECODABLE) as error:
         raise RunFolderError(f"{path} cannot be read: {error}") from error
 
 
