@@ -157,8 +157,10 @@ def mean_core(evidence: Evidence, kind: Literal["steal", "iowait"]) -> Account |
 
 
 def _busy_s(evidence: Evidence) -> Floats:
-    """One row a tick, one column a core."""
-    return np.array([[_busy(core) for core in tick.cores] for tick in evidence.host], dtype=np.float64)
+    """One row a tick, one column a core. Cores may come and go while a run goes on: of those that are not at every tick
+    there is no account."""
+    always = min(len(tick.cores) for tick in evidence.host)
+    return np.array([[_busy(core) for core in tick.cores[:always]] for tick in evidence.host], dtype=np.float64)
 
 
 def _busy(core: CoreTimes) -> float:

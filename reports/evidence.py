@@ -8,11 +8,13 @@ phase: it speaks of the time since the line of its phase before it (`spans`), wh
 a few milliseconds.
 """
 
+import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -55,8 +57,7 @@ class Evidence:
 
 def read(folder: Path) -> Evidence:
     """RunFolderError when the folder is none of ours, or when the load never started."""
-    if not folder.is_dir():
-        raise RunFolderError(f"there is no run folder {folder}")
+    _look_for(folder)
     run = run_folder.read_run(folder)
     if run.model != "none" and not (folder / run_folder.UPLOADS).exists():
         raise RunFolderError(f"{folder} has no {run_folder.UPLOADS}: the load never started, so there is no report")
@@ -67,15 +68,34 @@ def read(folder: Path) -> Evidence:
             seconds.append(line)
         else:
             histograms[line.phase] = line
+    ticks = list(run_folder.read_processes(folder))
     return Evidence(
-        run=run,
+        run=_until_its_last_tick(run, ticks) if run.model == "none" else run,
         seconds=seconds,
         histograms=histograms,
-        ticks=list(run_folder.read_processes(folder)),
+        ticks=ticks,
         host=list(run_folder.read_host(folder)),
         load=list(run_folder.read_load(folder)),
         events=sorted(run_folder.read_events(folder), key=lambda event: event.mono_ns),
     )
+
+
+def _look_for(folder: Path) -> None:
+    try:
+        found = folder.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise RunFolderError(f"there is no run folder {folder}") from None
+    except OSError as error:
+        raise RunFolderError(f"the run folder {folder} cannot be read: {error.strerror}") from error
+    if not stat.S_ISDIR(found.st_mode):
+        raise RunFolderError(f"{folder} is a file; give the run folder, which has {run_folder.RUN} in it")
+
+
+def _until_its_last_tick(run: RunInfo, ticks: Sequence[ProcessTick]) -> RunInfo:
+    """A recording whose recorder was killed ends nowhere by its run.json. What was recorded until then is known."""
+    last_ns = ticks[-1].mono_ns if ticks else None
+    phases = [phase if phase.end_ns else msgspec.structs.replace(phase, end_ns=last_ns) for phase in run.phases]
+    return msgspec.structs.replace(run, phases=phases)
 
 
 def interval_s(ticks: Floats) -> float:

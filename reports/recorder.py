@@ -85,8 +85,8 @@ def record(
     started: Callable[[ServerInfo | None], None],
     on_first_signal: Callable[[int, FrameType | None], bool] = lambda *_: False,
 ) -> ServerInfo | None:
-    """Record into the run folder `out` (made when missing) until SIGTERM, SIGINT, the end of `control`, or that of the
-    process that the subject names. Returns the server that was seen last, if any.
+    """Record into the run folder `out` (made when missing) until SIGTERM, SIGINT, SIGHUP, the end of `control`, or that
+    of the process that the subject names. Returns the server that was seen last, if any.
 
     `control` is a file descriptor that orders come from, one JSON line each: `{"follow": PID, "role": ROLE}`.
     `started` is called when the first sample is on disk. `on_first_signal` may ask for the recording to go on until
@@ -187,6 +187,12 @@ class Order(msgspec.Struct, frozen=True):
     role: Role
 
 
+def _ending_signals() -> list[signal.Signals]:
+    """SIGHUP is a terminal's that was closed; who started us with nohup wants us to outlive it."""
+    outlives = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [signal.SIGTERM, signal.SIGINT, *([] if outlives else [signal.SIGHUP])]
+
+
 class _Orders:
     """Waits for the next tick, for orders and for the end, whichever comes first.
 
@@ -203,7 +209,7 @@ class _Orders:
         self._wake, self._waker = os.pipe()
         os.set_blocking(self._waker, False)
         self._old_waker = signal.set_wakeup_fd(self._waker)
-        self._old_handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._old_handlers = {number: signal.signal(number, self._stop) for number in _ending_signals()}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:

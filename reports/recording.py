@@ -3,11 +3,13 @@
 `python -m reports record` writes what a run of ours would have, but for the uploads: `build` makes a report of costs.
 """
 
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -22,12 +24,13 @@ COMMAND_ENDS_S = 10.0  # after it was told to; then it is killed
 
 
 def record(out: Path, subject: Subject, command: Sequence[str], interval_s: float, load_pid: int | None = None) -> int:
-    """Record until TERM, Ctrl-C, or the end of the process that the subject names; with a `command`, of that command,
-    which the signals are passed on to. Returns the exit code: the command's, as a shell has it, or 0.
+    """Record until TERM, Ctrl-C, a closed terminal, or the end of the process that the subject names; with a `command`,
+    of that command, which is told to end by the signals too. Returns the exit code: the command's, as a shell has it,
+    or 0.
 
     Raises RunFolderError when `out` holds a run already or cannot be written, or the command cannot be started.
     """
-    if (out / run_folder.RUN).exists():
+    if os.access(out / run_folder.RUN, os.F_OK):  # never an error: what is wrong with `out` is said when it is made
         raise RunFolderError(f"{out} holds a run already; give another folder with --out")
     process = _start(command) if command else None
     try:
@@ -63,15 +66,15 @@ def _record(
     info = _describe(out, subject)
 
     def started(server: ServerInfo | None) -> None:
-        run_folder.write_whole(out / run_folder.RUN, msgspec.structs.replace(info, server=server))
+        _write(out, msgspec.structs.replace(info, server=server))
         who = "nobody listens there yet" if server is None else f"pid {server.pid}"
-        print(f"recording {subject} ({who}) into {out}; Ctrl-C ends it", file=sys.stderr)
+        _tell(f"recording {subject} ({who}) into {out}; Ctrl-C ends it")
 
     def pass_on(number: int, _: FrameType | None) -> bool:
-        """A command that was told to end is recorded until it has. Ctrl-C at the terminal reaches it by itself."""
+        """A command that was told to end is recorded until it has. Only Ctrl-C at the terminal reaches it by itself."""
         if process is None or process.poll() is not None:
             return False
-        if number == signal.SIGTERM:
+        if number != signal.SIGINT:
             process.terminate()
         return True
 
@@ -81,11 +84,23 @@ def _record(
     end_ns = time.monotonic_ns()
     phases = [msgspec.structs.replace(info.phases[0], end_ns=end_ns)]
     ended = Ending(how="completed", reason="the recording was ended")
-    run_folder.write_whole(
-        out / run_folder.RUN, msgspec.structs.replace(info, server=server, phases=phases, ended=ended)
-    )
+    _write(out, msgspec.structs.replace(info, server=server, phases=phases, ended=ended))
     lasted_s = (end_ns - info.started_mono_ns) / 1e9
-    print(f"recorded {lasted_s:.1f} s; make the report with: python -m reports build {out}", file=sys.stderr)
+    _tell(f"recorded {lasted_s:.1f} s; make the report with: python -m reports build {out}")
+
+
+def _write(out: Path, info: RunInfo) -> None:
+    try:
+        run_folder.write_whole(out / run_folder.RUN, info)
+    except OSError as error:
+        raise RunFolderError(f"cannot record into {out}: {error.strerror}") from error
+
+
+def _tell(text: str) -> None:
+    """Past sys.stderr, whose buffer would make us fail at our exit: the terminal may be closed by now."""
+    if sys.stderr is not None:  # or its number may be one of our own files by now
+        with suppress(OSError):
+            os.write(sys.stderr.fileno(), f"{text}\n".encode(errors="replace"))
 
 
 def _describe(out: Path, subject: Subject) -> RunInfo:

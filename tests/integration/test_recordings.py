@@ -1,18 +1,20 @@
 """Recordings of their own: of a port, a pid or a command, ours or not, and the report that is made of each."""
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 from loads import free_port
 from servers import DEADLINE_S, ROOT, eventually, running
+from terminals import WAYS, at_a_terminal, exit_code, shown_until, term
 
 from reports import run_folder
 
@@ -133,13 +135,97 @@ def test_a_process_by_its_pid(tmp_path):
 
 
 def test_a_recorder_that_is_killed(tmp_path):
-    """The report still builds, and says so."""
+    """The report still builds, says so, and has all costs until the last sample."""
     folder = tmp_path / "run"
     with running() as server, recording(folder, "--port", server.port) as process:
         eventually(lambda: len(list(run_folder.read_host(folder))) > 12, "more than a second")
         process.kill()
         process.wait()
-    assert "cut off" in report(folder)
+    lasted_s = (list(run_folder.read_host(folder))[-1].mono_ns - run_folder.read_run(folder).started_mono_ns) / 1e9
+    said = report(folder)
+    assert "warning: the run was cut off" in said
+    assert "the server, 2 processes in all, used" in said
+    [phase] = json.loads((folder / run_folder.SUMMARY).read_text())["phases"]
+    assert phase["duration_s"] == pytest.approx(lasted_s, abs=0.1)
+    assert None not in (phase["server_cpu_s"], phase["busy_core_s"])
+
+
+# ── ends of a recording ──
+
+
+def is_recorded(job, ticks=4):
+    return len(list(run_folder.read_host(job.cwd / "run"))) >= ticks and run_folder.read_run(job.cwd / "run")
+
+
+def test_a_recording_is_ended(tmp_path):
+    """Whichever way, its folder is complete. All at the same time, of one server."""
+    with running() as server, ExitStack() as stack:
+        command = [*RECORD, "--interval", "0.1", "--out", "run", "--port", str(server.port)]
+        recorders = [(*stack.enter_context(at_a_terminal(tmp_path / way.__name__, *command)), way) for way in WAYS]
+        for job, terminal, end in recorders:
+            shown_until(terminal, lambda job=job: is_recorded(job), "some samples")
+            end(job, terminal)
+        for job, terminal, _ in recorders:
+            assert exit_code(job, terminal) == 0
+            assert_ended_in_order(job.cwd / "run", server.pid)
+
+
+def assert_ended_in_order(folder, server):
+    run = run_folder.read_run(folder)
+    assert (run.ended.how, run.server.pid) == ("completed", server)
+    assert all(sample.uss_bytes for sample in list(run_folder.read_processes(folder))[-1].processes)  # a last sample
+    assert "warning" not in report(folder)
+
+
+def test_a_recording_outlives_its_terminal_under_nohup(tmp_path):
+    with running() as server:
+        command = ["nohup", *RECORD, "--interval", "0.1", "--out", "run", "--port", str(server.port)]
+        with at_a_terminal(tmp_path / "recorder", *command) as (job, terminal):
+            shown_until(terminal, lambda: is_recorded(job), "some samples")
+            terminal.close()
+            before = len(list(run_folder.read_host(job.cwd / "run")))
+            shown_until(terminal, lambda: is_recorded(job, before + 4), "samples from then on")
+            term(job, terminal)
+            assert exit_code(job, terminal) == 0
+    assert_ended_in_order(tmp_path / "recorder" / "run", server.pid)
+
+
+def test_a_command_ends_with_the_terminal(tmp_path):
+    """And is recorded until then, though a signal of the terminal's reaches only the recorder."""
+    script = "import signal, time\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\nwhile True: time.sleep(1)\n"
+    command = [*RECORD, "--interval", "0.1", "--out", "run", "--", sys.executable, "-c", script]
+    with at_a_terminal(tmp_path / "recorder", *command) as (job, terminal):
+        shown_until(terminal, lambda: is_recorded(job), "some samples")
+        terminal.close()
+        assert exit_code(job, terminal) == 128 + signal.SIGTERM
+    folder = job.cwd / "run"
+    assert run_folder.read_run(folder).ended.how == "completed"
+    assert "1 process in all" in report(folder)
+
+
+def fill_the_disk(folder):
+    """For run.json, which is written beside its place first: /dev/full has no space for a single byte."""
+    (folder / f".{run_folder.RUN}").symlink_to("/dev/full")
+
+
+def assert_said_to_be_full(code, said, folder):
+    assert code == 1
+    assert said.splitlines()[-1] == f"Error: cannot record into {folder}: No space left on device"
+    assert "Traceback" not in said
+
+
+def test_the_disk_is_full_at_the_first_sample(tmp_path):
+    fill_the_disk(tmp_path)
+    with recording(tmp_path, "--port", free_port()) as process:
+        assert_said_to_be_full(process.wait(DEADLINE_S), process.stderr.read(), tmp_path)
+
+
+def test_the_disk_is_full_at_the_end(tmp_path):
+    with recording(tmp_path, "--port", free_port()) as process:
+        eventually((tmp_path / run_folder.RUN).exists, "run.json")
+        fill_the_disk(tmp_path)
+        assert_said_to_be_full(*ended(process), tmp_path)
+    assert "cut off" in report(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -151,6 +237,7 @@ def test_a_recorder_that_is_killed(tmp_path):
         (["--until-stdin-closes", "--", "true"], 2, "it starts no COMMAND"),
         (["--port", "http"], 2, "is not a valid integer"),
         (["--", "/no/such/command"], 1, "cannot start /no/such/command: No such file or directory"),
+        (["--out", "x" * 300, "--port", "1"], 1, "cannot record into " + "x" * 300 + ": File name too long"),
     ],
 )
 def test_mistakes(tmp_path, arguments, code, problem):
