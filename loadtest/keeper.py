@@ -486,7 +486,7 @@ class _Run:
         for phase in self._merger.phases:
             self._uploads.append(self._merger.histograms(phase))
         if recorder_problem is not None:
-            self._note("recorder-failed", recorder_problem)
+            self._note_recorder_failed(recorder_problem, end_ns)
             log.error(recorder_problem)
         self._note("run-ended", f"run {self._info.id} ended: {self._ending.reason if self._ending else ''}")
         self._info = msgspec.structs.replace(self._info, ended=self._ending)
@@ -495,6 +495,15 @@ class _Run:
             appender.close()
         if self._builds_report:
             build_report(self.folder)
+
+    def _note_recorder_failed(self, problem: str, end_ns: int) -> None:
+        """At its last sample, where a reader of the charts sees their lines end."""
+        mono_ns, wall_ns = self._info.started_mono_ns, self._info.started_wall_ns
+        for tick in run_folder.read_host(self.folder):
+            mono_ns, wall_ns = tick.mono_ns, tick.wall_ns
+        from_s, to_s = ((at_ns - self._info.started_mono_ns) / 1e9 for at_ns in (mono_ns, end_ns))
+        text = f"{problem}: nothing was recorded from {from_s:.1f} s to the end at {to_s:.1f} s"
+        self._events.append(Event(mono_ns=mono_ns, wall_ns=wall_ns, source="load", kind="recorder-failed", text=text))
 
     def _set_exit_code(self) -> None:
         """The report's, which knows more than Locust; without one, whether an upload failed."""

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Never
+from typing import Never, TextIO
 
 from tqdm import tqdm
 
@@ -60,11 +60,12 @@ class Job:
 
 class _Interrupts:
     """Counts Ctrl-C, TERM and a closed terminal instead of dying of them: the first ends the run in order, the second
-    hurries it."""
+    hurries it. Under nohup a run outlives its terminal."""
 
     def __init__(self) -> None:
         self.count = 0
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        outlives = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        for number in (signal.SIGINT, signal.SIGTERM, *([] if outlives else [signal.SIGHUP])):
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -149,7 +150,7 @@ def _wait_until_listening(process: "subprocess.Popen[str]", folder: Path, interr
         if interrupts.count:
             raise RunError("stopped before the server was ready")
         raise RunError(f"the server did not start: {_last_line(folder / 'server.log')}")
-    print(f"server    {line.strip()}", flush=True)
+    _show(f"server    {line}", sys.stdout)
     return "tcp://" + line.split()[2]
 
 
@@ -227,7 +228,9 @@ class _Progress:
         self._bar.close()
 
     def say(self, text: str) -> None:
-        self._bar.write(text, file=sys.stderr)
+        self._bar.clear()
+        _show(f"{text}\n", sys.stderr)
+        self._bar.refresh()
 
     def update(self) -> None:
         try:
@@ -270,7 +273,17 @@ def _report(folder: Path) -> None:
     if (folder / run_folder.RUN).exists():
         command = [sys.executable, "-m", "reports", "build", str(folder)]
         built = subprocess.run(command, stdout=subprocess.PIPE, text=True, start_new_session=True, check=False)
-        print(built.stdout, end="", flush=True)
+        _show(built.stdout, sys.stdout)
+
+
+def _show(text: str, stream: TextIO) -> None:
+    """What nobody reads any more ends no run: the terminal may be closed, or the pipe."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError:
+        with open(os.devnull, "wb") as nowhere:  # or what is left in the buffer would make us fail at our exit
+            os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def _last_line(path: Path) -> str:

@@ -1,6 +1,5 @@
 """Something dies in the middle of a run: the run goes on as far as it can, and its report says what happened."""
 
-import json
 import os
 import shutil
 import signal
@@ -10,7 +9,8 @@ import pytest
 from loads import LOADTEST, acked, assert_complete, assert_report, events, failures, started
 from servers import eventually
 
-from reports import run_folder
+from reports import chart_lines, run_folder
+from reports.analysis import analyse
 from reports.run_folder import HistogramsLine
 from server import scoreboard
 
@@ -96,6 +96,7 @@ def test_locust_is_killed(tmp_path):
 
 
 def test_the_recorder_is_killed(tmp_path):
+    """The report says from when on nothing is known of costs, and its charts have a mark where their lines end."""
     with started(tmp_path, *RUN, "--phase-seconds", "2") as job:
         job.in_phase("warm-up")
         recorder = job.find("-m reports record")
@@ -106,10 +107,23 @@ def test_the_recorder_is_killed(tmp_path):
     assert info.ended.how == "completed"
     assert failures(folder) == {}
     assert acked(folder, "long-1")
+    outcome = run_folder.read_outcome(folder)
+    assert outcome.verdict == "INVALID"
+    assert "the recorder missed 100 % of its ticks in the measured phases" in outcome.reason
     [event] = events(folder, "recorder-failed")
-    assert event.text == f"the recorder, pid {recorder}, ended with exit code -9 before the run did"
+    assert event.mono_ns == list(run_folder.read_host(folder))[-1].mono_ns < info.phases[-1].start_ns
+    from_s = (event.mono_ns - info.started_mono_ns) / 1e9
+    text, _, to_s = event.text.removesuffix(" s").rpartition(" ")
+    assert text == (
+        f"the recorder, pid {recorder}, ended with exit code -9 before the run did: nothing was recorded from "
+        f"{from_s:.1f} s to the end at"
+    )
+    assert float(to_s) >= (info.phases[-1].end_ns - info.started_mono_ns) / 1e9 - 0.1
     assert event.text in (folder / run_folder.REPORT_MD).read_text()
-    assert json.loads((folder / run_folder.SUMMARY).read_text())
+    marks = [(mark.at_s, mark.text) for mark in chart_lines.marks(analyse(folder))]
+    assert (pytest.approx(from_s), event.text) in marks
+    for curves in analyse(folder).timeline.processes:
+        assert max(curves.share.t_s, default=0.0) <= from_s  # no line where nothing is known
 
 
 def test_the_hiccup_meter_is_killed(tmp_path):

@@ -1,0 +1,157 @@
+"""A run that is ended by Ctrl-C, TERM or a closed terminal, at any moment: nothing stays behind, and of what was
+measured there is a report.
+
+The three ways are tried at the same time, each on a run of its own: most of a run is waiting.
+"""
+
+import random
+import signal
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from loads import END_S, LOADTEST, assert_complete, assert_report
+from terminals import WAYS, at_a_terminal, close_the_terminal, exit_code, shown_until
+
+from reports import render, run_folder
+from reports.run_folder import RunFolderError
+
+RUN = [*LOADTEST, "run", "--users", "2", "--workers", "1", "--plan", "long", "--payloads", "4KiB", "--warm-up", "200ms"]
+LONG = ["--phase-seconds", "600"]
+SHORT = ["--phase-seconds", "1"]
+INTERRUPTED = 130
+
+# ── moments ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def while_python_imports(job):
+    return maps(job.process.pid, "msgspec")
+
+
+def before_the_server_listens(job):
+    return has(job, "server.log")
+
+
+def while_locust_starts(job):
+    return has(job, "locust.log")
+
+
+def in_the_ramp_up(job):
+    return has(job, run_folder.RUN)
+
+
+def in_a_measure_phase(job):
+    return phase_kind(job) == "measure"
+
+
+def in_the_drain(job):
+    return phase_kind(job) == "drain"
+
+
+def while_the_report_is_built(job):
+    """Its imports have begun; at the latest once there is one."""
+    pid = job.process.pid
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return any(is_build(child) and maps(child, "numpy") for child in children)
+    except OSError:  # one has ended
+        return after_the_report(job)
+
+
+def after_the_report(job):
+    return has(job, run_folder.REPORT_HTML)
+
+
+BEFORE = [while_python_imports, before_the_server_listens, while_locust_starts, in_the_ramp_up, in_a_measure_phase]
+AT_THE_END = [in_the_drain, while_the_report_is_built, after_the_report]
+
+
+def maps(pid, package):
+    return f"/{package}/" in Path(f"/proc/{pid}/maps").read_text()
+
+
+def is_build(pid):
+    return b"reports\0build" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def has(job, name):
+    return any((folder / name).exists() for folder in job.runs())
+
+
+def phase_kind(job):
+    info = job.info()
+    return info.phases[-1].kind if info is not None and info.phases else None
+
+
+# ── what must be left ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def assert_folder(job):
+    """A report that is whole, or a folder of which `build` says in one line why it has none."""
+    for folder in job.runs():
+        if (folder / run_folder.RUN).exists():
+            assert_report(folder)
+            assert run_folder.read_outcome(folder) is not None
+        else:
+            with pytest.raises(RunFolderError, match=r"is not a run folder: it has no run\.json$"):
+                render.build(folder)
+        assert list(folder.glob(".*")) == []  # what was to be put in place whole
+
+
+@pytest.mark.parametrize("moment", BEFORE + AT_THE_END, ids=lambda moment: moment.__name__)
+def test_a_run_is_ended(tmp_path, moment):
+    command = [*RUN, *(SHORT if moment in AT_THE_END else LONG)]
+    with ExitStack() as stack:
+        runs = [(*stack.enter_context(at_a_terminal(tmp_path / way.__name__, *command)), way) for way in WAYS]
+        end_each_when(runs, [moment] * len(runs))
+        for job, terminal, _ in runs:
+            code = exit_code(job, terminal)
+            if moment is while_python_imports:
+                assert code == INTERRUPTED or (code < 0 and job.runs() == []), terminal.shown()
+            elif moment is not after_the_report:  # the run may have been over
+                assert code == INTERRUPTED, terminal.shown()
+            assert_folder(job)
+
+
+@pytest.mark.parametrize("seed", [1])
+def test_a_run_is_ended_whenever(tmp_path, seed):
+    """Between the moments that have a name there are others."""
+    chance = random.Random(seed)
+    with ExitStack() as stack:
+        runs = []
+        for number in range(3):
+            job, terminal = stack.enter_context(at_a_terminal(tmp_path / str(number), *RUN, *LONG))
+            runs.append((job, terminal, chance.choice(WAYS)))
+        end_each_when(runs, [after(chance.uniform(0.1, 4.0)) for _ in runs])
+        for job, terminal, _ in runs:
+            assert exit_code(job, terminal) in (INTERRUPTED, -signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP)
+            assert_folder(job)
+
+
+def after(seconds):
+    due_s = time.monotonic() + seconds
+    return lambda job: time.monotonic() >= due_s
+
+
+def end_each_when(runs, moments):
+    """Each run in its way as soon as its own moment has come."""
+    left = list(zip(runs, moments, strict=True))
+    deadline_s = time.monotonic() + END_S
+    while left:
+        for (job, terminal, end), moment in list(left):
+            shown = terminal.shown()
+            assert time.monotonic() < deadline_s, f"not in time; it showed:\n{shown}"
+            if moment(job):
+                end(job, terminal)
+                left = [(run, m) for run, m in left if run[0] is not job]
+        time.sleep(0.005)
+
+
+def test_a_run_outlives_its_terminal_under_nohup(tmp_path):
+    with at_a_terminal(tmp_path / "run", "nohup", *RUN, *SHORT) as (job, terminal):
+        shown_until(terminal, lambda: in_the_ramp_up(job), "the run's begin")
+        close_the_terminal(job, terminal)
+        assert exit_code(job, terminal) in (0, 4)  # 4: the machine was too busy
+    [folder] = job.runs()
+    assert assert_complete(folder).ended.how == "completed"
