@@ -10,10 +10,13 @@ DEV_STAMP := $(VENV)/.installed-dev
 PORT ?= 12345
 WORKERS ?= 4
 STORE ?= uploads
+LOAD_OPTIONS = $(if $(USERS),--users '$(USERS)') $(if $(RATE),--arrival-rate '$(RATE)') $(if $(PLAN),--plan '$(PLAN)') \
+  $(if $(PHASE_SECONDS),--phase-seconds '$(PHASE_SECONDS)') $(if $(PAYLOADS),--payloads '$(PAYLOADS)') \
+  $(if $(PAYLOAD_DIR),--payload-dir '$(PAYLOAD_DIR)') $(if $(HOST),--host '$(HOST)')
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve killport loadtest test lint bench clean
+.PHONY: help install serve killport loadtest compare test lint bench clean
 
 help: ## this list
 	@echo "socketswarm: load-test a TCP upload server. Targets:"
@@ -40,10 +43,11 @@ killport: $(RUN_STAMP) ## free a port that a stuck server holds: PORT=12345
 	@exec $(BIN)/python -m server.ports release $(PORT)
 
 loadtest: $(RUN_STAMP) ## the main job: USERS= RATE= PLAN= PHASE_SECONDS= PAYLOADS= PAYLOAD_DIR= HOST=
-	@exec $(BIN)/python -m loadtest run \
-	  $(if $(USERS),--users '$(USERS)') $(if $(RATE),--arrival-rate '$(RATE)') $(if $(PLAN),--plan '$(PLAN)') \
-	  $(if $(PHASE_SECONDS),--phase-seconds '$(PHASE_SECONDS)') $(if $(PAYLOADS),--payloads '$(PAYLOADS)') \
-	  $(if $(PAYLOAD_DIR),--payload-dir '$(PAYLOAD_DIR)') $(if $(HOST),--host '$(HOST)')
+	@exec $(BIN)/python -m loadtest run $(LOAD_OPTIONS)
+
+compare: $(RUN_STAMP) ## which is better: A='--workers 1' B='--workers 2' PAIRS=6, and all of loadtest for both
+	@exec $(BIN)/python -m loadtest compare --a '$(A)' --b '$(B)' $(if $(PAIRS),--pairs '$(PAIRS)') \
+	  $(if $(TOLERANCE),--tolerance '$(TOLERANCE)') $(LOAD_OPTIONS)
 
 test: $(DEV_STAMP) ## run the tests
 	@exec $(BIN)/python -m pytest -n 3 --dist loadfile

@@ -1,11 +1,12 @@
-"""The load room's command line: `python -m loadtest run|upload`. Options and messages, nothing else."""
+"""The load room's command line: `python -m loadtest run|compare|upload`. Options and messages, nothing else."""
 
 import os
+import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 # Ctrl-C while Python still imports: end at once. A KeyboardInterrupt can be lost there, in a destructor for one. `run`
 # sets handlers of its own before it starts anything.
@@ -16,6 +17,11 @@ import click
 
 from loadtest.options import DEFAULTS, OPTIONS, Option, OptionError, is_open
 from reports.run_folder import new_run_id
+from server.units import parse_share
+
+if TYPE_CHECKING:
+    from loadtest.comparison import Side
+    from loadtest.run import Job
 
 DEFAULT_USERS = 20
 
@@ -69,14 +75,7 @@ def cli() -> None:
     help="where that server stores for the time of the run; in memory if there is room",
 )
 @_load_options
-def run(
-    host: str | None,
-    users: int | None,
-    workers: int,
-    store: Path | None,
-    fail_if: tuple[str, ...],
-    **options: str | bool,
-) -> None:
+def run(**options: Any) -> None:
     """Load a server and report what it held and what it cost.
 
     Exit codes: 0 all uploads acknowledged, 1 some failed or the run broke, 2 wrong options, 3 a --fail-if condition
@@ -84,19 +83,97 @@ def run(
     """
     from loadtest import run as main_job
 
-    fields = DEFAULTS | options | {"fail_if": "; ".join(fail_if)}
+    interrupts = main_job.Interrupts()
+    _exit(lambda: main_job.run(_job(options, sys.argv[2:]), interrupts)[0])
+
+
+def _job(options: dict[str, Any], arguments: Sequence[str], *, brief: bool = False) -> "Job":
+    """What `run` does with these options, which came from these arguments."""
+    from loadtest.run import Job
+
+    own = ("host", "users", "workers", "store", "fail_if")
+    fields = DEFAULTS | {name: value for name, value in options.items() if name not in own}
+    fields["fail_if"] = "; ".join(options["fail_if"])
+    users = options["users"]
     if users is None:
         users = 0 if is_open(fields) else DEFAULT_USERS
-    folder = Path("reports/runs") / new_run_id(str(fields["label"]))
-    job = main_job.Job(host=host, users=users, workers=workers, store=store, fields=fields, folder=folder)
+    return Job(
+        host=options["host"],
+        users=users,
+        workers=options["workers"],
+        store=options["store"],
+        fields=fields,
+        folder=Path("reports/runs") / new_run_id(str(fields["label"])),
+        command=["python", "-m", "loadtest", "run", *arguments],
+        brief=brief,
+    )
+
+
+def _exit(job: Callable[[], int]) -> NoReturn:
+    """With the job's exit code, or with an error in one line."""
+    from loadtest import run as main_job
+
     try:
-        sys.exit(main_job.run(job))
+        sys.exit(job())
     except OptionError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(main_job.USAGE)
     except main_job.RunError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(main_job.FAILED)
+
+
+def _share(context: click.Context, parameter: click.Parameter, text: str) -> float:
+    try:
+        return parse_share(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+@cli.command(context_settings={"ignore_unknown_options": True})
+@click.option("--a", "first", default="", metavar="OPTIONS", help="the baseline: options of `run`, in one argument")
+@click.option("--b", "second", default="", metavar="OPTIONS", help="what is compared with it, likewise")
+@click.option(
+    "--pairs",
+    default=6,
+    show_default=True,
+    type=click.IntRange(1, 1000),
+    help="runs of each: under 6 tell nothing",
+)
+@click.option(
+    "--tolerance",
+    default="2%",
+    show_default=True,
+    metavar="SHARE",
+    callback=_share,
+    help="how much worse B may be found before the exit code is 5",
+)
+@click.argument("common", nargs=-1, type=click.UNPROCESSED, metavar="[RUN OPTIONS]...")
+def compare(first: str, second: str, pairs: int, tolerance: float, common: tuple[str, ...]) -> None:
+    """Run two sets of options in turn (A B B A ...) and compare them: is B better or worse?
+
+    All other options are those of `run`, for both. Each set is labelled by its options, or by a --label in it. Exit
+    codes: 0 no regression, 1 a run broke, 2 wrong options, 4 too few runs to tell, 5 B is worse, 130 interrupted.
+    """
+    from loadtest import comparison
+
+    sides = [_side(name, common, options) for name, options in (("A", first), ("B", second))]
+    _exit(lambda: comparison.compare(sides, pairs, tolerance))
+
+
+def _side(name: str, common: Sequence[str], options: str) -> "Side":
+    """One of two sets of options. Its label tells what is particular about it, unless there is a --label in it."""
+    from loadtest.comparison import Side
+
+    try:
+        arguments = [*common, *shlex.split(options)]
+    except ValueError as error:
+        raise click.BadParameter(f"{options!r}: {error}", param_hint=f"--{name.lower()}") from None
+    if not any(argument.startswith("--label") for argument in arguments):
+        arguments += ["--label", " ".join([name, *options.replace("--", "").split()])]
+    with run.make_context("python -m loadtest run", list(arguments)) as context:
+        parsed = dict(context.params)
+    return Side(parsed["label"], lambda: _job(parsed, arguments, brief=True))
 
 
 @cli.command()

@@ -56,9 +56,13 @@ class Job:
     fields: dict[str, str | bool]
     """As `options.FIELDS`."""
     folder: Path
+    command: list[str]
+    """That repeats the run."""
+    brief: bool = False
+    """Show only the verdict of the report: there are more runs to come."""
 
 
-class _Interrupts:
+class Interrupts:
     """Counts Ctrl-C, TERM and a closed terminal instead of dying of them: the first ends the run in order, the second
     hurries it. Under nohup a run outlives its terminal."""
 
@@ -72,10 +76,9 @@ class _Interrupts:
         self.count += 1
 
 
-def run(job: Job) -> int:
-    """Do the job and return the exit code. RunError and OptionError for what a person must know."""
-    interrupts = _Interrupts()
-    _check(job)
+def run(job: Job, interrupts: Interrupts) -> tuple[int, Path]:
+    """Do the job and return the exit code and the run folder. RunError and OptionError for what a person must know."""
+    check(job)
     try:
         job = replace(job, folder=run_folder.create(job.folder))
     except OSError as error:
@@ -84,14 +87,14 @@ def run(job: Job) -> int:
         with _server(job, interrupts) as host:
             _load(job, host, interrupts)
     finally:
-        _report(job.folder)
+        _report(job)
     if interrupts.count:
-        return INTERRUPTED
+        return INTERRUPTED, job.folder
     outcome = run_folder.read_outcome(job.folder)
-    return FAILED if outcome is None else outcome.exit_code
+    return (FAILED if outcome is None else outcome.exit_code), job.folder
 
 
-def _check(job: Job) -> None:
+def check(job: Job) -> None:
     """Everything that can be wrong, before anything is started."""
     options = load_options.validate(job.host or "tcp://127.0.0.1:1", job.fields)
     load_options.check_users(options, job.users)
@@ -108,7 +111,7 @@ def _check(job: Job) -> None:
 
 
 @contextmanager
-def _server(job: Job, interrupts: _Interrupts) -> Iterator[str]:
+def _server(job: Job, interrupts: Interrupts) -> Iterator[str]:
     """The address of the server under test; one of our own lives as long as this context."""
     if job.host is not None:
         yield job.host
@@ -142,7 +145,7 @@ def _start_server(job: Job, store: Path) -> "subprocess.Popen[str]":
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
 
 
-def _wait_until_listening(process: "subprocess.Popen[str]", folder: Path, interrupts: _Interrupts) -> str:
+def _wait_until_listening(process: "subprocess.Popen[str]", folder: Path, interrupts: Interrupts) -> str:
     assert process.stdout is not None
     ready, _, _ = select.select([process.stdout], [], [], SERVER_START_S)
     line = process.stdout.readline() if ready else ""  # the server prints it, or ends
@@ -157,7 +160,7 @@ def _wait_until_listening(process: "subprocess.Popen[str]", folder: Path, interr
 # ── the load ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _load(job: Job, host: str, interrupts: _Interrupts) -> None:
+def _load(job: Job, host: str, interrupts: Interrupts) -> None:
     if interrupts.count:
         return
     options = load_options.validate(host, job.fields)
@@ -178,7 +181,7 @@ def _locust_command(job: Job, host: str) -> list[str]:
     command = [sys.executable, "-m", "locust", "-f", str(Path(__file__).with_name("users.py")), "--headless"]
     command += ["--host", host, "--users", str(job.users), "--spawn-rate", str(max(1, min(100, job.users)))]
     command += ["--only-summary", "--run-folder", str(job.folder), "--no-report"]
-    command.append(f"--run-command={shlex.join(['python', '-m', 'loadtest', *sys.argv[1:]])}")
+    command.append(f"--run-command={shlex.join(job.command)}")
     for option in load_options.OPTIONS:
         value = job.fields[option.field]
         if not isinstance(option.default, bool):
@@ -188,7 +191,7 @@ def _locust_command(job: Job, host: str) -> list[str]:
     return command
 
 
-def _watch(process: "subprocess.Popen[bytes]", folder: Path, planned_s: float, interrupts: _Interrupts) -> int:
+def _watch(process: "subprocess.Popen[bytes]", folder: Path, planned_s: float, interrupts: Interrupts) -> int:
     """Show the run's progress until Locust has ended; pass interrupts on."""
     handled = 0
     with _Progress(folder, planned_s) as progress:
@@ -268,12 +271,13 @@ def _end(process: "subprocess.Popen[str] | subprocess.Popen[bytes]", grace_s: fl
         process.stdout.close()
 
 
-def _report(folder: Path) -> None:
+def _report(job: Job) -> None:
     """Build and show the report, if anything was measured; otherwise the error that stopped us says more."""
-    if (folder / run_folder.RUN).exists():
-        command = [sys.executable, "-m", "reports", "build", str(folder)]
+    if (job.folder / run_folder.RUN).exists():
+        command = [sys.executable, "-m", "reports", "build", str(job.folder)]
         built = subprocess.run(command, stdout=subprocess.PIPE, text=True, start_new_session=True, check=False)
-        _show(built.stdout, sys.stdout)
+        verdict, _, _ = built.stdout.partition("\n")
+        _show(f"{verdict}\n" if job.brief else built.stdout, sys.stdout)
 
 
 def _show(text: str, stream: TextIO) -> None:

@@ -1,6 +1,5 @@
 """The reports room's command line: `python -m reports record|build|compare`. Only options and messages live here."""
 
-import math
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import psutil
 from reports import run_folder
 from reports.comparison import TOLERANCE
 from reports.run_folder import RunFolderError
+from server.units import parse_share
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -26,6 +26,13 @@ def build(run: Path) -> None:
     print(render.build(run))
 
 
+def _share(context: click.Context, parameter: click.Parameter, text: str) -> float:
+    try:
+        return parse_share(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
 @cli.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--baseline", metavar="LABEL", help="what the others are compared with; the first RUN's label")
@@ -33,10 +40,12 @@ def build(run: Path) -> None:
     "--tolerance",
     default=f"{TOLERANCE:.0%}",
     show_default=True,
+    metavar="SHARE",
+    callback=_share,
     help="how much worse something may be found, such as 5%, before the exit code is 5",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="folder to write into; a new one in reports/comparisons")
-def compare(runs: tuple[Path, ...], baseline: str | None, tolerance: str, out: Path | None) -> None:
+def compare(runs: tuple[Path, ...], baseline: str | None, tolerance: float, out: Path | None) -> None:
     """Compare the run folders RUN: those of one label are repeats of one thing, at least 6 of each label, best
     interleaved (A B B A ...).
 
@@ -46,23 +55,11 @@ def compare(runs: tuple[Path, ...], baseline: str | None, tolerance: str, out: P
     from reports import compare as comparing  # scipy takes its time to import
     from reports import render_comparison
 
-    share = _share(tolerance)
-    compared = comparing.compare(runs, baseline, share)
+    compared = comparing.compare(runs, baseline, tolerance)
     labels = "-".join([compared.baseline, *(one.label for one in compared.against)])
     folder = out or run_folder.create(Path("reports/comparisons") / run_folder.new_run_id(labels))
     print(render_comparison.write(compared, folder))
     sys.exit(compared.exit_code)
-
-
-def _share(text: str) -> float:
-    """Of `5%` or `0.05`."""
-    try:
-        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        share = math.nan
-    if not 0 <= share < math.inf:
-        raise click.BadParameter(f"{text!r} is no share: give one such as 5%", param_hint="--tolerance")
-    return share
 
 
 @cli.command()

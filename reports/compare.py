@@ -16,7 +16,7 @@ from statistics import median
 
 import msgspec
 
-from reports import metrics, significance
+from reports import metrics, run_folder, significance
 from reports.compared_runs import Read, read
 from reports.comparison import (
     FEWEST_PAIRS,
@@ -46,9 +46,11 @@ OWN_TO_A_RUN = ("label", "port", "store")
 def compare(folders: Sequence[Path], baseline: str | None, tolerance: float) -> Comparison:
     """`baseline` is a label, by default that of the first folder. RunFolderError for what cannot be read, and where
     there are not two labels or no such baseline."""
-    runs = read(folders)
-    first = read(folders[:1])[0].info.label
-    baseline = first if baseline is None else baseline
+    return compare_runs(read(folders), baseline or run_folder.read_run(folders[0]).label, tolerance)
+
+
+def compare_runs(runs: Sequence[Read], baseline: str, tolerance: float) -> Comparison:
+    """Of runs in the order of time."""
     labels = list(dict.fromkeys(run.info.label for run in runs))
     _check_labels(labels, baseline)
     usable = [run for run in runs if run.usable]

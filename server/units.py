@@ -1,4 +1,4 @@
-"""Sizes and durations as people write them: `64KiB`, `1.5MB`, `30s`, `500ms`. A leaf: both ends of the wire read these.
+"""Sizes, durations and shares as people write them: `64KiB`, `1.5MB`, `30s`, `500ms`, `5%`. A leaf: all rooms read it.
 
 Units are exact: KiB, MiB, GiB are powers of 1024 (`K`, `M`, `G` and lower case mean the same); kB, MB, GB are powers of
 1000. A minute is `min`: of `m`, which is a size too, nobody knows what is meant. What cannot be read is a ValueError
@@ -11,7 +11,7 @@ import re
 _BINARY = {"": 1, "b": 1, "k": 1 << 10, "kib": 1 << 10, "m": 1 << 20, "mib": 1 << 20, "g": 1 << 30, "gib": 1 << 30}
 _SIZES = _BINARY | {"kb": 1000, "mb": 1000**2, "gb": 1000**3}
 _SECONDS = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "min": 60.0, "h": 3600.0}
-_QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zµ]*)\s*", re.IGNORECASE | re.ASCII)
+_QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zµ%]*)\s*", re.IGNORECASE | re.ASCII)
 
 
 def parse_size(text: str) -> int:
@@ -27,6 +27,14 @@ def parse_duration(text: str) -> float:
     value = _parse(text, _SECONDS)
     if value is None:
         raise ValueError(f"{text!r} is not a duration: write seconds, or a number with ms, s, min or h, such as 30s")
+    return value
+
+
+def parse_share(text: str) -> float:
+    """A part of one, from `5%` or `0.05`. ValueError for anything that is not one, and for what is below 0."""
+    value = _parse(text, {"": 1.0, "%": 0.01})
+    if value is None:
+        raise ValueError(f"{text!r} is not a share: write percent, such as 5%")
     return value
 
 

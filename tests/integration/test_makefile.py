@@ -55,7 +55,7 @@ def ran(folder, *arguments):
 @pytest.mark.parametrize("arguments", [[], ["help"]], ids=["make", "make help"])
 def test_help_needs_nothing(copy, arguments):
     said = make(copy, *arguments)
-    for target in ("install", "serve", "killport", "loadtest", "test", "lint", "bench", "clean"):
+    for target in ("install", "serve", "killport", "loadtest", "compare", "test", "lint", "bench", "clean"):
         assert f"  make {target} " in said
     assert not (copy / ".venv").exists()
 
@@ -70,7 +70,7 @@ def test_clean_needs_nothing(copy):
     assert (copy / "reports" / "runs").exists()
 
 
-@pytest.mark.parametrize("target", ["serve", "killport", "loadtest", "test", "lint", "bench"])
+@pytest.mark.parametrize("target", ["serve", "killport", "loadtest", "compare", "test", "lint", "bench"])
 def test_every_other_target_installs_by_itself(copy, target):
     said = make(copy, "-n", target)
     assert "-m venv .venv" in said
@@ -98,6 +98,23 @@ def test_loadtest_passes_options_on(installed, given, expected):
     assert ran(installed, "loadtest", *given) == [".venv/bin/python", "-m", "loadtest", "run", *expected]
 
 
+def test_compare_passes_both_sets_on(installed):
+    given = ["A=--workers 1", "B=--workers 2 --wait 0", "PAIRS=8", "TOLERANCE=5%", "USERS=7"]
+    expected = [
+        "--a",
+        "--workers 1",
+        "--b",
+        "--workers 2 --wait 0",
+        "--pairs",
+        "8",
+        "--tolerance",
+        "5%",
+        "--users",
+        "7",
+    ]
+    assert ran(installed, "compare", *given) == [".venv/bin/python", "-m", "loadtest", "compare", *expected]
+
+
 def test_serve_and_killport(installed):
     serve = [".venv/bin/python", "-m", "server", "--port", "12345", "--workers", "4", "--store", "uploads"]
     assert ran(installed, "serve") == serve
@@ -118,5 +135,5 @@ def test_locust_has_our_defaults():
 
 def test_what_git_must_not_see():
     ignored = (ROOT / ".gitignore").read_text()
-    for path in ("uploads/", ".venv/", "reports/runs/"):
+    for path in ("uploads/", ".venv/", "reports/runs/", "reports/comparisons/"):
         assert path in ignored
