@@ -419,7 +419,10 @@ def read_run(folder: Path) -> RunInfo:
         data = path.read_bytes()
         version = msgspec.json.decode(data, type=_AnySchema).schema_version
         if version != SCHEMA_VERSION:  # before the rest, which may have other fields
-            raise RunFolderError(f"{path} has schema {version}; this version reads {SCHEMA_VERSION}")
+            raise RunFolderError(
+                f"{path} has schema {version}; this version reads {SCHEMA_VERSION}: build the report with the version of "
+                "socketswarm that wrote it"
+            )
         return msgspec.json.decode(data, type=RunInfo)
     except FileNotFoundError:
         raise RunFolderError(f"{folder} is not a run folder: it has no {RUN}") from None
