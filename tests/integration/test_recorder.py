@@ -168,6 +168,81 @@ def test_cpu_agrees_with_wait4(tmp_path):
     assert recorded_s == pytest.approx(charged_s, rel=0.03, abs=0.06)
 
 
+# Two workers; each line on standard input tells the first of them to take 50 MiB and touch them, or to give them back.
+GROWING = """
+import mmap, os, socket, sys
+
+listener = socket.create_server(("127.0.0.1", 0))
+orders, order = os.pipe()
+answer, answers = os.pipe()
+ended, parent_lives = os.pipe()
+grows = os.fork()
+if not grows:
+    os.close(order)
+    os.close(parent_lives)
+    block = None
+    while os.read(orders, 1):
+        if block is None:
+            block = mmap.mmap(-1, 50 << 20)
+            for at in range(0, len(block), mmap.PAGESIZE):
+                block[at] = 1
+        else:
+            block.close()
+        os.write(answers, b".")
+    os._exit(0)
+stays = os.fork()
+if not stays:
+    os.close(order)
+    os.close(parent_lives)
+    os.read(ended, 1)
+    os._exit(0)
+print(listener.getsockname()[1], flush=True)
+print(grows, stays, flush=True)
+while sys.stdin.readline():
+    os.write(order, b".")
+    os.read(answer, 1)
+    print("done", flush=True)
+os.close(order)
+os.close(parent_lives)
+os.wait()
+os.wait()
+"""
+
+
+def uss_of(folder, pid):
+    """(stamp, USS), of the ticks that read it."""
+    found = [(tick.mono_ns, sample) for tick in read_processes(folder) for sample in tick.processes]
+    return [(at_ns, sample.uss_bytes) for at_ns, sample in found if sample.pid == pid and sample.uss_bytes is not None]
+
+
+def test_memory_that_a_worker_takes_is_in_its_uss_at_the_next_slow_tick(tmp_path):
+    def tell_worker():
+        step(server)
+        assert server.stdout.readline() == "done\n"
+        return time.monotonic_ns()
+
+    with server_script(GROWING) as (server, port), recorder(tmp_path, port) as process:
+        grows, stays = map(int, server.stdout.readline().split())
+        taken_ns = tell_worker()
+        # Memory is read just before a tick's stamp: the first slow tick after another one began after that moment.
+        eventually(lambda: next_slow(tmp_path, taken_ns), "a slow tick")
+        tell_worker()
+        finish(process)
+
+    at_ns = next_slow(tmp_path, taken_ns)
+    for pid, grown in ((grows, 50 << 20), (stays, 0)):
+        uss = dict(uss_of(tmp_path, pid))
+        first, *_, last = uss.values()
+        assert grown <= uss[at_ns] - first < grown + (2 << 20)
+        assert abs(last - first) < 2 << 20  # given back
+
+
+def next_slow(folder, after_ns):
+    """The stamp of the first tick that read memory and began later."""
+    later = [tick for tick in read_processes(folder) if tick.mono_ns >= after_ns][1:]
+    return next((tick.mono_ns for tick in later if tick.processes[0].uss_bytes is not None), None)
+
+
 def test_a_server_that_comes_later_and_restarts(tmp_path):
     port = free_port()
     with recorder(tmp_path, port) as process:
