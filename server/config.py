@@ -3,8 +3,13 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 MAX_WORKERS = 512
+
+AcceptMode = Literal["per-worker", "shared"]
+Collision = Literal["replace", "unique", "reject"]
+Durability = Literal["process", "power"]
 
 
 class ConfigError(Exception):
@@ -29,6 +34,17 @@ class ServerConfig:
     max_file_size: int = 16 << 30
     drain_timeout_s: float = 30.0
     backlog: int = 4096
+    accept: AcceptMode = "per-worker"
+    """A listening socket for each worker, over which the kernel spreads connections; or one that all accept from."""
+    collision: Collision = "replace"
+    """What becomes of an upload whose name is taken: it replaces the file, gets a name of its own, or is refused."""
+    durability: Durability = "process"
+    """What an acknowledged upload survives: the death of any process, or of the machine's power."""
+    hang_timeout_s: float = 30.0
+    """A worker whose event loop did not turn for so long is killed and replaced."""
+    max_deaths: int = 10
+    """So many workers that died by themselves within `death_window_s`, and the server gives up."""
+    death_window_s: float = 60.0
 
     def __post_init__(self) -> None:
         if sys.platform != "linux":
@@ -49,4 +65,10 @@ class ServerConfig:
             "max_file_size_bytes": self.max_file_size,
             "drain_timeout_s": self.drain_timeout_s,
             "backlog": self.backlog,
+            "accept": self.accept,
+            "collision": self.collision,
+            "durability": self.durability,
+            "hang_timeout_s": self.hang_timeout_s,
+            "max_deaths": self.max_deaths,
+            "death_window_s": self.death_window_s,
         }
