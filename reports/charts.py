@@ -3,8 +3,8 @@
 All charts are one bokeh document on one x axis: to zoom or to point in one is to do so in all. Legends, titles and
 notes are HTML around them (templates/report.html.j2), where they wrap on a phone and can be read by a screen reader.
 
-Each model carries in its tags which of its properties takes which colour of the palette; a few lines of JavaScript in
-the page paint them, again whenever the reader's colour scheme changes.
+The page has a script for each chart, right behind its place: a browser shows the first while it still reads the rest,
+and all are there before the page counts as loaded, so that a printer finds them.
 """
 
 import math
@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 from bokeh.core.properties import value
+from bokeh.core.serialization import Serializer
 from bokeh.document import Document
-from bokeh.embed import components
-from bokeh.events import DocumentReady, DoubleTap
+from bokeh.document.events import RootAddedEvent
+from bokeh.events import DoubleTap
 from bokeh.models import (
     BasicTicker,
     BoxZoomTool,
@@ -25,6 +26,7 @@ from bokeh.models import (
     CustomJS,
     FixedTicker,
     HoverTool,
+    Model,
     NumeralTickFormatter,
     Range1d,
     glyphs,
@@ -33,10 +35,11 @@ from bokeh.models.annotations import BoxAnnotation, Span
 from bokeh.models.renderers import DataRenderer
 from bokeh.plotting import figure
 from bokeh.resources import INLINE
+from jinja2.utils import htmlsafe_json_dumps
 
 from reports import envelope
 from reports.chart_lines import Chart, Line, Mark
-from reports.palette import FONT, PALETTE, mode_colour
+from reports.palette import FONT, light, mode_colour
 from reports.summary import PhaseSummary
 from reports.texts import plain
 
@@ -61,10 +64,9 @@ class Drawing:
     """HTML that shows charts without network; all empty when there is nothing to draw."""
 
     library: str
-    """bokeh's JavaScript."""
-    script: str
-    divs: dict[str, str]
-    """By title of the chart."""
+    """bokeh's JavaScript; it comes before any chart."""
+    charts: dict[str, str]
+    """By title."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,34 +84,30 @@ def draw(charts: Sequence[Chart], end_s: float, phases: Sequence[PhaseSummary], 
     """Those of the charts that have lines, from 0 to `end_s`, over shaded phases, with marks of events."""
     end_s = end_s or 1.0
     x_range = Range1d(start=0, end=end_s, bounds=(0, end_s), min_interval=min(1.0, end_s))
-    crosshair = paint(Span(dimension="height", line_width=1), line_color="muted")
+    crosshair = Span(dimension="height", line_width=1, line_color=light("muted"))
     canvas = _Canvas(end_s, phases, marks, x_range, crosshair)
     drawn = [chart for chart in charts if chart.lines]
     if not drawn:
-        return Drawing("", "", {})
+        return Drawing("", {})
     figures = [_figure(canvas, chart) for chart in drawn]
     figures[-1].xaxis.axis_label = "seconds since the start of the run"
-    script, divs = embedded(figures)
-    titled = zip((chart.title for chart in drawn), divs, strict=True)
-    return Drawing(INLINE.clone(components=["bokeh"]).render_js(), script, dict(titled))
+    titled = zip((chart.title for chart in drawn), embedded(figures), strict=True)
+    return Drawing(INLINE.clone(components=["bokeh"]).render_js(), dict(titled))
 
 
-def embedded(figures: Sequence[figure]) -> tuple[str, Sequence[str]]:
-    """(script, a div for each), without the library; painted in the reader's colours as soon as it is there."""
-    document = Document()
-    with document.models.freeze():  # or every figure would have all models counted anew
-        for plot in figures:
-            document.add_root(plot)
-    document.js_on_event(DocumentReady, CustomJS(code="socketswarmPaint()"))
-    script, divs = components(figures)
-    return script, divs
-
-
-def paint(model: Any, **colours: str) -> Any:
-    """Give these properties of a model a colour of the palette, now and, through its tags, in either colour scheme."""
-    model.update(**{name: PALETTE[colour][0] for name, colour in colours.items()})
-    model.tags = [f"{name}={colour}" for name, colour in colours.items()]
-    return model
+def embedded(figures: Sequence[figure]) -> list[str]:
+    """HTML of each, for behind the library and templates/charts.html.j2, in this order. Together they are one document,
+    which they are added to as bokeh's own server would, by patches: each knows the models of those before it."""
+    document, known = Document(), set[Model]()
+    found = []
+    for plot in figures:
+        events = Serializer(references=known, deferred=False).encode([RootAddedEvent(document, plot)])
+        known |= plot.references()
+        found.append(
+            f'<div class="chart" style="min-height: {plot.height}px"></div>'
+            f"<script>socketswarmChart({htmlsafe_json_dumps(figures[0].id)}, {htmlsafe_json_dumps(events)})</script>"
+        )
+    return found
 
 
 # --- one chart --------------------------------------------------------------------------------------------------------
@@ -157,11 +155,11 @@ def style_axes(plot: figure, tick_format: str) -> None:
             axis_label_text_font=FONT,
             axis_label_text_font_size="11px",
             axis_label_text_font_style="normal",
+            major_label_text_color=light("muted"),
+            axis_label_text_color=light("muted"),
         )
-        paint(axis, major_label_text_color="muted", axis_label_text_color="muted")
     plot.xgrid.grid_line_alpha = 0
-    for grid in plot.ygrid:
-        paint(grid, grid_line_color="rule")
+    plot.ygrid.update(grid_line_color=light("muted"), grid_line_alpha=0.2)
     plot.yaxis.formatter = NumeralTickFormatter(format=tick_format)
 
 
@@ -177,11 +175,13 @@ def log_ticks(low: float, high: float) -> list[float]:
 def _shade_phases(plot: figure, canvas: _Canvas, top: float) -> None:
     """Measure phases in the colour of their mode, others grey; named at the top where the name fits on a phone too."""
     for phase in canvas.phases:
-        colour = mode_colour(phase.mode) if phase.kind == "measure" else "muted"
-        box = BoxAnnotation(left=phase.start_s, right=phase.end_s, fill_alpha=0.08, line_alpha=0, level="underlay")
-        plot.add_layout(paint(box, fill_color=colour))
-        edge = Span(location=phase.start_s, dimension="height", line_width=1, line_alpha=0.35, level="underlay")
-        plot.add_layout(paint(edge, line_color=colour))
+        colour = light(mode_colour(phase.mode) if phase.kind == "measure" else "muted")
+        box = BoxAnnotation(left=phase.start_s, right=phase.end_s, level="underlay")
+        box.update(fill_color=colour, fill_alpha=0.08, line_alpha=0)
+        edge = Span(location=phase.start_s, dimension="height", level="underlay")
+        edge.update(line_color=colour, line_alpha=0.35, line_width=1)
+        plot.add_layout(box)
+        plot.add_layout(edge)
         if phase.duration_s / canvas.end_s * PHONE_PX >= LETTER_PX * len(phase.name):
             _name_phase(plot, phase, colour, top)
 
@@ -189,7 +189,8 @@ def _shade_phases(plot: figure, canvas: _Canvas, top: float) -> None:
 def _name_phase(plot: figure, phase: PhaseSummary, colour: str, top: float) -> None:
     source = ColumnDataSource({"x": [phase.start_s], "y": [top], "text": [plain(phase.name)]})
     name = glyphs.Text(text_font=value(FONT), text_font_size="11px", text_baseline="top", x_offset=4, y_offset=4)
-    plot.add_glyph(source, paint(name, text_color=colour))
+    name.update(text_color=colour)
+    plot.add_glyph(source, name)
 
 
 def _draw_line(plot: figure, line: Line) -> DataRenderer:
@@ -197,10 +198,11 @@ def _draw_line(plot: figure, line: Line) -> DataRenderer:
     if band:
         low, high = band
         area = ColumnDataSource({"x": low.t_s, "y1": low.values, "y2": high.values})
-        plot.add_glyph(area, paint(glyphs.VArea(fill_alpha=0.25), fill_color=line.key.colour))
+        plot.add_glyph(area, glyphs.VArea(fill_color=light(line.key.colour), fill_alpha=0.25))
     source = ColumnDataSource({"x": curve.t_s, "y": curve.values})
-    glyph = glyphs.Line(line_width=line.width, line_dash=line.key.dash, line_join="round")
-    drawn = plot.add_glyph(source, paint(glyph, line_color=line.key.colour))
+    colour = light(line.key.colour)
+    glyph = glyphs.Line(line_color=colour, line_width=line.width, line_dash=line.key.dash, line_join="round")
+    drawn = plot.add_glyph(source, glyph)
     drawn.name = line.key.label
     return drawn
 
@@ -209,7 +211,7 @@ def _mark_events(plot: figure, marks: Sequence[Mark]) -> None:
     if not marks:
         return
     source = ColumnDataSource({"x": [mark.at_s for mark in marks], "text": [mark.text for mark in marks]})
-    drawn = plot.add_glyph(source, paint(glyphs.VSpan(line_width=1.2, line_dash=[2, 3]), line_color="bad"))
+    drawn = plot.add_glyph(source, glyphs.VSpan(line_color=light("bad"), line_width=1.2, line_dash=[2, 3]))
     plot.add_tools(HoverTool(renderers=[drawn], tooltips=[("what", "@text"), ("at", "@x{0,0.0} s")]))
 
 

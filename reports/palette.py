@@ -1,8 +1,9 @@
 """The report's colours and letters, each named once.
 
-The page has them as CSS variables; a chart's model names the variable that it takes (`charts.paint`), so that both
-follow the reader's colour scheme. Every hue keeps a contrast of 3:1 or more to its ground, and families differ in
-lightness or dash as well as in hue, for readers who cannot tell the hues apart.
+The page has them as CSS variables, which follow the reader's colour scheme. Charts and their legends are drawn in the
+light ones, and where it is dark the page turns their lightness around (templates/page.css.j2). Every hue keeps a
+contrast of 3:1 or more to its ground, and families differ in lightness or dash as well as in hue, for readers who
+cannot tell the hues apart.
 """
 
 # name: (light, dark)
@@ -22,13 +23,17 @@ PALETTE = {
     "worker-0": ("#08306b", "#d3e6f7"),
     "worker-1": ("#1c5fa8", "#9ecae1"),
     "worker-2": ("#3182bd", "#6baed6"),
-    "worker-3": ("#5a9bd0", "#4a90cc"),
+    "worker-3": ("#4f93ca", "#4a90cc"),
     "master": ("#7b3294", "#cfa3e6"),
     "load-0": ("#b85c00", "#f7a653"),
     "load-1": ("#8c4600", "#ffcc99"),
     "recorder": ("#6b6b6b", "#a8a8a8"),
 }
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif'
+
+
+def light(name: str) -> str:
+    return PALETTE[name][0]
 
 
 def mode_colour(mode: str) -> str:

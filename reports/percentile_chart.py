@@ -6,8 +6,8 @@ from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, Range1d, glyp
 from bokeh.plotting import figure
 
 from reports.chart_lines import Dash, Key
-from reports.charts import FRAME, HEADROOM, embedded, log_ticks, paint, style_axes
-from reports.palette import mode_colour
+from reports.charts import FRAME, HEADROOM, embedded, log_ticks, style_axes
+from reports.palette import light, mode_colour
 from reports.percentiles import PercentileCurve
 from reports.run_folder import SIZE_CLASSES
 
@@ -16,10 +16,10 @@ _DASHES: tuple[Dash, ...] = ("solid", "dashed", "dotted")
 _NAMED = (0.5, 0.1, 0.01, 0.001, 0.0001, 0.00001)  # shares beyond that percentiles are known by
 
 
-def draw_percentiles(curves: Sequence[PercentileCurve]) -> tuple[str, str, list[Key]]:
-    """(script, div, legend), without bokeh's library; all empty when there is nothing to draw."""
+def draw_percentiles(curves: Sequence[PercentileCurve]) -> tuple[str, list[Key]]:
+    """(HTML, legend), without bokeh's library; both empty when there is nothing to draw."""
     if not curves:
-        return "", "", []
+        return "", []
     sizes = [size for size in SIZE_CLASSES if any(curve.size_class == size for curve in curves)]
     last = min(float(curve.beyond[-1]) for curve in curves)
     values = [float(value) for curve in curves for value in (curve.values_us[0], curve.values_us[-1])]
@@ -37,8 +37,8 @@ def draw_percentiles(curves: Sequence[PercentileCurve]) -> tuple[str, str, list[
     plot.xaxis.major_label_overrides = {1 / share: f"{100 - share * 100:g} %" for share in _NAMED}
     plot.yaxis.ticker = FixedTicker(ticks=log_ticks(low, high))
     keys = [_draw(plot, curve, sizes) for curve in curves]
-    script, [div] = embedded([plot])
-    return script, div, keys
+    [chart] = embedded([plot])
+    return chart, keys
 
 
 def _draw(plot: figure, curve: PercentileCurve, sizes: Sequence[str]) -> Key:
@@ -50,10 +50,10 @@ def _draw(plot: figure, curve: PercentileCurve, sizes: Sequence[str]) -> Key:
     source = ColumnDataSource(
         {"x": 1 / curve.beyond, "y": curve.values_us, "percentile": [f"{100 - b * 100:.4g} %" for b in curve.beyond]}
     )
-    glyph = glyphs.Line(
-        line_width=1 if is_service else 2, line_dash=dash, line_join="round", line_alpha=0.5 if is_service else 1
-    )
-    drawn = plot.add_glyph(source, paint(glyph, line_color=key.colour))
+    line = glyphs.Line(line_color=light(key.colour), line_width=2, line_dash=dash, line_join="round")
+    if is_service:
+        line.update(line_width=1, line_alpha=0.5)
+    drawn = plot.add_glyph(source, line)
     drawn.name = key.label
     tooltips = [("what", "$name"), ("percentile", "@percentile"), ("is", "@y{0,0} µs")]
     plot.add_tools(HoverTool(renderers=[drawn], tooltips=tooltips, line_policy="nearest"))

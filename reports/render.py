@@ -1,27 +1,20 @@
 """The report's files: report.html, report.md and what a terminal shows, each laid out from the same texts and charts.
 
-report.html is one file: bokeh's JavaScript is inside, nothing is fetched, and it works from disk. What strangers chose
-is escaped here and in the templates: by Jinja in HTML, by `texts.markdown` in Markdown, and control characters
-are taken out everywhere.
+report.html is one file: bokeh's JavaScript is inside, nothing is fetched, and it works from disk.
 """
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup
 
-from reports import run_folder, texts
+from reports import pages, run_folder, texts
 from reports.analysis import Analysis, analyse
 from reports.chart_lines import charts, marks
 from reports.charts import draw
 from reports.palette import FONT, PALETTE
 from reports.percentile_chart import draw_percentiles
 from reports.run_folder import RunFolderError
-from reports.tables import Table
 from reports.view import view
-
-TEMPLATES = Path(__file__).parent / "templates"
 
 
 def build(folder: Path) -> str:
@@ -34,53 +27,32 @@ def build(folder: Path) -> str:
     page, text = html(analysis), markdown(analysis)
     try:
         run_folder.write_whole(folder / run_folder.SUMMARY, analysis.summary)
-        _write_text(folder / run_folder.REPORT_MD, text)
-        _write_text(folder / run_folder.REPORT_HTML, page)
+        pages.write(folder / run_folder.REPORT_MD, text)
+        pages.write(folder / run_folder.REPORT_HTML, page)
     except OSError as error:
         raise RunFolderError(f"the report cannot be written into {folder}: {error.strerror}") from error
     return terminal(analysis, folder / run_folder.REPORT_HTML)
 
 
-def _write_text(path: Path, text: str) -> None:
-    """As run_folder.write_whole: readers see the old file or the new one."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.rename(path)
-
-
 def html(analysis: Analysis) -> str:
     shown, marked = charts(analysis), marks(analysis)
     drawing = draw(shown, analysis.timeline.end_s, analysis.summary.phases, marked)
-    percentile_script, percentile_div, percentile_keys = draw_percentiles(analysis.percentiles)
-    return _template("report.html.j2").render(
+    percentiles, percentile_keys = draw_percentiles(analysis.percentiles)
+    return pages.template("report.html.j2").render(
         view=view(analysis),
-        percentiles=Markup(percentile_div),
+        percentiles=Markup(percentiles),
         percentile_keys=percentile_keys,
         charts=shown,
-        divs={title: Markup(div) for title, div in drawing.divs.items()},
+        drawn={title: Markup(chart) for title, chart in drawing.charts.items()},
         marks=bool(marked),
         library=Markup(drawing.library),
-        script=Markup(drawing.script + percentile_script),
         palette=PALETTE,
         font=Markup(FONT),
     )
 
 
 def markdown(analysis: Analysis) -> str:
-    return _template("report.md.j2").render(view=view(analysis))
-
-
-def _template(name: str) -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=name.endswith(".html.j2"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["markdown"] = texts.markdown
-    environment.filters["plain"] = texts.plain
-    return environment.get_template(name)
+    return pages.template("report.md.j2").render(view=view(analysis))
 
 
 def terminal(analysis: Analysis, report: Path) -> str:
@@ -94,21 +66,9 @@ def terminal(analysis: Analysis, report: Path) -> str:
         lines += [*(f"warning: {warning}" for warning in shown.warnings), ""]
     for table in (shown.offered, shown.modes):
         if table.rows:
-            lines += [*_aligned(table), ""]
+            lines += [*pages.aligned(table), ""]
     return "\n".join([*(texts.plain(line) for line in lines), str(report)])
 
 
 def _threshold_line(condition: str, result: str, measured: str, why: str) -> str:
     return f"{result}: fails if {condition} ({why or measured})"
-
-
-def _aligned(table: Table) -> Iterator[str]:
-    columns = table.columns
-    rows: list[Sequence[str]] = [[c.title for c in columns], [c.unit for c in columns]]
-    rows += [
-        [f"  {first}" if row.kind == "part" else first, *cells] for row in table.rows for first, *cells in [row.cells]
-    ]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
-    for row in rows:
-        cells = zip(row, widths, columns, strict=True)
-        yield "  ".join(cell.rjust(w) if column.numeric else cell.ljust(w) for cell, w, column in cells).rstrip()

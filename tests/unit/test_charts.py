@@ -1,13 +1,17 @@
 """What is drawn, as far as it can be told without a browser; tests/browser/test_report.py looks at the rest."""
 
 import itertools
+import json
 import math
+import re
 
 import pytest
+from bokeh.models import Range1d
+from bokeh.plotting import figure
 
 from reports.analysis import analyse
 from reports.chart_lines import charts, marks
-from reports.charts import draw, log_ticks
+from reports.charts import draw, embedded, log_ticks
 from tests.unit import run_folders
 
 
@@ -25,12 +29,33 @@ def test_a_logarithmic_axis_has_ticks_all_along(lowest, factor):
 
 def test_nothing_to_draw_is_no_script_and_no_library():
     drawing = draw([], 0.0, [], [])
-    assert (drawing.library, drawing.script, drawing.divs) == ("", "", {})
+    assert (drawing.library, drawing.charts) == ("", {})
 
 
 def test_charts_without_lines_are_left_out(tmp_path):
     analysis = analyse(run_folders.write(tmp_path / "run", with_server=False))
     shown = [chart for chart in charts(analysis) if chart.title != "Latency"]
     drawing = draw(shown, analysis.timeline.end_s, analysis.summary.phases, marks(analysis))
-    assert list(drawing.divs) == ["Uploads", "CPU", "Memory"]
+    assert list(drawing.charts) == ["Uploads", "CPU", "Memory"]
     assert "function" in drawing.library
+
+
+def test_what_charts_share_is_told_once():
+    x_range = Range1d(start=0, end=7)
+    first, second = (embedded_events(chart) for chart in embedded([figure(x_range=x_range) for _ in range(2)]))
+    told = {"type": "object", "name": "Range1d", "id": x_range.id, "attributes": {"end": 7}}
+    assert first["attributes"]["x_range"] == told
+    assert second["attributes"]["x_range"] == {"id": x_range.id}
+
+
+def embedded_events(chart: str) -> dict:
+    """The figure that a chart's script adds."""
+    _, events = json.loads(re.search(r"socketswarmChart\((.*)\)</script>", chart)[1].join("[]"))
+    return events[0]["model"]
+
+
+def test_a_chart_cannot_end_its_script():
+    plot = figure()
+    plot.line([0], [0], name="</script><script>alert(1)")
+    [chart] = embedded([plot])
+    assert chart.count("</script>") == 1
