@@ -36,6 +36,7 @@ LOAD_STOP_S = 30.0  # beside the drain: last batches, the recorder's last sample
 POLL_S = 0.2
 STORE_ROOM_BYTES = 2 << 30  # payloads are at most 1 GiB, and replaced while they are still being read
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130  # the others are the report's
 
 
@@ -69,7 +70,7 @@ class Interrupts:
     def __init__(self) -> None:
         self.count = 0
         outlives = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-        for number in (signal.SIGINT, signal.SIGTERM, *([] if outlives else [signal.SIGHUP])):
+        for number in ENDING[:2] if outlives else ENDING:
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -86,6 +87,10 @@ def run(job: Job, interrupts: Interrupts) -> tuple[int, Path]:
     try:
         with _server(job, interrupts) as host:
             _load(job, host, interrupts)
+    except RunError as error:
+        if not interrupts.count:
+            raise
+        _show(f"{error}\n", sys.stderr)
     finally:
         _report(job)
     if interrupts.count:
@@ -274,10 +279,16 @@ def _end(process: "subprocess.Popen[str] | subprocess.Popen[bytes]", grace_s: fl
 def _report(job: Job) -> None:
     """Build and show the report, if anything was measured; otherwise the error that stopped us says more."""
     if (job.folder / run_folder.RUN).exists():
-        command = [sys.executable, "-m", "reports", "build", str(job.folder)]
-        built = subprocess.run(command, stdout=subprocess.PIPE, text=True, start_new_session=True, check=False)
+        built = _build(job.folder)
+        if -built.returncode in ENDING:  # Ctrl-C came in the instant before it had a session of its own
+            built = _build(job.folder)
         verdict, _, _ = built.stdout.partition("\n")
         _show(f"{verdict}\n" if job.brief else built.stdout, sys.stdout)
+
+
+def _build(folder: Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "reports", "build", str(folder)]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, start_new_session=True, check=False)
 
 
 def _show(text: str, stream: TextIO) -> None:

@@ -168,6 +168,8 @@ class ProcessSample(msgspec.Struct, frozen=True, kw_only=True):
     write_bytes: int | None = None
     run_delay_ns: int | None = None
     """Time its threads were runnable but waited for a CPU, from /proc/PID/task/*/schedstat."""
+    cores: str | None = None
+    """Those that its main thread may run on, as the kernel lists them: `0-3,8`. On the slower tick."""
 
 
 class ProcessTick(msgspec.Struct, frozen=True, kw_only=True):
@@ -420,8 +422,8 @@ def read_run(folder: Path) -> RunInfo:
         version = msgspec.json.decode(data, type=_AnySchema).schema_version
         if version != SCHEMA_VERSION:  # before the rest, which may have other fields
             raise RunFolderError(
-                f"{path} has schema {version}; this version reads {SCHEMA_VERSION}: build the report with the version of "
-                "socketswarm that wrote it"
+                f"{path} has schema {version}; this version reads {SCHEMA_VERSION}: build the report with the version "
+                "of socketswarm that wrote it"
             )
         return msgspec.json.decode(data, type=RunInfo)
     except FileNotFoundError:
