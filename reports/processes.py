@@ -27,6 +27,7 @@ def process_summary(track: Track, phases: Sequence[PhaseSummary]) -> ProcessSumm
         fds=_largest(track, "fds"),
         voluntary_switches=_largest(track, "voluntary_switches"),
         involuntary_switches=_largest(track, "involuntary_switches"),
+        cores=next((sample.cores for sample in reversed(track.samples) if sample.cores is not None), None),
     )
 
 

@@ -118,6 +118,11 @@ class Process:
         words = text[text.rfind(b"\nvoluntary_ctxt_switches:") :].split()
         return Switches(int(words[1]), int(words[3])) if len(words) == 4 else None
 
+    def cores(self) -> str | None:
+        """That the main thread may run on, as the kernel lists them: `0-3,8`."""
+        _, _, after = _read(self._status).partition(b"\nCpus_allowed_list:")
+        return after.partition(b"\n")[0].strip().decode() or None
+
     def disk_bytes(self) -> DiskBytes | None:
         """None when the process is another user's, or the kernel does not count."""
         words = _read(self._io).split()

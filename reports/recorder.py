@@ -312,7 +312,7 @@ class Recorder:
         stamp = now_ns()
         there = self._census.take(roots)
         samples = [
-            sample_process(present, slot_of.get(present.process.pid), footprints.get(present.stat.identity))
+            sample_process(present, slot_of.get(present.process.pid), footprints.get(present.stat.identity), slow=slow)
             for present in there
         ]
         self._lines.append(PROCESSES, ProcessTick(**stamp, processes=samples))

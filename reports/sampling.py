@@ -12,10 +12,12 @@ from reports.run_folder import CoreTimes, HostTick, ProcessSample, SlotCounters
 from server.scoreboard import SlotView
 
 
-def sample_process(present: Present, slot: int | None = None, memory: Footprint | None = None) -> ProcessSample:
+def sample_process(
+    present: Present, slot: int | None = None, memory: Footprint | None = None, *, slow: bool = False
+) -> ProcessSample:
     """One process, whose counters were just read. Of a zombie the CPU is left, and it is final.
 
-    `memory` is its footprint, on the ticks that have one.
+    `memory` is its footprint, on the ticks that have one: the slow ones, on which its cores are read too.
     """
     process, stat, role = present
     rss = stat.rss_bytes or None  # 0 once the process has given its memory back; a living one always has some
@@ -39,6 +41,7 @@ def sample_process(present: Present, slot: int | None = None, memory: Footprint 
         read_bytes=disk and disk.read,
         write_bytes=disk and disk.written,
         run_delay_ns=process.run_delay_ns(stat.threads),
+        cores=process.cores() if slow else None,
     )
 
 

@@ -278,6 +278,8 @@ class ProcessSummary(msgspec.Struct, frozen=True, kw_only=True):
     fds: int | None
     voluntary_switches: int | None
     involuntary_switches: int | None
+    cores: str | None = None
+    """Those that it was last seen to be allowed to run on, as the kernel lists them: `0-3,8`."""
 
     @property
     def name(self) -> str:

@@ -30,12 +30,25 @@ def look():
 def test_a_living_process_has_every_field(look):
     pid = os.getpid()
     present = look(pid, "load-master")
-    sample = sample_process(present, 3, present.process.footprint())
+    sample = sample_process(present, 3, present.process.footprint(), slow=True)
     assert (sample.pid, sample.role, sample.slot) == (pid, "load-master", 3)
     missing = [name for name in sample.__struct_fields__ if getattr(sample, name) is None]
     assert missing == []
     assert 0 < sample.uss_bytes <= sample.pss_bytes <= sample.rss_bytes
     assert sample.threads >= 1
+
+
+def test_cores_are_those_of_its_affinity_and_read_on_slow_ticks(look):
+    sleeper = subprocess.Popen(["sleep", "60"])
+    try:
+        one = min(os.sched_getaffinity(0))
+        os.sched_setaffinity(sleeper.pid, {one})
+        present = look(sleeper.pid)
+        assert sample_process(present, slow=True).cores == str(one)
+        assert sample_process(present).cores is None
+    finally:
+        sleeper.kill()
+        sleeper.wait()
 
 
 def test_without_a_footprint_uss_and_pss_are_unknown(look):
