@@ -13,12 +13,12 @@ import numpy as np
 
 from reports import run_folder
 from reports.analysis import Analysis
+from reports.costliest import Family, families
 from reports.palette import mode_colour
 from reports.summary import ProcessSummary
 from reports.texts import percent, plain
-from reports.timeline import Curve, LatencyCurves, Timeline
+from reports.timeline import Band, Curve, LatencyCurves, Timeline
 
-LINES_PER_FAMILY = 6  # a chart shows that many workers and that many others
 MOST_MARKS = 200
 
 # What happens in every run: begins of kinds of events.
@@ -45,8 +45,8 @@ class Line:
     key: Key
     curve: Curve
     width: float = 1.6
-    band: tuple[Curve, Curve] | None = None
-    """Lowest and highest of many that the line is the mean of."""
+    bands: tuple[Band, ...] = ()
+    """Around it, the widest first: the lowest and the highest of what it is the mean of, or higher percentiles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ def _latency_chart(latency: Sequence[LatencyCurves]) -> Chart:
     lines = [line for curves in latency if curves.size_class == busiest for line in _latency_lines(curves)]
     is_open = any(curves.duration == "response" for curves in latency)
     what = "responses, and the server's part of them (service)," if is_open else "transactions"
-    note = f"{what} of {busiest} only, percentiles of each second in µs, log scale"
+    note = f"{what} of {busiest} only, each second, in µs, log scale"
     if len(uploads) > 1:
         note += f" ({percent(uploads[busiest] / uploads.total())} of uploads)"
     return Chart("Latency", note, lines, "0,0", "Nothing to draw: no second had an acknowledged upload.", log=True)
@@ -158,10 +158,8 @@ def _latency_lines(curves: LatencyCurves) -> list[Line]:
     what = f"{curves.mode}," if curves.duration == "transaction" else f"{curves.mode}, {curves.duration}"
     if curves.duration == "service":
         return [Line(Key(f"{what} p99", colour, "dotted"), curves.p99, 1.4)]
-    return [
-        Line(Key(f"{what} p50", colour), curves.p50, 2),
-        Line(Key(f"{what} p99", colour, "dashed"), curves.p99, 1.4),
-    ]
+    bands = ((curves.p50, curves.p99), (curves.p50, curves.p95))
+    return [Line(Key(f"{what} p50, in bands up to p95 and p99", colour), curves.p50, 2, bands)]
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
@@ -170,29 +168,23 @@ def _latency_lines(curves: LatencyCurves) -> list[Line]:
 def _process_lines(curves: Sequence[ProcessCurve]) -> list[Line]:
     """Workers, then others."""
     drawable = [(process, curve) for process, curve in curves if len(curve.t_s)]
-    workers = [pair for pair in drawable if pair[0].role == "server-worker"]
-    others = [pair for pair in drawable if pair[0].role != "server-worker"]
-    return [*_worker_lines(workers), *_other_lines(others)]
-
-
-def _worker_lines(workers: Sequence[ProcessCurve]) -> list[Line]:
-    kept, rest = _costliest(workers)
-    lines = [Line(Key(_label(process), f"worker-{i % 4}"), curve) for i, (process, curve) in enumerate(kept)]
-    return lines + _rest(rest, "workers", "worker-3")
-
-
-def _other_lines(others: Sequence[ProcessCurve]) -> list[Line]:
-    kept, rest = _costliest(others)
-    lines: list[Line] = []
+    workers, others = families([process for process, _ in drawable])
+    shown = [drawable[index] for index in workers.shown]
+    lines = [Line(_worker_key(process, i), curve) for i, (process, curve) in enumerate(shown)]
+    lines += _rest(workers, drawable, "worker-3")
     loads = 0
-    for process, curve in kept:
+    for process, curve in (drawable[index] for index in others.shown):
         lines.append(Line(_key(process, loads), curve))
         loads += process.role.startswith("load-")
-    return lines + _rest(rest, "processes", "load-1")
+    return lines + _rest(others, drawable, "load-1")
 
 
 def _label(process: ProcessSummary) -> str:
     return f"{process.name} ({process.pid})"
+
+
+def _worker_key(process: ProcessSummary, number: int) -> Key:
+    return Key(_label(process), f"worker-{number % 4}", "solid" if number < 4 else "dashed")
 
 
 def _key(process: ProcessSummary, loads: int) -> Key:
@@ -204,27 +196,13 @@ def _key(process: ProcessSummary, loads: int) -> Key:
     return Key(_label(process), "master", "dashed")
 
 
-def _costliest(pairs: Sequence[ProcessCurve]) -> tuple[list[ProcessCurve], list[ProcessCurve]]:
-    """(those to draw, in their order; the rest). Who came or went during the run comes first, then who used most CPU.
-    One more than the limit is drawn too: a mean of one would say less in the same room."""
-    if len(pairs) <= LINES_PER_FAMILY + 1:
-        return list(pairs), []
-    ranked = sorted(range(len(pairs)), key=lambda index: _rank(pairs[index][0]))
-    kept = sorted(ranked[:LINES_PER_FAMILY])
-    return [pairs[i] for i in kept], [pairs[i] for i in ranked[LINES_PER_FAMILY:]]
-
-
-def _rank(process: ProcessSummary) -> tuple[bool, float]:
-    stayed = process.started_s <= 0 and not process.ended
-    return stayed, -((process.cpu_user_s or 0) + (process.cpu_system_s or 0))
-
-
-def _rest(pairs: Sequence[ProcessCurve], what: str, colour: str) -> list[Line]:
-    """One line for all of these, if there are any: their mean, in a band from the lowest to the highest."""
-    if not pairs:
+def _rest(family: Family, drawable: Sequence[ProcessCurve], colour: str) -> list[Line]:
+    """One line for all that are not shown, if there are any: their mean, in a band from the lowest to the highest."""
+    if not family.rest:
         return []
-    t_s = np.unique(np.concatenate([curve.t_s for _, curve in pairs]))
-    values = np.array([np.interp(t_s, curve.t_s, curve.values, left=np.nan, right=np.nan) for _, curve in pairs])
-    band = (Curve(t_s, np.nanmin(values, axis=0)), Curve(t_s, np.nanmax(values, axis=0)))
-    key = Key(f"{len(pairs)} more {what}: mean and range", colour, "dotted")
-    return [Line(key, Curve(t_s, np.nanmean(values, axis=0)), band=band)]
+    curves = [drawable[index][1] for index in family.rest]
+    t_s = np.unique(np.concatenate([curve.t_s for curve in curves]))
+    values = np.array([np.interp(t_s, curve.t_s, curve.values, left=np.nan, right=np.nan) for curve in curves])
+    extent = (Curve(t_s, np.nanmin(values, axis=0)), Curve(t_s, np.nanmax(values, axis=0)))
+    key = Key(f"{len(curves)} more {family.what}: mean and range", colour, "dotted")
+    return [Line(key, Curve(t_s, np.nanmean(values, axis=0)), bands=(extent,))]

@@ -7,6 +7,7 @@ The page has a script for each chart, right behind its place: a browser shows th
 and all are there before the page counts as loaded, so that a printer finds them.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ from reports.summary import PhaseSummary
 from reports.texts import plain
 
 HEIGHT_PX = 210
-HEADROOM = 1.25  # above the highest value, for the names of the phases
+HEADROOM = 1.25  # of the range of values, for the names of the phases
 FRAME: dict[str, Any] = {
     "sizing_mode": "stretch_width",
     "toolbar_location": None,
@@ -136,11 +137,15 @@ def _figure(canvas: _Canvas, chart: Chart) -> figure:
 
 
 def _limits(chart: Chart) -> tuple[float, float]:
-    """Of the y axis: from 0; a logarithmic one, which shows only what is above 0, from below the lowest such value."""
-    values = np.concatenate([curve.values for line in chart.lines for curve in (line.curve, *(line.band or ()))])
+    """Of the y axis: from 0; a logarithmic one, which shows only what is above 0, from below the lowest such value.
+    There is room for the names of the phases above the highest."""
+    curves = [curve for line in chart.lines for curve in (line.curve, *itertools.chain(*line.bands))]
+    values = np.concatenate([curve.values for curve in curves])
     highest = float(np.nanmax(values)) or 1.0
-    lowest = float(np.min(values[values > 0], initial=highest))
-    return lowest / HEADROOM if chart.log else 0, highest * HEADROOM
+    if not chart.log:
+        return 0, highest * HEADROOM
+    lowest = float(np.min(values[values > 0], initial=highest)) / HEADROOM
+    return lowest, highest * (highest / lowest) ** (HEADROOM - 1)
 
 
 def style_axes(plot: figure, tick_format: str) -> None:
@@ -193,18 +198,19 @@ def _name_phase(plot: figure, phase: PhaseSummary, colour: str, top: float) -> N
     plot.add_glyph(source, name)
 
 
-def _draw_line(plot: figure, line: Line) -> DataRenderer:
-    curve, band = envelope.reduce(line.curve, line.band)
-    if band:
-        low, high = band
-        area = ColumnDataSource({"x": low.t_s, "y1": low.values, "y2": high.values})
-        plot.add_glyph(area, glyphs.VArea(fill_color=light(line.key.colour), fill_alpha=0.25))
-    source = ColumnDataSource({"x": curve.t_s, "y": curve.values})
-    colour = light(line.key.colour)
-    glyph = glyphs.Line(line_color=colour, line_width=line.width, line_dash=line.key.dash, line_join="round")
-    drawn = plot.add_glyph(source, glyph)
+def _draw_line(plot: figure, line: Line) -> tuple[DataRenderer, bool]:
+    """(the line, whether it has a band). It knows the widest of its bands, to tell of it where a reader points."""
+    curve, bands = envelope.reduce(line.curve, line.bands)
+    columns = {"x": curve.t_s, "y": curve.values}
+    for low, high in reversed(bands):
+        columns |= {"low": low.values, "high": high.values}
+        area = glyphs.VArea(fill_color=light(line.key.colour), fill_alpha=0.25 / len(bands))
+        plot.add_glyph(ColumnDataSource(envelope.area(low, high)), area)
+    glyph = glyphs.Line(line_width=line.width, line_dash=line.key.dash, line_join="round")
+    glyph.update(line_color=light(line.key.colour))
+    drawn = plot.add_glyph(ColumnDataSource(columns), glyph)
     drawn.name = line.key.label
-    return drawn
+    return drawn, bool(bands)
 
 
 def _mark_events(plot: figure, marks: Sequence[Mark]) -> None:
@@ -215,10 +221,15 @@ def _mark_events(plot: figure, marks: Sequence[Mark]) -> None:
     plot.add_tools(HoverTool(renderers=[drawn], tooltips=[("what", "@text"), ("at", "@x{0,0.0} s")]))
 
 
-def _add_tools(plot: figure, canvas: _Canvas, chart: Chart, drawn: list[DataRenderer]) -> None:
-    tooltips = [("what", "$name"), ("is", f"@y{{{chart.tick_format}}}"), ("at", "@x{0,0.0} s")]
+def _add_tools(plot: figure, canvas: _Canvas, chart: Chart, drawn: Sequence[tuple[DataRenderer, bool]]) -> None:
+    """What a reader points at is told with its band, if it has one."""
+    tick = chart.tick_format
+    band = ("band", f"@low{{{tick}}} to @high{{{tick}}}")
+    for with_band, more in ((True, [band]), (False, [])):
+        if renderers := [renderer for renderer, has_band in drawn if has_band == with_band]:
+            tooltips = [("what", "$name"), ("is", f"@y{{{tick}}}"), *more, ("at", "@x{0,0.0} s")]
+            plot.add_tools(HoverTool(renderers=renderers, tooltips=tooltips, line_policy="nearest"))
     zoom = BoxZoomTool(dimensions="width")
-    plot.add_tools(HoverTool(renderers=drawn, tooltips=tooltips, line_policy="nearest"))
     plot.add_tools(CrosshairTool(overlay=canvas.crosshair), zoom)
     plot.toolbar.active_drag = zoom
     plot.js_on_event(DoubleTap, CustomJS(args={"range": canvas.x_range}, code="range.reset()"))

@@ -34,6 +34,10 @@ class Curve:
     values: Floats
 
 
+Band = tuple[Curve, Curve]
+"""From the one to the other, which have the same times."""
+
+
 @dataclass(frozen=True, slots=True)
 class LatencyCurves:
     """Percentiles, about a second each, of one duration of one name, in microseconds."""
@@ -43,6 +47,7 @@ class LatencyCurves:
     size_class: str
     uploads: int
     p50: Curve
+    p95: Curve
     p99: Curve
 
 
@@ -122,7 +127,7 @@ def _curves_of(
         for name, second in span.line.names.items():
             uploads[name] += second.count
             if (written := percentiles(second)) is not None:
-                pieces[name][phase.name].append((span.middle_s, written.p50, written.p99))
+                pieces[name][phase.name].append((span.middle_s, written.p50, written.p95, written.p99))
     return [
         LatencyCurves(duration, *run_folder.split_name(name), uploads[name], *_broken(found.values()))
         for name, found in pieces.items()

@@ -15,6 +15,8 @@ def test_many_workers_become_a_few_lines_and_one_band(tmp_path):
     assert "27 more workers: mean and range" in labels
     assert {"supervisor (1000)", "load (20)", "recorder (30)"} < set(labels)
     assert len(labels) == 10
+    looks = [(key.colour, key.dash) for key in cpu.keys if key.label.startswith("worker")]
+    assert len(looks) == len(set(looks)) == 6
 
 
 def test_every_colour_that_is_used_has_a_name(tmp_path):
@@ -23,23 +25,24 @@ def test_every_colour_that_is_used_has_a_name(tmp_path):
     assert {key.colour for key in keys} <= set(PALETTE)
 
 
-def test_latency_of_the_open_model_is_response_with_the_service_below_it(tmp_path):
+def test_latency_of_the_open_model_is_response_with_the_service_beside_it(tmp_path):
     folder = run_folders.write(tmp_path / "run", model="open")
     latency = charts(analyse(folder))[1]
     long = [(key.label, key.dash) for key in latency.keys if key.colour == "long"]
-    assert long == [
-        ("long, response p50", "solid"),
-        ("long, response p99", "dashed"),
-        ("long, service p99", "dotted"),
-    ]
+    assert long == [("long, response p50, in bands up to p95 and p99", "solid"), ("long, service p99", "dotted")]
     assert latency.note.startswith("responses, and the server's part of them (service), of ≤4 KiB only")
     assert "(90.0 % of uploads)" in latency.note
 
 
-def test_latency_of_the_closed_model_is_that_of_transactions(tmp_path):
+def test_latency_of_the_closed_model_is_bands_of_transactions(tmp_path):
     latency = charts(analyse(run_folders.write(tmp_path / "run")))[1]
-    assert [key.label for key in latency.keys] == ["long, p50", "long, p99", "short, p50", "short, p99"]
+    assert [key.label for key in latency.keys] == [
+        f"{mode}, p50, in bands up to p95 and p99" for mode in ("long", "short")
+    ]
     assert latency.note.startswith("transactions of ≤4 KiB only")
+    [long, _] = latency.lines
+    assert float(long.curve.values[-1]) == 200
+    assert [[float(edge.values[-1]) for edge in band] for band in long.bands] == [[200, 600], [200, 400]]
 
 
 def test_what_happens_in_every_run_gets_no_mark(tmp_path):
