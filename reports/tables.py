@@ -4,12 +4,14 @@ All three outputs print these cells, none formats a number again: so they cannot
 a dash, or `not recorded` where a cost is what the reader came for; it is never 0.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from reports import run_folder
+from reports import failure_codes, run_folder
 from reports.analysis import Analysis
+from reports.costliest import Family, families
 from reports.summary import (
     GENERATOR_LIMIT,
     HICCUP_LIMIT_US,
@@ -20,6 +22,7 @@ from reports.summary import (
     PhaseSummary,
     ProcessSummary,
     Ratio,
+    ServerSummary,
     SizeSummary,
     Summary,
     SweepFit,
@@ -68,8 +71,8 @@ def _share(value: float | None) -> str:
     return NONE if value is None else percent(value)
 
 
-def _failures(failures: dict[str, int]) -> str:
-    return ", ".join(f"{code} {count:,}" for code, count in failures.items()) or "0"
+def _failed(failures: dict[str, int]) -> str:
+    return _whole(sum(failures.values()))
 
 
 # --- long against short -----------------------------------------------------------------------------------------------
@@ -109,7 +112,7 @@ def _mode_columns(summary: Summary) -> list[Column]:
         *(_words("Connections"), Column("Uploads", "/s"), Column("Data", "MB/s")),
         *(_RESPONSE_COLUMNS if summary.model == "open" else _TRANSACTION_COLUMNS),
         *(Column("CPU, all busy", "core-µs/upload"), Column("CPU, server", "core-µs/upload")),
-        _words("Failed", "by code"),
+        Column("Failed"),
     ]
 
 
@@ -140,7 +143,7 @@ def _mode_row(mode: ModeSummary) -> Row:
     latencies = _latency_cells(mode)
     if len(mode.sizes) > 1:  # a percentile over mixed sizes says what was mixed
         latencies = [""] * len(latencies)
-    return Row([f"{mode.mode}, all sizes", *rates, *latencies, *shown, _failures(mode.failures)])
+    return Row([f"{mode.mode}, all sizes", *rates, *latencies, *shown, _failed(mode.failures)])
 
 
 def _size_rows(mode: ModeSummary) -> list[Row]:
@@ -148,7 +151,7 @@ def _size_rows(mode: ModeSummary) -> list[Row]:
     rows = []
     for size in mode.sizes:
         rates = [rate(mode, size.uploads_per_s), rate(mode, size.bytes_per_s / 1e6)]
-        cells = [size.size_class, *rates, *_latency_cells(size), "", "", _failures(size.failures)]
+        cells = [size.size_class, *rates, *_latency_cells(size), "", "", _failed(size.failures)]
         rows.append(Row(cells, "part"))
     return rows
 
@@ -354,7 +357,7 @@ PHASE_COLUMNS = [
     Column("Opened", "connections"),
     Column("Top worker", "of a core"),
     Column("Top load", "of a core"),
-    _words("Failed", "by code"),
+    Column("Failed"),
 ]
 
 
@@ -377,9 +380,45 @@ def _phase_row(phase: PhaseSummary) -> Row:
             _whole(phase.connections),
             _share(phase.busiest_worker_share),
             _share(phase.generator_share),
-            _failures(phase.failures),
+            _failed(phase.failures),
         ]
     )
+
+
+# --- failures ---------------------------------------------------------------------------------------------------------
+
+FAILURE_COLUMNS = [
+    _words("Connections"),
+    _words("Code"),
+    Column("Uploads"),
+    Column("Share", "of all attempted"),
+    _words("Stored?"),
+    _words("What it means"),
+]
+FAILURE_NOTE = (
+    "Stored: whether the file may be on the server nevertheless. An answer can be lost after the file was stored; a "
+    "refusal leaves nothing."
+)
+
+
+def failure_table(summary: Summary) -> Table:
+    """Each mode's codes, then those outside of the measured phases, the most frequent first."""
+    if not summary.load.failures:
+        return Table(FAILURE_COLUMNS, [], "No upload failed, in no phase.")
+    parts = [(mode.mode, mode.uploads, Counter(mode.failures)) for mode in summary.modes]
+    uploads, failures = summary.load.uploads, Counter(summary.load.failures)
+    for _, measured, failed in parts:
+        uploads -= measured
+        failures -= failed
+    rows = [row for part in (*parts, ("not measured", uploads, failures)) for row in _failure_rows(*part)]
+    return Table(FAILURE_COLUMNS, rows, FAILURE_NOTE)
+
+
+def _failure_rows(where: str, uploads: int, failures: Counter[str]) -> Iterator[Row]:
+    attempts = uploads + failures.total()
+    for code, number in failures.most_common():
+        text, stored = failure_codes.meaning(code)
+        yield Row([where, code, _whole(number), percent(number / attempts), stored, text])
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
@@ -400,39 +439,72 @@ PROCESS_COLUMNS = [
 ]
 
 
+PROCESS_NOTE = "CPU is from each process's birth on; the share is of the measured phases while it lived."
+
+
 def process_table(summary: Summary) -> Table:
+    """The costliest, and a row for all others of their kind."""
     if not summary.processes:
         note = f"No process was recorded: {run_folder.PROCESSES} is missing or empty."
         return Table(PROCESS_COLUMNS, [], note)
-    note = "CPU is from each process's birth on; the share is of the measured phases while it lived."
-    if summary.server.cpu_total_s is not None:
+    found = families(summary.processes)
+    shown = sorted(index for family in found for index in family.shown)
+    rows = [_process_row(summary.processes[index]) for index in shown]
+    rows += [_rest_row(family, summary.processes) for family in found if family.rest]
+    return Table(PROCESS_COLUMNS, rows, _process_note(summary.server))
+
+
+def all_processes_table(summary: Summary) -> Table:
+    """Without rows where the other table has them all."""
+    if not any(family.rest for family in families(summary.processes)):
+        return Table(PROCESS_COLUMNS, [])
+    return Table(PROCESS_COLUMNS, [_process_row(process) for process in summary.processes])
+
+
+def _process_note(server: ServerSummary) -> str:
+    note = PROCESS_NOTE
+    if server.cpu_total_s is not None:
         note = (
-            f"The server as a whole used {significant(summary.server.cpu_total_s)} s of CPU since its birth, "
+            f"The server as a whole used {significant(server.cpu_total_s)} s of CPU since its birth, "
             f"workers that ended included. {note}"
         )
-    if summary.server.uss_per_connection_bytes is not None:
-        note += f" Each connection took {significant(summary.server.uss_per_connection_bytes / 1024)} KiB of its USS."
-    return Table(PROCESS_COLUMNS, [_process_row(process) for process in summary.processes], note)
+    if server.uss_per_connection_bytes is not None:
+        note += f" Each connection took {significant(server.uss_per_connection_bytes / 1024)} KiB of its USS."
+    return note
 
 
 def _process_row(process: ProcessSummary) -> Row:
-    return Row(
-        [
-            process.name,
-            str(process.pid),
-            _alive(process),
-            _optional(process.cpu_user_s),
-            _optional(process.cpu_system_s),
-            _share(process.share),
-            _optional(process.rss_max_bytes, 1 << 20),
-            _optional(process.uss_max_bytes, 1 << 20),
-            _whole(process.threads),
-            _whole(process.fds),
-            _whole(process.voluntary_switches),
-            _whole(process.involuntary_switches),
-        ],
-        "part" if process.ended else "main",
-    )
+    cells = [process.name, str(process.pid), _alive(process), *_process_cells([process])]
+    return Row(cells, "part" if process.ended else "main")
+
+
+def _rest_row(family: Family, processes: Sequence[ProcessSummary]) -> Row:
+    cells = _process_cells([processes[index] for index in family.rest])
+    return Row([f"{len(family.rest)} more {family.what}", "", "mean of each", *cells], "part")
+
+
+def _process_cells(processes: Sequence[ProcessSummary]) -> list[str]:
+    """What it used, or the mean of several."""
+    return [
+        _optional(_mean(process.cpu_user_s for process in processes)),
+        _optional(_mean(process.cpu_system_s for process in processes)),
+        _share(_mean(process.share for process in processes)),
+        _optional(_mean(process.rss_max_bytes for process in processes), 1 << 20),
+        _optional(_mean(process.uss_max_bytes for process in processes), 1 << 20),
+        _rounded(_mean(process.threads for process in processes)),
+        _rounded(_mean(process.fds for process in processes)),
+        _rounded(_mean(process.voluntary_switches for process in processes)),
+        _rounded(_mean(process.involuntary_switches for process in processes)),
+    ]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _rounded(value: float | None) -> str:
+    return _whole(None if value is None else round(value))
 
 
 def _alive(process: ProcessSummary) -> str:

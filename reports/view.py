@@ -5,17 +5,22 @@ the format, so it happens where a format is written.
 """
 
 import shlex
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from reports.analysis import Analysis
+from reports.environment import ranges
 from reports.run_folder import RunInfo
-from reports.summary import ACHIEVED_LIMIT, Contrast, ModeSummary, Summary
+from reports.summary import ACHIEVED_LIMIT, ROLE_NAMES, Contrast, ModeSummary, ProcessSummary, Summary
 from reports.tables import (
     Table,
+    all_processes_table,
     cost_table,
     event_table,
+    failure_table,
     load_table,
     mode_table,
     offered_table,
@@ -48,11 +53,14 @@ class View:
     offered: Table
     load: Table
     phases: Table
+    failures: Table
     processes: Table
+    all_processes: Table
     tcp: Table
     events: Table
     facts: list[tuple[str, Facts]]
-    """Headed groups of (name, value): the run, the load, the machine, the server."""
+    """Headed groups of (name, value): the run, the load, the machine, which cores whose processes may use, the
+    server."""
     command: str
     """Quoted for a shell."""
 
@@ -77,10 +85,12 @@ def view(analysis: Analysis) -> View:
         offered=offered_table(summary),
         load=load_table(summary),
         phases=phase_table(summary.phases),
+        failures=failure_table(summary),
         processes=process_table(summary),
+        all_processes=all_processes_table(summary),
         tcp=tcp_table(summary.tcp),
         events=event_table(analysis),
-        facts=_facts(run),
+        facts=_facts(run, summary.processes),
         command=shlex.join(run.command),
     )
 
@@ -179,7 +189,7 @@ def _comparison(contrast: Contrast | None) -> str:
 # --- circumstances ----------------------------------------------------------------------------------------------------
 
 
-def _facts(run: RunInfo) -> list[tuple[str, Facts]]:
+def _facts(run: RunInfo, processes: Sequence[ProcessSummary]) -> list[tuple[str, Facts]]:
     ending = "cut off: nobody ended it" if run.ended is None else f"{run.ended.how}: {run.ended.reason}"
     commit = "unknown" if run.git_commit is None else run.git_commit[:12] + (", with changes" if run.git_dirty else "")
     server = [("recorded", "no")]
@@ -190,8 +200,25 @@ def _facts(run: RunInfo) -> list[tuple[str, Facts]]:
         ("Run", [("id", run.id), ("ended", ending), ("target", run.host), ("commit", commit)]),
         ("Load", _pairs(_load_facts(run))),
         ("Machine", _pairs(run.environment)),
+        ("Core placement", _placement(processes)),
         ("Server", server),
     ]
+
+
+def _placement(processes: Sequence[ProcessSummary]) -> Facts:
+    """The cores that processes of one role may run on; workers by slot."""
+    found: defaultdict[tuple[str, str], list[ProcessSummary]] = defaultdict(list)
+    for process in processes:
+        if process.cores is not None:
+            found[ROLE_NAMES[process.role], process.cores].append(process)
+    return [(_together(role, members), cores) for (role, cores), members in found.items()] or [("recorded", "no")]
+
+
+def _together(role: str, members: Sequence[ProcessSummary]) -> str:
+    slots = {process.slot for process in members if process.slot is not None}
+    if slots:
+        return f"{role}{'s' if len(slots) > 1 else ''} {ranges(slots)}"
+    return role if len(members) == 1 else f"{len(members)} × {role}"
 
 
 def _load_facts(run: RunInfo) -> dict[str, Any]:

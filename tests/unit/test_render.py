@@ -70,7 +70,10 @@ def test_all_outputs_show_the_same_numbers(build, model):
         assert sentence in page
         assert sentence in text
         assert sentence in terminal
-    for table in (shown.processes, shown.events, shown.phases, shown.thresholds, shown.offered, shown.load):
+    for table in (
+        *(shown.processes, shown.events, shown.phases, shown.failures),
+        *(shown.thresholds, shown.offered, shown.load),
+    ):
         assert all(cell in page and cell in text for row in table.rows for cell in row.cells)
         assert table.note in page
         assert table.note in text
@@ -84,6 +87,7 @@ def test_sections_without_content_are_left_out(build):
         "Long against short",
         "Load generator",
         "Phases",
+        "Failures by code",
         "Costs",
         "Processes",
         "TCP",

@@ -167,3 +167,29 @@ def test_circumstances_name_each_option_once(tmp_path):
 
 def test_the_server_of_a_run_that_did_not_find_it_is_said_to_be_unknown(show):
     assert ("Server", [("recorded", "no")]) in show(with_server=False).facts
+
+
+def test_cores_are_told_by_role_and_of_workers_by_slot(tmp_path):
+    folder = run_folders.write(tmp_path / "run", workers=4)
+    placed = {"server-master": "0-7", "server-worker": "0-1", "load-master": "2-3"}
+    ticks = [
+        msgspec.structs.replace(
+            tick,
+            processes=[
+                msgspec.structs.replace(process, cores="4" if process.slot == 3 else placed.get(process.role))
+                for process in tick.processes
+            ],
+        )
+        for tick in run_folder.read_processes(folder)
+    ]
+    run_folders.rewrite(folder / run_folder.PROCESSES, ticks)
+    assert dict(view(analyse(folder)).facts)["Core placement"] == [
+        ("supervisor", "0-7"),
+        ("workers 0-2", "0-1"),
+        ("worker 3", "4"),
+        ("load", "2-3"),
+    ]
+
+
+def test_cores_that_were_not_recorded_are_said_to_be_unknown(show):
+    assert ("Core placement", [("recorded", "no")]) in show().facts
