@@ -119,16 +119,22 @@ def _mode_columns(summary: Summary) -> list[Column]:
 def _mode_note(summary: Summary) -> str:
     parts = [OPEN_NOTE if summary.model == "open" else CLOSED_NOTE, MODE_NOTE]
     if summary.contrast is not None:
-        contrast = summary.contrast
-        parts.append(
-            f"{contrast.one} ÷ {contrast.other}: the median of {contrast.blocks} blocks of neighbouring phases, in "
-            f"brackets their lowest and highest, which surround the true one in {percent(contrast.coverage)} of runs."
-        )
+        parts.append(_contrast_note(summary.contrast))
     if any(mode.response_us is not None and mode.response_us.bound_from is not None for mode in summary.modes):
         parts.append(UNANSWERED_NOTE)
     if any(mode.lower_bound for mode in summary.modes):
         parts.append("≥ before a rate: the load or the machine was the limit; the server may hold more.")
     return " ".join(parts)
+
+
+def _contrast_note(contrast: Contrast) -> str:
+    what = f"{contrast.one} ÷ {contrast.other}"
+    if contrast.blocks == 1:
+        return f"{what}: of one block of neighbouring phases."
+    return (
+        f"{what}: the median of {contrast.blocks} blocks of neighbouring phases, in brackets their lowest and highest, "
+        f"which surround the true one in {percent(contrast.coverage)} of runs."
+    )
 
 
 def rate(mode: ModeSummary, value: float) -> str:
@@ -158,14 +164,16 @@ def _size_rows(mode: ModeSummary) -> list[Row]:
 
 def _contrast_row(contrast: Contrast, latencies: int) -> Row:
     """With the spread over the blocks. Data follow from the rate, and percentiles of mixed sizes there are none."""
-    cells = [_ratio(contrast.uploads_per_s), "", *[""] * latencies, _ratio(contrast.busy_core_us), "", ""]
+    rates, cost = (_ratio(ratio, contrast.blocks) for ratio in (contrast.uploads_per_s, contrast.busy_core_us))
+    cells = [rates, "", *[""] * latencies, cost, "", ""]
     return Row([f"{contrast.one} ÷ {contrast.other}", *cells], "ratio")
 
 
-def _ratio(ratio: Ratio | None) -> str:
+def _ratio(ratio: Ratio | None, blocks: int) -> str:
     if ratio is None:
         return NONE
-    return f"{significant(ratio.median)}× ({significant(ratio.lowest)} to {significant(ratio.highest)})"
+    spread = f" ({significant(ratio.lowest)} to {significant(ratio.highest)})" if blocks > 1 else ""
+    return f"{significant(ratio.median)}×{spread}"
 
 
 def _latencies(row: ModeSummary | SizeSummary) -> list[tuple[Latency, float | None]]:
@@ -575,6 +583,6 @@ def event_table(analysis: Analysis) -> Table:
     if not analysis.events:
         return Table(EVENT_COLUMNS, [], f"No event: {run_folder.EVENTS} is missing or empty.")
     shown = analysis.events[:MOST_EVENTS]
-    rows = [Row([f"{analysis.seconds(event):.2f}", event.source, event.kind, event.text]) for event in shown]
+    rows = [Row([f"{analysis.seconds(event):,.2f}", event.source, event.kind, event.text]) for event in shown]
     more = len(analysis.events) - len(shown)
     return Table(EVENT_COLUMNS, rows, f"{more:,} more are in {run_folder.EVENTS}." if more else "")

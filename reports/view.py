@@ -211,7 +211,9 @@ def _placement(processes: Sequence[ProcessSummary]) -> Facts:
     for process in processes:
         if process.cores is not None:
             found[ROLE_NAMES[process.role], process.cores].append(process)
-    return [(_together(role, members), cores) for (role, cores), members in found.items()] or [("recorded", "no")]
+    if not found:
+        return [("recorded", "no")]
+    return [(_together(role, members), _cores(cores)) for (role, cores), members in found.items()]
 
 
 def _together(role: str, members: Sequence[ProcessSummary]) -> str:
@@ -219,6 +221,10 @@ def _together(role: str, members: Sequence[ProcessSummary]) -> str:
     if slots:
         return f"{role}{'s' if len(slots) > 1 else ''} {ranges(slots)}"
     return role if len(members) == 1 else f"{len(members)} × {role}"
+
+
+def _cores(listed: str) -> str:
+    return f"core {listed}" if listed.isdecimal() else f"cores {listed}"
 
 
 def _load_facts(run: RunInfo) -> dict[str, Any]:
@@ -233,8 +239,8 @@ def _pairs(values: dict[str, Any]) -> Facts:
 
 
 def _words(key: str) -> str:
-    """A name in words, but for those of the kernel's own settings, which have dots."""
-    return key if "." in key else key.removesuffix("_bytes").replace("_", " ")
+    """A name in words, but for those of the kernel's own settings, which have dots. Its unit is told with the value."""
+    return key if "." in key else key.removesuffix("_bytes").removesuffix("_s").replace("_", " ")
 
 
 def _fact(key: str, value: Any) -> str:
@@ -242,4 +248,5 @@ def _fact(key: str, value: Any) -> str:
         return {None: "unknown", True: "yes", False: "no"}[value]
     if key.endswith("_bytes") and isinstance(value, int | float):
         return f"{significant(value / (1 << 30))} GiB"
-    return f"{value:g}" if isinstance(value, float) else str(value) or "none"
+    unit = " s" if key.endswith("_s") else ""
+    return f"{significant(value) if isinstance(value, float) else value}{unit}" or "none"

@@ -173,6 +173,25 @@ def test_pointing_at_an_event_tells_it(show):
     playwright.expect(tooltip.first).to_be_visible()
 
 
+def test_pointing_at_a_latency_tells_its_band(show):
+    page = show(1440)
+    chart = page.locator(".bk-Figure").nth(1)
+    chart.scroll_into_view_if_needed()
+    x, y, low, high = page.evaluate(
+        """() => {
+          const root = Bokeh.documents[0].roots()[1], {frame} = Bokeh.index[root.id];
+          const line = root.renderers.find(renderer => renderer.name?.startsWith("long, response"));
+          const {x, y, low, high} = line.data_source.data;
+          return [frame.x_scale.compute(x[8]), frame.y_scale.compute(y[8]), low[8], high[8]];
+        }"""
+    )
+    box = chart.bounding_box()
+    page.mouse.move(box["x"] + x - 20, box["y"] + y)
+    page.mouse.move(box["x"] + x, box["y"] + y, steps=4)
+    tooltip = page.locator(".bk-Tooltip").get_by_text(f"{low:,.0f} to {high:,.0f}")
+    playwright.expect(tooltip.first).to_be_visible()
+
+
 def test_pointing_at_one_chart_draws_a_line_through_all_of_one_axis(show):
     page = show()
     chart = page.locator(".bk-Figure").first
@@ -182,6 +201,14 @@ def test_pointing_at_one_chart_draws_a_line_through_all_of_one_axis(show):
     tools = "Bokeh.documents[0].roots().flatMap(root => root.toolbar.tools)"
     lines = f"{tools}.filter(tool => tool.type == 'CrosshairTool').map(tool => tool.overlay)"
     page.wait_for_function(f"{lines}.length == {CHARTS - 1} && new Set({lines}).size == 1 && {lines}[0].location > 0")
+
+
+def test_all_processes_are_there_when_they_are_asked_for(show):
+    page = show()
+    workers = page.get_by_role("row").filter(has_text=re.compile(r"^\s*worker \d+"))
+    playwright.expect(workers).to_have_count(6)
+    page.get_by_text("All 24 processes").click()
+    playwright.expect(workers).to_have_count(6 + 21)
 
 
 def test_on_paper_it_is_light_and_nothing_is_cut_off(show):

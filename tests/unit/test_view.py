@@ -43,6 +43,12 @@ def test_too_few_samples_for_a_99th_percentile_leave_the_95th(show):
     assert "(95 % of transactions ≤4 KiB within 400 µs," in show(phase_s=1.5, plan=(("a", "measure", 0),)).sentence
 
 
+def test_one_block_has_no_spread(show):
+    modes = show(plan=(("a", "measure", 0), ("b", "measure", 1))).modes
+    assert modes.rows[-1].cells[:2] == ["short ÷ long", "0.400×"]
+    assert "short ÷ long: of one block of neighbouring phases." in modes.note
+
+
 def test_percentiles_are_of_one_size_class(show):
     """Over mixed sizes they would show the mix."""
     rows = show().modes.rows
@@ -150,8 +156,8 @@ def test_circumstances_name_each_option_once(tmp_path):
     folder = run_folders.write(tmp_path / "run")
     run = msgspec.structs.replace(
         run_folder.read_run(folder),
-        load_options={"seed": 7, "payload_dir": "", "verify_digest": True},
-        environment={"memory_total_bytes": 8 << 30, "net.core.rmem_max": 4096, "governor": None},
+        load_options={"seed": 7, "payload_dir": "", "verify_digest": True, "grace_s": 30},
+        environment={"memory_total_bytes": 8 << 30, "net.core.rmem_max": 4096, "governor": None, "load_1min": 3.82715},
     )
     run_folder.write_whole(folder / run_folder.RUN, run)
     facts = dict(view(analyse(folder)).facts)
@@ -161,8 +167,14 @@ def test_circumstances_name_each_option_once(tmp_path):
         ("seed", "7"),
         ("payload dir", "none"),
         ("verify digest", "yes"),
+        ("grace", "30 s"),
     ]
-    assert facts["Machine"] == [("memory total", "8.00 GiB"), ("net.core.rmem_max", "4096"), ("governor", "unknown")]
+    assert facts["Machine"] == [
+        ("memory total", "8.00 GiB"),
+        ("net.core.rmem_max", "4096"),
+        ("governor", "unknown"),
+        ("load 1min", "3.83"),
+    ]
 
 
 def test_the_server_of_a_run_that_did_not_find_it_is_said_to_be_unknown(show):
@@ -184,10 +196,10 @@ def test_cores_are_told_by_role_and_of_workers_by_slot(tmp_path):
     ]
     run_folders.rewrite(folder / run_folder.PROCESSES, ticks)
     assert dict(view(analyse(folder)).facts)["Core placement"] == [
-        ("supervisor", "0-7"),
-        ("workers 0-2", "0-1"),
-        ("worker 3", "4"),
-        ("load", "2-3"),
+        ("supervisor", "cores 0-7"),
+        ("workers 0-2", "cores 0-1"),
+        ("worker 3", "core 4"),
+        ("load", "cores 2-3"),
     ]
 
 
