@@ -1,86 +1,136 @@
-"""The server's command line: `python -m server`. Options and messages, nothing else."""
+"""The server's command line: `python -m server [status]`. Options and messages, nothing else.
+
+What serving does not need is imported where it is used: a server is ready within half a second of its command.
+"""
 
 import gc
 import io
-import logging
+import os
 import sys
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import click
 
-from server import ports
-from server.config import ConfigError, ServerConfig
-from server.listener import AddressError, PortInUseError
-from server.units import parse_duration, parse_size
+from server.config import ConfigError, ServerConfig, find_store_problem
+from server.settings import OPTIONS, SWITCH, Option, Settings, Sources
 
 
-class _Size(click.ParamType[int]):
-    name = "size"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            return value if isinstance(value, int) else parse_size(str(value))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
+def _flag(option: Option) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The option as click has it. Its text is read by `settings`, as that of the other sources is."""
+    if option.kind is SWITCH:
+        return click.option(option.flag, is_flag=True, default=None, help=option.help)
+    default = "" if option.default is None else f"  [default: {option.kind.write(option.default)}]"
+    return click.option(option.flag, metavar=option.kind.metavar, help=option.help + default)
 
 
-class _Duration(click.ParamType[float]):
-    name = "duration"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            return value if isinstance(value, float) else parse_duration(str(value))
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
+def _flags(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(OPTIONS):
+        command = _flag(option)(command)
+    return command
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--host", default="127.0.0.1", show_default=True, help="address to listen on; loopback unless you say so")
-@click.option("--port", default=12345, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one")
-@click.option("--workers", default=4, show_default=True, type=int, help="worker processes")
-@click.option("--store", type=click.Path(path_type=Path), help="folder that uploads go to; made if it is missing")
-@click.option("--discard", is_flag=True, help="receive, check and count uploads, but keep none")
-@click.option("--max-file-size", default="16GiB", show_default=True, type=_Size(), help="larger files are refused")
-@click.option(
-    "--drain-timeout",
-    default="30s",
-    show_default=True,
-    type=_Duration(),
-    help="how long TERM waits for open connections",
+@click.group(
+    invoke_without_command=True,
+    subcommand_metavar="[status ...]",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Each option can also be an environment variable, such as SOCKETSWARM_MAX_FILE_SIZE, or a key of the file, "
+    "such as max_file_size. A flag wins over the environment, that over the file. "
+    "Exit codes: 0 drained, 1 could not start or had to kill, 2 wrong options.",
 )
-def main(
-    host: str, port: int, workers: int, store: Path | None, discard: bool, max_file_size: int, drain_timeout: float
-) -> None:
+@_flags
+@click.option("--check-config", is_flag=True, help="say whether the configuration can work, and end")
+@click.option("--print-config", is_flag=True, help="show each value and where it came from, and end")
+@click.pass_context
+def main(context: click.Context, /, check_config: bool, print_config: bool, **flags: Any) -> None:
     """Receive framed file uploads with several worker processes.
 
     TERM or Ctrl-C drains: every upload that has begun is served; a second one ends at once.
     """
-    if (store is None) == (not discard):
-        raise click.UsageError("say where uploads go: either --store DIR or --discard")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    given = {name: value for name, value in flags.items() if value is not None}
+    if context.invoked_subcommand is not None:
+        if given or check_config or print_config:
+            raise click.UsageError(f"these options start a server; those of {context.invoked_subcommand} follow it")
+        return
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: no store's name shall end the server
-    gc.disable()  # nothing here makes garbage before the fork; the workers switch it on again
+    sources = Sources(given, os.environ)
     try:
-        config = ServerConfig(
-            host=host,
-            port=port,
-            workers=workers,
-            store=store,
-            max_file_size=max_file_size,
-            drain_timeout_s=drain_timeout,
-        )
+        settings = sources.read()
     except ConfigError as error:
-        sys.exit(f"Error: {error}")
+        _refuse(*error.problems)
+    if print_config or check_config:
+        _tell(settings, print_config, check_config)
+    else:
+        sys.exit(_serve(settings, sources.reread))
 
+
+def _tell(settings: Settings, print_config: bool, check_config: bool) -> None:
+    for warning in settings.warnings:
+        click.echo(f"Warning: {warning}", err=True)
+    if print_config:
+        rows = [(each.option.name, each.written(), f"{each.source} {each.origin}".rstrip()) for each in settings.each]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for name, value, source in rows:
+            click.echo(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {source}")
+    if check_config:
+        store = settings.config.store
+        if store is not None and (problem := find_store_problem(store)):
+            _refuse(f"store: {problem}")
+        click.echo("configuration is fine")
+
+
+def _serve(settings: Settings, reread: Callable[[], ServerConfig]) -> int:
+    from server import logs
+    from server.listener import AddressError, PortInUseError
     from server.supervisor import StartError, serve  # after the check of the platform: uvloop has none for others
 
+    logs.set_up(settings.config.log_format)
+    for warning in settings.warnings:
+        logs.log.warning(warning)
+    gc.disable()  # nothing here makes garbage before the fork; the workers switch it on again
     try:
-        sys.exit(serve(config))
+        return serve(settings.config)
     except PortInUseError as error:
+        from server import ports
+
         sys.exit(f"Error: {ports.describe_holder(error.port)}")
     except (StartError, AddressError) as error:
         sys.exit(f"Error: {error}")
+
+
+def _refuse(*problems: str) -> NoReturn:
+    for problem in problems:
+        click.echo(f"Error: {problem}", err=True)
+    sys.exit(2)
+
+
+@main.command()
+@click.option("--port", type=click.IntRange(1, 65535), help="only the server that listens on this port")
+@click.option("--pid", type=click.IntRange(1), help="only the server with this pid")
+@click.option("--json", "as_json", is_flag=True, help="print JSON for scripts")
+def status(port: int | None, pid: int | None, as_json: bool) -> None:
+    """Show what the running servers of this user do.
+
+    For each worker: its state, connections, uploads, failures and restarts, with the last events. Exit codes: 0 found,
+    1 no such server, 2 wrong options.
+    """
+    if port is not None and pid is not None:
+        raise click.UsageError("give --port or --pid, not both")
+    from server import status as reader
+
+    servers = reader.read_servers(pid=pid, port=port)
+    if not servers:
+        sys.exit(f"Error: {_none_found(port, pid)}")
+    click.echo(reader.as_json(servers) if as_json else reader.as_text(servers))
+
+
+def _none_found(port: int | None, pid: int | None) -> str:
+    if pid is not None:
+        return f"pid {pid} is no running server; its workers have other pids than it has"
+    if port is not None:
+        return f"no server of this user listens on port {port}; who does, says: python -m server.ports show {port}"
+    return "no server of this user is running; start one with: python -m server --store DIR"
 
 
 if __name__ == "__main__":

@@ -1,25 +1,78 @@
-"""What a server was told to do: one frozen value, validated before anything is bound, forked or created."""
+"""What a server was told to do: one frozen value, validated before anything is bound, forked or created.
 
+This file knows which values can work, and nothing of where they come from: that is `settings`. The name of an option is
+the name of its field without the unit (`drain_timeout_s` is the option `drain_timeout`).
+"""
+
+import os
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple, get_args
+
+from server.units import write_duration, write_size
 
 MAX_WORKERS = 512
 
 AcceptMode = Literal["per-worker", "shared"]
 Collision = Literal["replace", "unique", "reject"]
 Durability = Literal["process", "power"]
+LogFormat = Literal["text", "json"]
+
+_DAY_S = 86_400.0
+# Least, most, and how a value is shown. A worker beats once a second, so a patience of less than 2 s would kill healthy
+# ones; poll() and listen() do not take arbitrarily large numbers.
+_BOUNDS: dict[str, tuple[float, float, Callable[[Any], str]]] = {
+    "port": (0, 65_535, str),
+    "workers": (1, MAX_WORKERS, str),
+    "max_header_size": (1 << 10, 1 << 20, write_size),
+    "max_file_size": (1, 1 << 50, write_size),
+    "drain_timeout_s": (0.0, _DAY_S, write_duration),
+    "backlog": (1, 65_535, str),
+    "hang_timeout_s": (2.0, _DAY_S, write_duration),
+    "max_deaths": (1, 1_000_000, str),
+    "death_window_s": (1.0, _DAY_S, write_duration),
+}
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "accept": get_args(AcceptMode),
+    "collision": get_args(Collision),
+    "durability": get_args(Durability),
+    "log_format": get_args(LogFormat),
+}
 
 
 class ConfigError(Exception):
-    """The configuration cannot work; the text says which value and what to do."""
+    """The configuration cannot work. Each of `problems` is one line that says which value and what to do."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+class Problem(NamedTuple):
+    """A value that cannot work. `rule` is what follows it in a sentence: "not 1 to 512"."""
+
+    option: str
+    value: str
+    rule: str
+
+    def told(self, origin: str | None = None) -> str:
+        """As a line; `origin` is where the value came from."""
+        return f"{self.option} is {self.value}{f' (from {origin})' if origin else ''}, {self.rule}"
 
 
 def printable(path: Path) -> str:
     """The path for people: what is not UTF-8 in it is replaced. On Linux a name may be any bytes, and Python keeps
     those that are no text as surrogates, which can be neither printed nor written as JSON."""
     return str(path).encode(errors="surrogateescape").decode(errors="replace")
+
+
+def one_line(text: str) -> str:
+    """The text with what cannot be printed escaped: it neither breaks a line nor moves a terminal's cursor."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +98,7 @@ class ServerConfig:
     max_deaths: int = 10
     """So many workers that died by themselves within `death_window_s`, and the server gives up."""
     death_window_s: float = 60.0
+    log_format: LogFormat = "text"
 
     def __post_init__(self) -> None:
         if sys.platform != "linux":
@@ -52,8 +106,9 @@ class ServerConfig:
                 f"the server needs Linux, this is {sys.platform}: it relies on SO_REUSEPORT balancing, pidfds and "
                 "/proc. Run it in a Linux container or virtual machine; the load can come from here"
             )
-        if not 1 <= self.workers <= MAX_WORKERS:
-            raise ConfigError(f"workers is {self.workers}, not 1 to {MAX_WORKERS}")
+        problems = list(find_problems({field.name: getattr(self, field.name) for field in fields(self)}))
+        if problems:
+            raise ConfigError(*(problem.told() for problem in problems))
 
     def shown_options(self) -> dict[str, str | int | float | bool | None]:
         """The options as the state file and the report show them."""
@@ -62,6 +117,7 @@ class ServerConfig:
             "port": self.port,
             "workers": self.workers,
             "store": None if self.store is None else printable(self.store),
+            "max_header_size_bytes": self.max_header_size,
             "max_file_size_bytes": self.max_file_size,
             "drain_timeout_s": self.drain_timeout_s,
             "backlog": self.backlog,
@@ -71,4 +127,36 @@ class ServerConfig:
             "hang_timeout_s": self.hang_timeout_s,
             "max_deaths": self.max_deaths,
             "death_window_s": self.death_window_s,
+            "log_format": self.log_format,
         }
+
+
+def find_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
+    """What is wrong with a ServerConfig of these values, by option. Whoever knows origins asks before making one."""
+    if not values["host"] or not values["host"].isprintable():
+        yield Problem("host", repr(values["host"]), "not an address: name one of this machine, such as 127.0.0.1")
+    for field, (least, most, write) in _BOUNDS.items():
+        if not least <= values[field] <= most:
+            yield Problem(field.removesuffix("_s"), write(values[field]), f"not {write(least)} to {write(most)}")
+    for field, choices in _CHOICES.items():
+        if values[field] not in choices:
+            yield Problem(field, repr(values[field]), f"not {', '.join(choices[:-1])} or {choices[-1]}")
+    # With nothing kept these two promise nothing, and a report of the run would show them as if they had cost anything.
+    if values["store"] is None:
+        if values["durability"] == "power":
+            yield Problem("durability", "power", "but discard keeps nothing: leave one of them out")
+        if values["collision"] in ("unique", "reject"):
+            yield Problem("collision", values["collision"], "but discard keeps no names: leave one of them out")
+
+
+def find_store_problem(store: Path) -> str | None:
+    """Why uploads cannot go to this folder; None when they can. It only looks: nothing is made or locked."""
+    incoming = store / ".incoming"
+    if os.path.lexists(incoming) and (incoming.is_symlink() or not incoming.is_dir()):
+        return f"{printable(incoming)} is not a folder"
+    there = next(path for path in (store, *store.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        return f"{printable(there)} is not a folder"
+    if not os.access(there, os.W_OK | os.X_OK, effective_ids=True):
+        return f"{printable(there)} cannot be written by this user"
+    return None

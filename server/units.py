@@ -1,5 +1,8 @@
 """Sizes, durations and shares as people write them: `64KiB`, `1.5MB`, `30s`, `500ms`, `5%`. A leaf: all rooms read it.
 
+`parse_` reads what a person typed, `write_` is its opposite and reads back as the same value, `format_` is for reading
+only and may round.
+
 Units are exact: KiB, MiB, GiB are powers of 1024 (`K`, `M`, `G` and lower case mean the same); kB, MB, GB are powers of
 1000. A minute is `min`: of `m`, which is a size too, nobody knows what is meant. What cannot be read is a ValueError
 whose text says what would be right.
@@ -52,3 +55,25 @@ def format_size(size_bytes: float) -> str:
         if size_bytes >= factor:
             return f"{size_bytes / factor:.3g} {unit}"
     return f"{size_bytes:.0f} B"
+
+
+def write_size(size_bytes: int) -> str:
+    """`16GiB`, `1500B`: the largest unit of which it is a whole number."""
+    for factor, unit in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if size_bytes and size_bytes % factor == 0:
+            return f"{size_bytes // factor}{unit}"
+    return f"{size_bytes}B"
+
+
+def write_duration(seconds: float) -> str:
+    """`30s`, `0.5s`, to the nanosecond."""
+    return f"{seconds:.9f}".rstrip("0").rstrip(".") + "s"
+
+
+def format_age(seconds: float) -> str:
+    """`42s`, `3m07s`, `2h05m`, `3d04h`."""
+    whole = int(seconds)
+    for big, big_s, small, small_s in ("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1):
+        if whole >= big_s:
+            return f"{whole // big_s}{big}{whole % big_s // small_s:02}{small}"
+    return f"{whole}s"
