@@ -12,14 +12,15 @@ takes the other way, in `connection.py`.
 
 import logging
 import time
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
 
 from msgspec import UNSET
 from xxhash import xxh3_128_hexdigest
 
 from server.context import WorkerContext
 from server.protocol import Timing, UploadStarted, digest_of
-from server.storage import StoreError
+from server.storage import Incoming, StoreError
 
 log = logging.getLogger("server")
 
@@ -32,19 +33,28 @@ class Sender(Protocol):
     """Who an upload came from."""
 
     accepted_ns: int
+    unanswered: int
+    """How many uploads it has here, those included that are being answered."""
 
     def answer(self, reply: bytes, *, keep: bool) -> None:
         """The upload is stored: send the reply, and close unless `keep`."""
 
-    def refuse(self, error: StoreError, upload: UploadStarted, received: int) -> None:
-        """The store would not take it: say so, and close."""
+    def refuse(self, error: StoreError, upload: UploadStarted, timing: Timing, *, keep: bool) -> None:
+        """The store would not take it: say so, and close unless `keep`."""
+
+    def wait(self) -> None:
+        """Its uploads are on their way to a slow disk: no more of it until all of them are answered."""
 
     def close(self) -> None:
         """Its answer failed for a reason nobody foresaw: close without one, rather than let the client wait."""
 
 
-# (sender, upload, body, when it had arrived in monotonic nanoseconds); a bare tuple, made for every upload
-_Item = tuple[Sender, UploadStarted, memoryview, int]
+Content = TypeVar("Content")
+Item = tuple[Sender, UploadStarted, Content, int, int]
+"""(sender, upload, its bytes, when header and last byte had arrived in monotonic nanoseconds): a bare tuple, made for
+every upload."""
+Results = tuple[list[str | None], list[str | StoreError]]
+"""Of some uploads: the digests, and the names that they got or why they are not stored."""
 
 
 class Batch:
@@ -54,7 +64,7 @@ class Batch:
         self._worker = worker
         self._arena = memoryview(bytearray(ARENA_BYTES))
         self._used = 0
-        self._items: list[_Item] = []
+        self._items: list[Item[memoryview]] = []
         self._scheduled = False
 
     def buffer(self) -> memoryview:
@@ -78,10 +88,22 @@ class Batch:
 
     def add(self, sender: Sender, upload: UploadStarted, body: memoryview) -> None:
         """Store and answer this upload at the end of the turn."""
-        self._items.append((sender, upload, body, time.monotonic_ns()))
+        now_ns = time.monotonic_ns()
+        self._items.append((sender, upload, body, now_ns, now_ns))
         if not self._scheduled:
             self._scheduled = True
             self._worker.loop.call_soon(self._end_of_turn)
+
+    def complete(
+        self, sender: Sender, upload: UploadStarted, incoming: Incoming, digest: str | None, header_ns: int
+    ) -> None:
+        """Store and answer an upload that came in pieces, now that its last byte is here."""
+        item = (sender, upload, incoming, header_ns, time.monotonic_ns())
+        self._answer([item], ([digest], [self._commit(incoming)]))
+
+    def close(self) -> None:
+        """Store and answer all that wait; nothing may be added any more."""
+        self.flush()
 
     def flush(self) -> None:
         """Store and answer all that wait, in the order they came. Nothing waits afterwards."""
@@ -90,42 +112,61 @@ class Batch:
         for start in range(0, len(items), AT_ONCE):
             self._settle(items[start : start + AT_ONCE])
 
-    def _settle(self, items: list[_Item]) -> None:
+    def _settle(self, items: Sequence[Item[memoryview]]) -> None:
+        self._answer(items, self._store(items))
+
+    def _answer(self, items: Sequence[Item[Content]], results: Results) -> None:
+        """Count what was stored, and answer every sender in the order of its uploads."""
         worker = self._worker
-        digests, errors = self._store(items)
+        digests, outcomes = results
         stored_ns = time.monotonic_ns()
-        sizes = [len(item[2]) for item, error in zip(items, errors, strict=True) if error is None]
+        sizes = [item[1].header.file_size for item, name in zip(items, outcomes, strict=True) if isinstance(name, str)]
         worker.stored(len(sizes), sum(sizes))
-        # In a drain a connection closes after the last of its uploads that are here already, not after the first.
-        last = {item[0]: index for index, item in enumerate(items)} if worker.draining else {}
-        for index, (sender, upload, body, arrived_ns) in enumerate(items):
-            error = errors[index]
+        for index, (sender, upload, _, header_ns, last_byte_ns) in enumerate(items):
+            name = outcomes[index]
             try:
-                if error is not None:
-                    sender.refuse(error, upload, len(body))
+                # In a drain a connection closes after the last of its uploads that are here already.
+                keep = upload.header.connection != "close" and not (worker.draining and sender.unanswered == 1)
+                if isinstance(name, StoreError):
+                    timing = Timing(sender.accepted_ns, header_ns, last_byte_ns)
+                    sender.refuse(name, upload, timing, keep=keep and name.code == "exists")
                     continue
-                keep = upload.header.connection != "close" and last.get(sender) != index
-                timing = Timing(sender.accepted_ns, arrived_ns, arrived_ns, stored_ns)
-                sender.answer(worker.ok(upload.file_name, len(body), digests[index], keep, timing), keep=keep)
+                timing = Timing(sender.accepted_ns, header_ns, last_byte_ns, stored_ns)
+                size = upload.header.file_size
+                sender.answer(worker.ok(name, size, digests[index], keep, timing), keep=keep)
             except Exception:  # one connection's trouble must not keep the others waiting
                 log.exception("worker %d: an upload could not be answered", worker.slot)
                 sender.close()
 
-    def _store(self, items: list[_Item]) -> tuple[list[str | None], list[StoreError | None]]:
+    def _store(self, items: Sequence[Item[memoryview]]) -> Results:
         try:
-            digests = [_digest(upload, body) for _, upload, body, _ in items]
-            return digests, self._worker.store.put_all([(upload.file_name, body) for _, upload, body, _ in items])
+            digests = [whole_digest(upload, body) for _, upload, body, _, _ in items]
+            return digests, self._worker.store.put_all([(upload.file_name, body) for _, upload, body, _, _ in items])
         except Exception:
-            log.exception("worker %d: uploads failed for a reason nobody foresaw", self._worker.slot)
-            error = StoreError("internal", "the server made a mistake; its log says which")
-            return [None] * len(items), [error] * len(items)
+            return self._nobody_foresaw(len(items))
+
+    def _commit(self, incoming: Incoming) -> str | StoreError:
+        try:
+            return incoming.commit()
+        except StoreError as error:
+            incoming.abort()
+            return error
+        except Exception:
+            incoming.abort()
+            return self._nobody_foresaw(1)[1][0]
+
+    def _nobody_foresaw(self, count: int) -> Results:
+        """Called while the exception is handled."""
+        log.exception("worker %d: uploads failed for a reason nobody foresaw", self._worker.slot)
+        error = StoreError("internal", "the server made a mistake; its log says which")
+        return [None] * count, [error] * count
 
     def _end_of_turn(self) -> None:
         self._scheduled = False
         self.flush()
 
 
-def _digest(upload: UploadStarted, body: memoryview) -> str | None:
+def whole_digest(upload: UploadStarted, body: memoryview | bytes) -> str | None:
     want = upload.header.want_digest
     if want is UNSET:
         return "xxh3_128:" + xxh3_128_hexdigest(body)

@@ -5,6 +5,10 @@ its connections share, so no connection owns a buffer and an idle one costs litt
 is left to the worker's batch; one that arrives in pieces is parsed in place, written and hashed before the callback
 returns.
 
+Replies keep the order of the uploads, and a batch may take long to answer: one that makes uploads durable waits for the
+disk. Until it has answered, nothing more is taken from the connection: it is not read, and what was read already is
+kept for then.
+
 A refusal must be readable: when a connection is closed with unread data, TCP sends a reset and the client may never
 see the reason. So after a refusal the write side is shut down, and what still arrives is discarded within bounds. The
 same goes for the last reply in a drain, whose client knows only then that it shall send no more.
@@ -33,7 +37,7 @@ from server.protocol import (
     UploadStarted,
     new_hasher,
 )
-from server.storage import Incoming, StoreError
+from server.storage import DiscardedFile, Incoming, StoreError
 
 LINGER_BYTES = 1 << 20
 LINGER_S = 2.0
@@ -44,12 +48,14 @@ log = logging.getLogger("server")
 class _Upload:
     """An upload that arrives in pieces, between its header and its last byte."""
 
-    __slots__ = ("expected", "hashers", "header_ns", "incoming", "keep", "name", "received", "want")
+    __slots__ = ("expected", "hashers", "header_ns", "incoming", "keep", "received", "refusal", "started", "want")
 
-    def __init__(self, started: UploadStarted, incoming: Incoming) -> None:
+    def __init__(self, started: UploadStarted, incoming: Incoming, refusal: StoreError | None = None) -> None:
+        """One with a `refusal` is received only to be told so: what follows on the connection can be served."""
         header = started.header
+        self.started = started
         self.incoming = incoming
-        self.name = started.file_name
+        self.refusal = refusal
         self.received = 0
         self.header_ns = time.monotonic_ns()
         self.keep = header.connection != "close"
@@ -74,13 +80,17 @@ class _Upload:
     def digest(self) -> str | None:
         return f"{self.want}:{self.hashers[self.want].hexdigest()}" if self.want else None
 
-    def mismatch(self) -> str | None:
-        """What is wrong with the bytes, if the client said what they should be."""
+    def trouble(self) -> tuple[str, str] | None:
+        """Why it is not to be stored though all of it is here, as code and message."""
+        if self.refusal is not None:
+            return self.refusal.code, self.refusal.message
         if self.expected is None:
             return None
         algorithm = self.expected.partition(":")[0]
         actual = f"{algorithm}:{self.hashers[algorithm].hexdigest()}"
-        return None if actual == self.expected else f"the bytes have {actual}, the header said {self.expected}"
+        if actual == self.expected:
+            return None
+        return "digest_mismatch", f"the bytes have {actual}, the header said {self.expected}"
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -88,10 +98,11 @@ class Connection(asyncio.BufferedProtocol):
 
     __slots__ = (
         "_batch",
-        "_batched",
         "_closing",
         "_connections",
+        "_has_ended",
         "_is_counted",
+        "_is_full",
         "_is_over",
         "_is_too_many",
         "_linger_timer",
@@ -100,8 +111,10 @@ class Connection(asyncio.BufferedProtocol):
         "_received",
         "_transport",
         "_upload",
+        "_waits",
         "_worker",
         "accepted_ns",
+        "unanswered",
     )
 
     _transport: asyncio.Transport
@@ -123,10 +136,13 @@ class Connection(asyncio.BufferedProtocol):
         self._worker = worker
         self._batch = batch
         self._connections = connections
-        self._received = received
+        self._received = received  # and not parsed yet
         self._parser = ServerConnection(worker.limits)
         self._upload: _Upload | None = None
-        self._batched = 0  # uploads of ours that wait in the batch
+        self.unanswered = 0  # uploads of ours that are in the batch
+        self._waits = False  # for the batch, and is not read meanwhile
+        self._has_ended = False  # the peer has, while we waited
+        self._is_full = False  # of replies that the peer does not read
         self._closing = False
         self._lingered = 0
         self._linger_timer: asyncio.TimerHandle | None = None
@@ -148,10 +164,7 @@ class Connection(asyncio.BufferedProtocol):
             self._refuse("busy", f"this worker holds {worker.max_connections} connections, its most")
         if self._is_over:
             self._linger()
-        received, self._received = self._received, b""
-        if received:
-            self._batch.buffer()[: len(received)] = received
-            self.buffer_updated(len(received))
+        self._take_received()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._batch.buffer()
@@ -163,26 +176,30 @@ class Connection(asyncio.BufferedProtocol):
         view = self._batch.received(nbytes)
         while whole := self._parser.take_whole(view):
             started, body, view = whole
-            self._batched += 1
+            self.unanswered += 1
             self._batch.add(self, started, body)
             if started.header.connection == "close":
                 self._closing = True  # what follows is not an upload
                 break
         if view and not self._closing:
             self._take_pieces(view)
-        if self._batched:
+        if self.unanswered:
             self._batch.claim(nbytes)
 
-    def eof_received(self) -> None:
-        """Returning None lets the transport close after what was written has been sent."""
+    def eof_received(self) -> bool:
+        """Returning False lets the transport close after what was written has been sent."""
         self._answer_batched()
+        if self.unanswered:
+            self._has_ended = True
+            return True
         if self._closing:
-            return
+            return False
         try:
             self._parser.receive_eof()
         except RemoteProtocolError as error:
             self._fail(error.code, error.message)
         self._closing = True
+        return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._linger_timer is not None:
@@ -196,29 +213,39 @@ class Connection(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         """A client that pipelines and does not read its replies gets no more of our memory."""
+        self._is_full = True
         if not self._closing:
             self._transport.pause_reading()
 
     def resume_writing(self) -> None:
-        if not self._closing:
+        self._is_full = False
+        if not self._closing and not self._waits:
             self._transport.resume_reading()
 
     # ── what the batch asks for ──
 
     def answer(self, reply: bytes, *, keep: bool) -> None:
-        self._batched -= 1
+        self.unanswered -= 1
         if self._transport.is_closing() or self._linger_timer is not None:
             return  # the client is gone, or was refused before; its file is stored all the same
         self._transport.write(reply)
         if not keep:
             self._end(is_asked=self._closing)
+        elif self._waits and not self.unanswered:
+            self._go_on()
 
-    def refuse(self, error: StoreError, upload: UploadStarted, received: int) -> None:
-        self._batched -= 1
+    def refuse(self, error: StoreError, upload: UploadStarted, timing: Timing, *, keep: bool) -> None:
         if self._transport.is_closing() or self._linger_timer is not None:
+            self.unanswered -= 1
             self._worker.count_failure(error.code, error.message)
-        else:
-            self._refuse(error.code, error.message, upload.file_name, received)
+            return
+        size = upload.header.file_size
+        self.answer(self._worker.failed(error.code, error.message, timing, upload.file_name, size, keep), keep=keep)
+
+    def wait(self) -> None:
+        self._waits = True
+        if not self._transport.is_closing():
+            self._transport.pause_reading()
 
     def close(self) -> None:
         """Close when what was written is sent."""
@@ -230,7 +257,7 @@ class Connection(asyncio.BufferedProtocol):
     def shut_down(self) -> None:
         """The drain timeout has passed: refuse what is under way, close what is idle."""
         self._answer_batched()
-        if self._closing:
+        if self._closing or self.unanswered:
             return  # its last reply is on the way
         if self._parser.in_upload:
             self._refuse("shutting_down", "the server is shutting down")
@@ -243,6 +270,9 @@ class Connection(asyncio.BufferedProtocol):
         self._answer_batched()
         if self._closing:
             return
+        if self.unanswered:
+            self._received = bytes(view)
+            return
         try:
             for event in self._parser.receive_data(view):
                 kind = type(event)
@@ -252,37 +282,73 @@ class Connection(asyncio.BufferedProtocol):
                     self._complete()
                     if self._closing:
                         return
+                    if self.unanswered:
+                        self._received = bytes(view[self._parser.consumed :])
+                        return
                 else:
-                    started = cast(UploadStarted, event)
-                    self._upload = _Upload(started, self._worker.store.begin(started.file_name))
+                    self._upload = self._begin(cast(UploadStarted, event))
         except (RemoteProtocolError, StoreError) as error:
             self._refuse(error.code, error.message)
         except Exception:
             log.exception("worker %d: an upload failed for a reason nobody foresaw", self._worker.slot)
             self._refuse("internal", "the server made a mistake; its log says which")
 
+    def _begin(self, started: UploadStarted) -> _Upload:
+        """StoreError when the upload is refused at once. One whose name is taken is so only when it is too large to be
+        received for nothing."""
+        try:
+            return _Upload(started, self._worker.store.begin(started.file_name))
+        except StoreError as error:
+            if error.code != "exists" or started.header.file_size > LINGER_BYTES:
+                raise
+            return _Upload(started, DiscardedFile(started.file_name), error)
+
     def _complete(self) -> None:
         upload = self._upload
         assert upload is not None
-        last_byte_ns = time.monotonic_ns()
-        mismatch = upload.mismatch()
-        worker = self._worker
-        keep = upload.keep and not worker.draining
-        if mismatch is not None:
-            self._fail("digest_mismatch", mismatch, keep=keep)
-        else:
-            upload.incoming.commit()
-            self._upload = None
-            worker.stored(1, upload.received)
-            timing = Timing(self.accepted_ns, upload.header_ns, last_byte_ns, time.monotonic_ns())
-            self._transport.write(worker.ok(upload.name, upload.received, upload.digest(), keep, timing))
-        if not keep:
-            self._end(is_asked=not upload.keep)
+        trouble = upload.trouble()
+        if trouble is not None:
+            keep = upload.keep and not self._worker.draining
+            self._fail(*trouble, keep=keep)
+            if not keep:
+                self._end(is_asked=not upload.keep)
+            return
+        self._upload = None
+        self._closing = not upload.keep  # what follows is not an upload
+        self.unanswered += 1
+        self._batch.complete(self, upload.started, upload.incoming, upload.digest(), upload.header_ns)
 
     def _answer_batched(self) -> None:
-        """Replies keep the order of the uploads."""
-        if self._batched:
+        """Replies keep the order of the uploads. There may be unanswered ones all the same: they are at the disk."""
+        if self.unanswered:
             self._batch.flush()
+
+    def _go_on(self) -> None:
+        """All that we waited for is answered. Later, when something must be parsed: a batch that is answering must not
+        be read into."""
+        if self._received or self._has_ended:
+            self._worker.loop.call_soon(self._take_what_waited)
+        else:
+            self._read_again()
+
+    def _take_what_waited(self) -> None:
+        if self._closing:
+            return
+        self._read_again()
+        self._take_received()
+        if self._has_ended and not self.eof_received():
+            self._transport.close()
+
+    def _take_received(self) -> None:
+        received, self._received = self._received, b""
+        if received:
+            self._batch.buffer()[: len(received)] = received
+            self.buffer_updated(len(received))
+
+    def _read_again(self) -> None:
+        self._waits = False
+        if not self._is_full and not self._has_ended:
+            self._transport.resume_reading()
 
     # ── how a connection ends ──
 
@@ -301,7 +367,9 @@ class Connection(asyncio.BufferedProtocol):
     def _linger(self) -> None:
         """Say that no more will be sent, and discard what still comes for a while: the last reply must be readable."""
         self._closing = True
-        if self._transport.can_write_eof():
+        if self._waits:
+            self._read_again()
+        if self._transport.can_write_eof() and not self._has_ended:
             self._transport.write_eof()
             self._linger_timer = self._worker.loop.call_later(LINGER_S, self._transport.abort)
         else:
@@ -316,7 +384,7 @@ class Connection(asyncio.BufferedProtocol):
         """Drop the upload, if one is arriving in pieces, and reply with the failure."""
         upload, header_ns = self._upload, None
         if upload is not None:
-            name, received, header_ns = upload.name, upload.received, upload.header_ns
+            name, received, header_ns = upload.started.file_name, upload.received, upload.header_ns
             self._abort_upload()
         timing = Timing(self.accepted_ns, header_ns)
         self._transport.write(self._worker.failed(code, message, timing, name, received, keep))
@@ -330,7 +398,7 @@ class Connection(asyncio.BufferedProtocol):
 class AtAccept:
     """A connection whose first upload was there whole when it was accepted: answered before it has a transport."""
 
-    __slots__ = ("_asks_to_close", "_go_on", "_socket", "_worker", "accepted_ns")
+    __slots__ = ("_asks_to_close", "_go_on", "_socket", "_worker", "accepted_ns", "unanswered")
 
     def __init__(
         self, worker: WorkerContext, sock: socket.socket, accepted_ns: int, go_on: "GoOn", *, asks_to_close: bool
@@ -340,6 +408,7 @@ class AtAccept:
         self._go_on = go_on
         self._asks_to_close = asks_to_close
         self.accepted_ns = accepted_ns
+        self.unanswered = 1
 
     def answer(self, reply: bytes, *, keep: bool) -> None:
         try:
@@ -352,9 +421,12 @@ class AtAccept:
         else:
             self._go_on(self._socket, self.accepted_ns, "serve" if keep else "linger")
 
-    def refuse(self, error: StoreError, upload: UploadStarted, received: int) -> None:
-        timing = Timing(self.accepted_ns)
-        self.answer(self._worker.failed(error.code, error.message, timing, upload.file_name, received), keep=False)
+    def refuse(self, error: StoreError, upload: UploadStarted, timing: Timing, *, keep: bool) -> None:
+        size = upload.header.file_size
+        self.answer(self._worker.failed(error.code, error.message, timing, upload.file_name, size, keep), keep=keep)
+
+    def wait(self) -> None:
+        """It is not read before it is opened."""
 
     def close(self) -> None:
         self._go_on(self._socket, self.accepted_ns, "close")

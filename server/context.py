@@ -39,7 +39,7 @@ class WorkerContext:
         self.record[scoreboard.CONNECTIONS_ACCEPTED] += 1
 
     def stored(self, uploads: int, size_bytes: int) -> None:
-        """Count uploads that are visible in the store. Due before their replies."""
+        """Count uploads that are in the store, as durable as was asked for. Due before their replies."""
         self.record[scoreboard.UPLOADS_STORED] += uploads
         self.record[scoreboard.BYTES_STORED] += size_bytes
 

@@ -242,7 +242,7 @@ class ServerConnection:
     connection is finished. Between uploads it holds no buffer.
     """
 
-    __slots__ = ("_finished", "_limits", "_partial", "_remaining", "_size")
+    __slots__ = ("_finished", "_limits", "_partial", "_remaining", "_size", "consumed")
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -250,6 +250,8 @@ class ServerConnection:
         self._remaining = 0  # body bytes still to come
         self._size = 0  # of the file whose body is arriving
         self._finished = False
+        self.consumed = 0
+        """At UploadComplete: how much of what was fed is used. Who takes no further event may feed the rest later."""
 
     @property
     def in_upload(self) -> bool:
@@ -257,7 +259,8 @@ class ServerConnection:
         return self._remaining > 0 or self._partial is not None
 
     def receive_data(self, data: memoryview | bytes) -> Iterator[ServerEvent]:
-        """Feed bytes and yield what they mean. The caller must take every event before it feeds again.
+        """Feed bytes and yield what they mean. The caller must take every event before it feeds again; only after
+        UploadComplete it may leave the rest, and feed that from `consumed` on.
 
         Raises RemoteProtocolError with `bad_length`, `bad_header`, `unauthorized`, `name_rejected` or `too_large`.
         """
@@ -274,6 +277,7 @@ class ServerConnection:
                 yield started
                 self._size = self._remaining = started.header.file_size
                 if not self._size:
+                    self.consumed = position
                     yield _COMPLETE
                 continue
             chunk = view[position : position + self._remaining]
@@ -281,6 +285,7 @@ class ServerConnection:
             self._remaining -= len(chunk)
             yield Data(chunk)
             if not self._remaining:
+                self.consumed = position
                 yield _COMPLETE
 
     def take_whole(self, view: memoryview) -> tuple[UploadStarted, memoryview, memoryview] | None:

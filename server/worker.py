@@ -21,10 +21,11 @@ from functools import partial
 import uvloop
 
 from server import scoreboard
-from server.batch import AT_ONCE, Batch
+from server.batch import AT_ONCE
 from server.config import ServerConfig
 from server.connection import Connection, Next, serve_at_once
 from server.context import WorkerContext
+from server.durable import make_batch
 from server.protocol import Limits
 from server.storage import DiscardStore, FileStore, Store
 
@@ -58,10 +59,12 @@ class Worker:
         self._opening: set[asyncio.Task[object]] = set()  # a task that nobody holds may be collected
         self._answering: set[socket.socket] = set()  # those whose first upload is answered before they are opened
         self._stopped = loop.create_future()
-        store: Store = DiscardStore() if config.store is None else FileStore(config.store, slot)
+        store: Store = DiscardStore()
+        if config.store is not None:
+            store = FileStore(config.store, slot, config.collision, config.durability)
         limits = Limits(max_header_size=config.max_header_size, max_file_size=config.max_file_size)
         self._context = WorkerContext(slot, store, limits, record, _max_connections(), loop)
-        self._batch = Batch(self._context)
+        self._batch = make_batch(self._context, config.durability)
         self._connections: set[Connection] = set()
 
     async def run(self, ready: Callable[[], None]) -> None:
@@ -195,7 +198,7 @@ class Worker:
         self._loop.call_later(SHUT_DOWN_GRACE_S, self._stop)
 
     def _stop(self) -> None:
-        self._batch.flush()
+        self._batch.close()
         if not self._stopped.done():
             self._stopped.set_result(None)
 

@@ -25,7 +25,7 @@ def more_comes_meanwhile(fd: str, data: str) -> None:
     """While an upload is stored, these bytes arrive: `fd` is its client's end."""
     put_all = FileStore.put_all
 
-    def broken(store: FileStore, files: Sequence[tuple[str, memoryview]]) -> list[StoreError | None]:
+    def broken(store: FileStore, files: Sequence[tuple[str, memoryview]]) -> list[str | StoreError]:
         os.write(int(fd), bytes.fromhex(data))
         return put_all(store, files)
 
@@ -61,7 +61,7 @@ FAULTS = {"more": more_comes_meanwhile, "answer": bad_answer, "parse": bad_parse
 
 def main(listener: str, store: str, board: str, fault: str, *arguments: str) -> None:
     FAULTS[fault](*arguments)
-    config = ServerConfig(host="", port=0, workers=1, store=Path(store), drain_timeout_s=DRAIN_TIMEOUT_S)
+    config = ServerConfig(host="127.0.0.1", port=0, workers=1, store=Path(store), drain_timeout_s=DRAIN_TIMEOUT_S)
     record = Scoreboard.create(Path(board), 1, FAILURE_CODES).record(0)
     run_worker(0, socket.socket(fileno=int(listener)), config, record, lambda: None)
 

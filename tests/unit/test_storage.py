@@ -39,15 +39,20 @@ def keep_in_pieces(store: FileStore, name: str, *pieces: bytes) -> None:
 
 
 def keep_whole(store: FileStore, name: str, *pieces: bytes) -> None:
-    [error] = store.put_all([(name, memoryview(b"".join(pieces)))])
-    if error is not None:
-        raise error
+    [stored] = store.put_all([(name, memoryview(b"".join(pieces)))])
+    if isinstance(stored, StoreError):
+        raise stored
 
 
 @pytest.fixture(params=[keep_in_pieces, keep_whole])
 def keep(request: pytest.FixtureRequest) -> Keep:
     """Both ways in must give the same."""
     return request.param  # type: ignore[no-any-return]
+
+
+def outcome(stored: str | StoreError) -> str:
+    """The name that a file got, or the code of what is wrong with it."""
+    return stored.code if isinstance(stored, StoreError) else stored
 
 
 def visible(root: Path) -> set[str]:
@@ -148,8 +153,8 @@ def test_of_several_at_once_each_has_its_own_fate(root: Path, store: FileStore) 
     (root / "folder").mkdir()
     files = [("a", b"1"), ("folder", b"2"), ("b", b""), (INCOMING, b"3"), ("a", b"4"), ("c", b"5")]
     before = open_descriptors()
-    errors = store.put_all([(name, memoryview(content)) for name, content in files])
-    assert [error and error.code for error in errors] == [None, "name_rejected", None, "name_rejected", None, None]
+    stored = store.put_all([(name, memoryview(content)) for name, content in files])
+    assert [outcome(one) for one in stored] == ["a", "name_rejected", "b", "name_rejected", "a", "c"]
     assert {name: (root / name).read_bytes() for name in ("a", "b", "c")} == {"a": b"4", "b": b"", "c": b"5"}
     assert visible(root) == {"a", "b", "c", "folder"}
     assert temporary(root) == []
@@ -174,8 +179,8 @@ def test_one_that_fails_harms_no_other(
     before = open_descriptors()
     with monkeypatch.context() as patch:
         patch.setattr(os, call, fail_once)
-        errors = store.put_all([(f"{number}", memoryview(b"x")) for number in range(3)])
-    assert [error and error.code for error in errors] == ["internal" if n == victim else None for n in range(3)]
+        stored = store.put_all([(f"{number}", memoryview(b"x")) for number in range(3)])
+    assert [outcome(one) for one in stored] == ["internal" if n == victim else f"{n}" for n in range(3)]
     assert visible(root) == {"0", "1", "2"} - {f"{victim}"}
     assert temporary(root) == []
     assert open_descriptors() == before
@@ -356,7 +361,7 @@ def test_discarding_takes_everything_and_keeps_nothing(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     incoming = DiscardStore().begin(INCOMING)
     incoming.write(memoryview(b"x"))
-    incoming.commit()
+    assert incoming.commit() == INCOMING
     DiscardStore().begin("a").abort()
-    assert DiscardStore().put_all([("a", memoryview(b"x")), ("b", memoryview(b""))]) == [None, None]
+    assert DiscardStore().put_all([("a", memoryview(b"x")), ("b", memoryview(b""))]) == ["a", "b"]
     assert list(tmp_path.iterdir()) == []
