@@ -9,6 +9,7 @@ and all are there before the page counts as loaded, so that a printer finds them
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,7 @@ from bokeh.models import (
     Range1d,
     glyphs,
 )
-from bokeh.models.annotations import BoxAnnotation, Span
+from bokeh.models.annotations import Span
 from bokeh.models.renderers import DataRenderer
 from bokeh.plotting import figure
 from bokeh.resources import INLINE
@@ -178,24 +179,27 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def _shade_phases(plot: figure, canvas: _Canvas, top: float) -> None:
-    """Measure phases in the colour of their mode, others grey; named at the top where the name fits on a phone too."""
+    """Measure phases in the colour of their mode, others grey; named at the top where the name fits on a phone too.
+    Those of one colour are drawn as one: a sweep has many."""
+    by_colour: defaultdict[str, list[PhaseSummary]] = defaultdict(list)
     for phase in canvas.phases:
-        colour = light(mode_colour(phase.mode) if phase.kind == "measure" else "muted")
-        box = BoxAnnotation(left=phase.start_s, right=phase.end_s, level="underlay")
-        box.update(fill_color=colour, fill_alpha=0.08, line_alpha=0)
-        edge = Span(location=phase.start_s, dimension="height", level="underlay")
-        edge.update(line_color=colour, line_alpha=0.35, line_width=1)
-        plot.add_layout(box)
-        plot.add_layout(edge)
-        if phase.duration_s / canvas.end_s * PHONE_PX >= LETTER_PX * len(phase.name):
-            _name_phase(plot, phase, colour, top)
+        by_colour[light(mode_colour(phase.mode) if phase.kind == "measure" else "muted")].append(phase)
+    for colour, phases in by_colour.items():
+        source = ColumnDataSource({"x0": [phase.start_s for phase in phases], "x1": [phase.end_s for phase in phases]})
+        strip = glyphs.VStrip(fill_color=colour, fill_alpha=0.08, line_color=colour, line_alpha=0.35)
+        plot.add_glyph(source, strip, level="underlay")
+        _name_phases(plot, [phase for phase in phases if _fits(phase, canvas.end_s)], colour, top)
 
 
-def _name_phase(plot: figure, phase: PhaseSummary, colour: str, top: float) -> None:
-    source = ColumnDataSource({"x": [phase.start_s], "y": [top], "text": [plain(phase.name)]})
-    name = glyphs.Text(text_font=value(FONT), text_font_size="11px", text_baseline="top", x_offset=4, y_offset=4)
+def _fits(phase: PhaseSummary, end_s: float) -> bool:
+    return phase.duration_s / end_s * PHONE_PX >= LETTER_PX * len(phase.name)
+
+
+def _name_phases(plot: figure, phases: Sequence[PhaseSummary], colour: str, top: float) -> None:
+    names = {"x": [phase.start_s for phase in phases], "text": [plain(phase.name) for phase in phases]}
+    name = glyphs.Text(y=top, text_font=value(FONT), text_font_size="11px", text_baseline="top", x_offset=4, y_offset=4)
     name.update(text_color=colour)
-    plot.add_glyph(source, name)
+    plot.add_glyph(ColumnDataSource(names), name)
 
 
 def _draw_line(plot: figure, line: Line) -> tuple[DataRenderer, bool]:

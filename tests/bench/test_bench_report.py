@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -15,7 +16,16 @@ from reports import run_folder
 from tests.unit import run_folders
 
 CHROMIUM = Path("/usr/bin/chromium")
-FIRST_CHART = "() => document.querySelector('.bk-Figure') !== null"
+ROUNDS = 7
+# Runs in the page from its start on, since a question from outside would wait for the charts that come after.
+WHEN_PAINTED = """
+  const look = () => {
+    const painted = window.Bokeh && Bokeh.index.roots.some(view => view.model.type == "Figure" && view.has_finished());
+    if (painted) setTimeout(() => window.firstChart = Date.now());
+    else requestAnimationFrame(look);
+  };
+  look();
+"""
 
 
 @pytest.mark.timeout(300)
@@ -29,19 +39,19 @@ def test_a_report_of_an_hour(tmp_path: Path) -> None:
     processes = len(next(run_folder.read_processes(folder)).processes)
     print(f"\n1 h of {processes} processes: built in {built_s:.1f} s, {page.stat().st_size / (1 << 20):.2f} MiB")
     if CHROMIUM.exists():
-        print(f"first chart in Chromium after {first_chart_s(page):.2f} s")
+        took_s = [first_chart_s(page) for _ in range(ROUNDS)]
+        print(f"first chart in Chromium after {median(took_s):.2f} s ({min(took_s):.2f} to {max(took_s):.2f})")
 
 
 def first_chart_s(page: Path) -> float:
-    """From asking for the page to a chart in it."""
+    """From asking for the page to a chart that is painted in it, in a browser that was just started."""
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"])
         tab = browser.new_page()
-        tab.goto("about:blank")
-        begun_s = time.monotonic()
+        tab.add_init_script(WHEN_PAINTED)
+        begun_s = time.time()
         tab.goto(page.as_uri(), wait_until="commit")
-        tab.wait_for_function(FIRST_CHART, polling=10)
-        took_s = time.monotonic() - begun_s
+        painted_ms = tab.wait_for_function("() => window.firstChart").json_value()
         browser.close()
-    return took_s
+    return float(painted_ms) / 1000 - begun_s
