@@ -1,14 +1,21 @@
 """The store: a file is visible whole or not at all, under its name or none, and nothing leaves the folder."""
 
+import ctypes
 import errno
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
-from server.storage import INCOMING, DiscardStore, FileStore, StoreError, empty_slot, prepare_store
+from server import storage
+from server.config import Collision
+from server.storage import INCOMING, DiscardStore, FileStore, StoreError, empty_slot, numbered_name, prepare_store
 
 
 @pytest.fixture
@@ -24,29 +31,48 @@ def store(root: Path) -> Iterator[FileStore]:
     with_descriptors.close()
 
 
-Keep = Callable[..., None]
+Keep = Callable[..., str]
 
 
-def keep_in_pieces(store: FileStore, name: str, *pieces: bytes) -> None:
+def keep_in_pieces(store: FileStore, name: str, *pieces: bytes) -> str:
     incoming = store.begin(name)
     try:
         for piece in pieces:
             incoming.write(memoryview(piece))
-        incoming.commit()
+        return incoming.commit()
     except StoreError:
         incoming.abort()
         raise
 
 
-def keep_whole(store: FileStore, name: str, *pieces: bytes) -> None:
-    [stored] = store.put_all([(name, memoryview(b"".join(pieces)))])
+def keep_whole(store: FileStore, name: str, *pieces: bytes) -> str:
+    return name_or_raise(*store.put_all([(name, memoryview(b"".join(pieces)))]))
+
+
+def keep_in_pieces_durably(store: FileStore, name: str, *pieces: bytes) -> str:
+    incoming = store.begin(name)
+    try:
+        for piece in pieces:
+            incoming.write(memoryview(piece))
+    except StoreError:
+        incoming.abort()
+        raise
+    return name_or_raise(*store.put_all_durably([incoming]))
+
+
+def keep_whole_durably(store: FileStore, name: str, *pieces: bytes) -> str:
+    return name_or_raise(*store.put_all_durably([(name, b"".join(pieces))]))
+
+
+def name_or_raise(stored: str | StoreError) -> str:
     if isinstance(stored, StoreError):
         raise stored
+    return stored
 
 
-@pytest.fixture(params=[keep_in_pieces, keep_whole])
+@pytest.fixture(params=[keep_in_pieces, keep_whole, keep_in_pieces_durably, keep_whole_durably])
 def keep(request: pytest.FixtureRequest) -> Keep:
-    """Both ways in must give the same."""
+    """All ways in must give the same."""
     return request.param  # type: ignore[no-any-return]
 
 
@@ -184,6 +210,406 @@ def test_one_that_fails_harms_no_other(
     assert visible(root) == {"0", "1", "2"} - {f"{victim}"}
     assert temporary(root) == []
     assert open_descriptors() == before
+
+
+# ── Taken names ──
+
+
+class OldSystem:
+    """A C library on a system that cannot rename without replacing."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self.sync_file_range = storage._libc.sync_file_range
+
+    def renameat2(self, *_: object) -> int:
+        ctypes.set_errno(self._number)
+        return -1
+
+
+class OldLibrary:
+    """One that does not know of it."""
+
+    sync_file_range = storage._libc.sync_file_range
+
+
+SYSTEMS = {
+    "renameat2": storage._libc,
+    "EINVAL": OldSystem(errno.EINVAL),
+    "ENOSYS": OldSystem(errno.ENOSYS),
+    "none": OldLibrary(),
+}
+
+
+@pytest.fixture(params=SYSTEMS.values(), ids=SYSTEMS)
+def any_system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_libc", request.param)
+
+
+@pytest.fixture
+def storing(root: Path) -> Iterator[Callable[..., FileStore]]:
+    """Makes stores of any policy in one folder."""
+    made: list[FileStore] = []
+
+    def make(collision: Collision, slot: int = 0) -> FileStore:
+        made.append(FileStore(root, slot, collision))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+Storing = Callable[..., FileStore]
+
+
+def take(root: Path, name: str, what: str) -> None:
+    """Let something have this name."""
+    if what == "file":
+        (root / name).write_bytes(b"precious")
+    elif what == "folder":
+        (root / name).mkdir()
+    else:
+        targets = {"link to outside": root.parent / "outside", "dangling link": "nowhere", "loop": name}
+        (root.parent / "outside").write_bytes(b"precious")
+        (root / name).symlink_to(targets[what])
+
+
+TAKEN = ["file", "folder", "link to outside", "dangling link", "loop"]
+
+
+@pytest.mark.usefixtures("any_system")
+@pytest.mark.parametrize("what", TAKEN)
+def test_rejecting_leaves_what_has_the_name(root: Path, storing: Storing, keep: Keep, what: str) -> None:
+    take(root, "a", what)
+    before = (root / "a").lstat().st_ino
+    store = storing("reject")
+    descriptors = open_descriptors()
+    with pytest.raises(StoreError) as caught:
+        keep(store, "a", b"new")
+    assert (caught.value.code, caught.value.message) == ("exists", "'a' is in the store already")
+    assert (root / "a").lstat().st_ino == before
+    assert keep(store, "b", b"new") == "b"
+    assert visible(root) == {"a", "b"}
+    assert temporary(root) == []
+    assert open_descriptors() == descriptors
+    assert not (root.parent / "outside").exists() or (root.parent / "outside").read_bytes() == b"precious"
+
+
+def test_rejecting_tells_so_before_the_body_comes(storing: Storing, root: Path) -> None:
+    (root / "a").write_bytes(b"old")
+    with pytest.raises(StoreError, match="exists"):
+        storing("reject").begin("a")
+    assert temporary(root) == []
+
+
+@pytest.mark.usefixtures("any_system")
+def test_a_name_that_is_taken_meanwhile_is_refused_at_the_end(storing: Storing, root: Path) -> None:
+    incoming = storing("reject").begin("a")
+    incoming.write(memoryview(b"new"))
+    (root / "a").write_bytes(b"old")
+    with pytest.raises(StoreError, match="exists"):
+        incoming.commit()
+    incoming.abort()
+    assert (root / "a").read_bytes() == b"old"
+    assert temporary(root) == []
+
+
+@pytest.mark.usefixtures("any_system")
+@pytest.mark.parametrize("what", TAKEN)
+def test_a_taken_name_gets_a_number(root: Path, storing: Storing, keep: Keep, what: str) -> None:
+    take(root, "a.txt", what)
+    take(root, "a-2.txt", what)
+    before = (root / "a.txt").lstat().st_ino
+    store = storing("unique")
+    assert [keep(store, "a.txt", b"%d" % number) for number in range(3)] == ["a-1.txt", "a-3.txt", "a-4.txt"]
+    assert [(root / f"a-{number}.txt").read_bytes() for number in (1, 3, 4)] == [b"0", b"1", b"2"]
+    assert (root / "a.txt").lstat().st_ino == before
+    assert keep(store, "b", b"") == "b"
+    assert temporary(root) == []
+
+
+@pytest.mark.parametrize("collision", ["reject", "unique"])
+def test_the_stores_own_folder_is_refused_by_every_policy(storing: Storing, keep: Keep, collision: str) -> None:
+    with pytest.raises(StoreError, match="name_rejected"):
+        keep(storing(collision), INCOMING, b"x")
+
+
+def test_of_equal_names_at_once_each_gets_its_own(storing: Storing, root: Path) -> None:
+    files = [("a", b"%d" % number) for number in range(70)]
+    names = storing("unique").put_all([(name, memoryview(body)) for name, body in files])
+    assert names == ["a", *(f"a-{number}" for number in range(1, 70))]
+    assert [(root / name).read_bytes() for name in names if isinstance(name, str)] == [body for _, body in files]
+
+
+@pytest.mark.usefixtures("any_system")
+def test_two_workers_never_take_the_same_name(storing: Storing, root: Path) -> None:
+    stores, together = [storing("unique", slot) for slot in (0, 1)], threading.Barrier(2)
+
+    def keep_many(slot: int) -> dict[str, bytes]:
+        bodies = {}
+        for number in range(200):
+            together.wait()
+            body = b"%d of %d" % (number, slot)
+            bodies[keep_whole(stores[slot], f"name {number // 10}", body)] = body
+        return bodies
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(keep_many, (0, 1))
+    assert len(first | second) == 400
+    assert {name: (root / name).read_bytes() for name in first | second} == first | second
+
+
+@pytest.mark.usefixtures("any_system")
+def test_of_two_workers_one_is_refused(storing: Storing, root: Path) -> None:
+    stores, together = [storing("reject", slot) for slot in (0, 1)], threading.Barrier(2)
+
+    def keep_many(slot: int) -> list[str]:
+        outcomes = []
+        for number in range(200):
+            together.wait()
+            outcomes += stores[slot].put_all([(f"{number}", memoryview(b"%d" % slot))])
+        return [outcome(one) for one in outcomes]
+
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = list(zip(*pool.map(keep_many, (0, 1)), strict=True))
+    for number, both in enumerate(outcomes):
+        assert sorted(both) == sorted([f"{number}", "exists"])
+        assert (root / f"{number}").read_bytes() == b"%d" % both.index(f"{number}")
+
+
+def test_a_free_number_is_found_with_few_looks(storing: Storing, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thousandth upload of a name must not ask a thousand times."""
+    (root / "a").touch()
+    for number in range(1, 1000):
+        (root / f"a-{number}").touch()
+    store, looks, stat = storing("unique"), Counter[str](), os.stat
+
+    def counted(*arguments: object, **keywords: object) -> os.stat_result:
+        looks["stat"] += 1
+        return stat(*arguments, **keywords)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", counted)
+        assert keep_whole(store, "a", b"x") == "a-1000"
+    assert looks["stat"] < 25
+
+
+file_names = st.text(st.characters(exclude_characters="/\0", exclude_categories=("Cs",)), min_size=1, max_size=255)
+
+
+@given(file_names, st.integers(1, 10**6))
+def test_a_numbered_name_is_a_name_of_its_own(name: str, number: int) -> None:
+    assume(name not in (".", "..") and len(name.encode()) <= 255)
+    numbered = numbered_name(name, number)
+    assert f"-{number}" in numbered
+    assert "/" not in numbered
+    assert 0 < len(numbered.encode()) <= 255
+    assert numbered != numbered_name(name, number + 1)
+    if len(name.encode()) < 240:
+        assert numbered.replace(f"-{number}", "", 1) == name or f"-{number}" in name
+
+
+@pytest.mark.parametrize(
+    ("name", "numbered"),
+    [
+        ("a", "a-1"),
+        ("a.txt", "a-1.txt"),
+        ("a.tar.gz", "a.tar-1.gz"),
+        (".hidden", ".hidden-1"),
+        ("a.", "a.-1"),
+        ("a" * 255, "a" * 253 + "-1"),
+        ("a" * 251 + ".txt", "a" * 249 + "-1.txt"),
+        ("é" * 125 + ".txt", "é" * 124 + "-1.txt"),
+        ("a." + "b" * 253, "a." + "b" * 251 + "-1"),
+    ],
+)
+def test_numbered_names(name: str, numbered: str) -> None:
+    assert numbered_name(name, 1) == numbered
+
+
+def test_a_name_of_255_bytes_can_be_taken_twice(storing: Storing, root: Path, keep: Keep) -> None:
+    store = storing("unique")
+    names = {keep(store, "日" * 85, b"x") for _ in range(12)}
+    assert len(names) == 12
+    assert visible(root) == names
+
+
+# ── What survives the loss of power ──
+
+
+def calls_of(monkeypatch: pytest.MonkeyPatch, *names: str) -> list[tuple[str, int]]:
+    """What is called from here on, in order: the function, and the inode of its descriptor."""
+    calls: list[tuple[str, int]] = []
+
+    def watch(name: str) -> None:
+        real = getattr(os, name)
+
+        def watched(*arguments: object, **keywords: object) -> object:
+            fd = arguments[0] if isinstance(arguments[0], int) else 0
+            inode = os.fstat(fd).st_ino if fd else 0
+            result = real(*arguments, **keywords)
+            calls.append((name, inode))
+            return result
+
+        monkeypatch.setattr(os, name, watched)
+
+    for name in names:
+        watch(name)
+    return calls
+
+
+def test_files_are_synced_then_named_then_their_folder_is_synced_once(
+    root: Path, store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_pieces = store.begin("pieces")
+    in_pieces.write(memoryview(b"12"))
+    calls = calls_of(monkeypatch, "fsync", "rename")
+    assert store.put_all_durably([("a", b"1"), in_pieces, ("b", b"2")]) == ["a", "pieces", "b"]
+    inodes = [(root / name).stat().st_ino for name in ("a", "pieces", "b")]
+    assert calls[:3] == [("fsync", inode) for inode in inodes]
+    assert calls[3:] == [("rename", 0)] * 3 + [("fsync", root.stat().st_ino)]
+    assert (root / "pieces").read_bytes() == b"12"
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.EIO, "internal"), (errno.ENOSPC, "no_space")])
+@pytest.mark.parametrize("victim", [0, 1, 2])
+def test_a_file_that_the_disk_does_not_take_never_becomes_visible(
+    root: Path, store: FileStore, monkeypatch: pytest.MonkeyPatch, victim: int, number: int, code: str
+) -> None:
+    real, calls = os.fsync, iter(range(1000))
+
+    def fail_once(fd: int) -> None:
+        if next(calls) == victim:
+            raise OSError(number, os.strerror(number))
+        real(fd)
+
+    (root / f"{victim}").write_bytes(b"old")
+    before = open_descriptors()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail_once)
+        stored = store.put_all_durably([(f"{number}", b"new") for number in range(3)])
+    assert [outcome(one) for one in stored] == [code if n == victim else f"{n}" for n in range(3)]
+    assert {name: (root / name).read_bytes() for name in visible(root)} == {
+        f"{n}": b"old" if n == victim else b"new" for n in range(3)
+    }
+    assert temporary(root) == []
+    assert open_descriptors() == before
+
+
+def test_names_that_the_disk_does_not_take_are_an_error_for_all(
+    root: Path, store: FileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files are visible, but nobody may say that they are stored. What was refused before keeps its own reason."""
+    real = os.fsync
+
+    def fail(fd: int) -> None:
+        if fd == store.root_fd:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        stored = store.put_all_durably([("a", b"x"), (INCOMING, b"x"), ("b", b"x")])
+    assert [outcome(one) for one in stored] == ["internal", "name_rejected", "internal"]
+    assert temporary(root) == []
+
+
+def test_nothing_is_synced_for_nothing(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = calls_of(monkeypatch, "fsync")
+    assert [outcome(one) for one in store.put_all_durably([(INCOMING, b"x")])] == ["name_rejected"]
+    assert calls == []
+
+
+def test_the_folders_that_lead_to_a_new_store_are_durable_before_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "new" / "newer" / "store"
+    prepare_store(root, 1)
+    calls = calls_of(monkeypatch, "fsync")
+    before = open_descriptors()
+    FileStore(root, 0).close()
+    assert calls == []
+    FileStore(root, 0, durability="power").close()
+    assert {("fsync", folder.stat().st_ino) for folder in (root.parent, root.parent.parent, tmp_path)} <= set(calls)
+    assert open_descriptors() == before
+
+
+def test_a_store_that_cannot_be_made_durable_does_not_open(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(fd: int) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    before = open_descriptors()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="cannot be made durable") as caught:
+            FileStore(root, 0, durability="power")
+    assert caught.value.filename == str(root)
+    assert open_descriptors() == before
+
+
+# ── Links ──
+
+
+@pytest.fixture
+def outside(root: Path) -> Path:
+    """A folder outside the store with a slot in it, and a file that must stay."""
+    folder = root.parent / "outside folder"
+    (folder / "0").mkdir(parents=True)
+    (folder / "0" / "precious").write_bytes(b"precious")
+    return folder
+
+
+def test_an_incoming_folder_swapped_for_a_link_leads_nothing_out(
+    root: Path, store: FileStore, keep: Keep, outside: Path
+) -> None:
+    (root / INCOMING).rename(root / "moved")
+    (root / INCOMING).symlink_to(outside)
+    store.begin("left").write(memoryview(b"half"))
+    assert keep(store, "a", b"x") == "a"
+    assert (root / "a").read_bytes() == b"x"
+    before = open_descriptors()
+    assert empty_slot(root, 0) == 0
+    for attempt in (lambda: FileStore(root, 0), lambda: prepare_store(root, 1)):
+        with pytest.raises(NotADirectoryError) as caught:
+            attempt()
+        assert caught.value.filename == str(root / INCOMING)
+        assert "symbolic link" in str(caught.value)
+    assert open_descriptors() == before
+    assert [path.name for path in outside.rglob("*")] == ["0", "precious"]
+
+
+def test_a_slot_that_is_a_link_is_not_followed(root: Path, outside: Path) -> None:
+    (root / INCOMING / "0").rmdir()
+    (root / INCOMING / "0").symlink_to(outside / "0")
+    assert empty_slot(root, 0) == 0
+    with pytest.raises(NotADirectoryError):
+        FileStore(root, 0)
+    prepare_store(root, 1)
+    FileStore(root, 0).close()
+    assert (outside / "0" / "precious").exists()
+
+
+@pytest.mark.parametrize("target", ["nowhere", INCOMING])
+def test_an_incoming_folder_that_leads_nowhere_or_to_itself_is_refused(root: Path, target: str) -> None:
+    (root / INCOMING).rename(root / "moved")
+    (root / INCOMING).symlink_to(target)
+    assert empty_slot(root, 0) == 0
+    with pytest.raises(NotADirectoryError):
+        FileStore(root, 0)
+
+
+def test_the_root_may_be_a_link_which_is_followed_once(root: Path, keep: Keep) -> None:
+    link, other = root.parent / "link", root.parent / "other"
+    prepare_store(other, 1)
+    link.symlink_to(root)
+    prepare_store(link, 1)
+    store = FileStore(link, 0)
+    link.unlink()
+    link.symlink_to(other)
+    keep(store, "a", b"x")
+    store.close()
+    assert (visible(root), visible(other)) == ({"a"}, set())
 
 
 # ── Replacing ──
