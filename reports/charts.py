@@ -62,16 +62,6 @@ PHONE_PX, LETTER_PX = 300, 7  # width of a plot on a phone, and of a letter in i
 
 
 @dataclass(frozen=True, slots=True)
-class Drawing:
-    """HTML that shows charts without network; all empty when there is nothing to draw."""
-
-    library: str
-    """bokeh's JavaScript; it comes before any chart."""
-    charts: dict[str, str]
-    """By title."""
-
-
-@dataclass(frozen=True, slots=True)
 class _Canvas:
     """What all charts of a report share."""
 
@@ -82,19 +72,26 @@ class _Canvas:
     crosshair: Span
 
 
-def draw(charts: Sequence[Chart], end_s: float, phases: Sequence[PhaseSummary], marks: Sequence[Mark]) -> Drawing:
-    """Those of the charts that have lines, from 0 to `end_s`, over shaded phases, with marks of events."""
+def draw(
+    charts: Sequence[Chart], end_s: float, phases: Sequence[PhaseSummary], marks: Sequence[Mark]
+) -> dict[str, str]:
+    """HTML by title, of those of the charts that have lines: from 0 to `end_s`, over shaded phases, with marks of
+    events."""
     end_s = end_s or 1.0
     x_range = Range1d(start=0, end=end_s, bounds=(0, end_s), min_interval=min(1.0, end_s))
     crosshair = Span(dimension="height", line_width=1, line_color=light("muted"))
     canvas = _Canvas(end_s, phases, marks, x_range, crosshair)
     drawn = [chart for chart in charts if chart.lines]
     if not drawn:
-        return Drawing("", {})
+        return {}
     figures = [_figure(canvas, chart) for chart in drawn]
     figures[-1].xaxis.axis_label = "seconds since the start of the run"
-    titled = zip((chart.title for chart in drawn), embedded(figures), strict=True)
-    return Drawing(INLINE.clone(components=["bokeh"]).render_js(), dict(titled))
+    return dict(zip((chart.title for chart in drawn), embedded(figures), strict=True))
+
+
+def library() -> str:
+    """HTML of bokeh's JavaScript, which comes before any chart."""
+    return INLINE.clone(components=["bokeh"]).render_js()
 
 
 def embedded(figures: Sequence[figure]) -> list[str]:

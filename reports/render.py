@@ -10,7 +10,7 @@ from markupsafe import Markup
 from reports import pages, run_folder, texts
 from reports.analysis import Analysis, analyse
 from reports.chart_lines import charts, marks
-from reports.charts import draw
+from reports.charts import draw, library
 from reports.palette import FONT, PALETTE
 from reports.percentile_chart import draw_percentiles
 from reports.run_folder import RunFolderError
@@ -36,16 +36,16 @@ def build(folder: Path) -> str:
 
 def html(analysis: Analysis) -> str:
     shown, marked = charts(analysis), marks(analysis)
-    drawing = draw(shown, analysis.timeline.end_s, analysis.summary.phases, marked)
+    drawn = draw(shown, analysis.timeline.end_s, analysis.summary.phases, marked)
     percentiles, percentile_keys = draw_percentiles(analysis.percentiles)
     return pages.template("report.html.j2").render(
         view=view(analysis),
         percentiles=Markup(percentiles),
         percentile_keys=percentile_keys,
         charts=shown,
-        drawn={title: Markup(chart) for title, chart in drawing.charts.items()},
+        drawn={title: Markup(chart) for title, chart in drawn.items()},
         marks=bool(marked),
-        library=Markup(drawing.library),
+        library=Markup(library() if drawn or percentiles else ""),
         palette=PALETTE,
         font=Markup(FONT),
     )

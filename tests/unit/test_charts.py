@@ -27,17 +27,15 @@ def test_a_logarithmic_axis_has_ticks_all_along(lowest, factor):
     assert widest <= max(0.55 * math.log(factor), math.log(1.5) + 1e-9)
 
 
-def test_nothing_to_draw_is_no_script_and_no_library():
-    drawing = draw([], 0.0, [], [])
-    assert (drawing.library, drawing.charts) == ("", {})
+def test_nothing_to_draw_is_no_chart():
+    assert draw([], 0.0, [], []) == {}
 
 
 def test_charts_without_lines_are_left_out(tmp_path):
     analysis = analyse(run_folders.write(tmp_path / "run", with_server=False))
     shown = [chart for chart in charts(analysis) if chart.title != "Latency"]
-    drawing = draw(shown, analysis.timeline.end_s, analysis.summary.phases, marks(analysis))
-    assert list(drawing.charts) == ["Uploads", "CPU", "Memory"]
-    assert "function" in drawing.library
+    drawn = draw(shown, analysis.timeline.end_s, analysis.summary.phases, marks(analysis))
+    assert list(drawn) == ["Uploads", "CPU", "Memory"]
 
 
 def test_what_charts_share_is_told_once():
