@@ -318,14 +318,16 @@ def _configured(found: Mapping[str, Setting]) -> ServerConfig:
 
 
 def _unknown_variables(environment: Mapping[str, str]) -> Iterator[str]:
-    known = {option.variable for option in OPTIONS}
+    variables = {option.variable for option in OPTIONS}
     for name in sorted(environment):
-        if name.startswith(PREFIX) and name not in known:
-            yield f"{one_line(name)} in the environment is not known{_did_you_mean(name, known)}"
+        if name.startswith(PREFIX) and name not in variables:
+            # Compared without the prefix: with it, any two names are alike.
+            meant = _did_you_mean(name.removeprefix(PREFIX), {option.name.upper() for option in OPTIONS}, PREFIX)
+            yield f"{one_line(name)} in the environment is not known{meant}"
 
 
-def _did_you_mean(name: str, known: set[str]) -> str:
+def _did_you_mean(name: str, known: set[str], prefix: str = "") -> str:
     from difflib import get_close_matches
 
     close = get_close_matches(name, sorted(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    return f"; did you mean {prefix}{close[0]}?" if close else ""
