@@ -90,7 +90,7 @@ def _serve(settings: Settings, reread: Callable[[], ServerConfig]) -> int:
         logs.log.warning(warning)
     gc.disable()  # nothing here makes garbage before the fork; the workers switch it on again
     try:
-        return serve(settings.config)
+        return serve(settings.config, reread)
     except PortInUseError as error:
         from server import ports
 

@@ -3,7 +3,7 @@
 Each supervisor owns a folder `/dev/shm/socketswarm-<uid>/<pid>/` with three files:
 
     state.json     who this server is: pid, start time, addresses, store, options
-    scoreboard     shared memory, one fixed record of 64-bit words per worker slot
+    scoreboard     shared memory, a few fixed records of 64-bit words per worker slot
     events.jsonl   what happened to the workers, one JSON object a line
 
 A reader (the recorder, `server.ports`, a status page) needs only the supervisor's pid. The scoreboard's header says how
@@ -13,8 +13,9 @@ a leaf.
 Why so:
 - /dev/shm is memory on every Linux, so a counter never waits for a disk, and it does not depend on an environment
   variable that differs between the server's shell and the recorder's.
-- A record has one writer, the worker in that slot. Counters belong to the slot, not to the process: a replacement
-  goes on counting where the dead worker stopped, so they never run backwards.
+- A record has one writer, the worker in that seat of a slot. A slot has several seats, since after a reload the old
+  worker goes on counting while it drains, beside the new one. Counters belong to the seat, not to the process: whoever
+  comes next goes on counting where the last one stopped, so they never run backwards.
 - A pid is reused sooner or later. The state file therefore carries the start time of its process in clock ticks
   since boot (/proc/PID/stat, field 22), which no clock adjustment changes; a stale file is never believed.
 """
@@ -40,6 +41,9 @@ EVENTS_FILE = "events.jsonl"
 _MAGIC = b"SSWARM01"
 _HEADER_BYTES = 4096  # one page, so that the records start page-aligned
 _WORD = 8
+
+SEATS = 4
+"""Processes that a slot can have at once: the one that serves, and those that still drain after reloads."""
 
 # Words of a slot record that every slot has; one word per failure code follows them.
 FIELDS = (
@@ -69,6 +73,9 @@ FAILURES = len(FIELDS)  # word of the first failure code
 STATES = ("empty", "starting", "ready", "draining")
 EMPTY, STARTING, READY, DRAINING = range(len(STATES))
 
+_OF_ONE_WORKER = (PID, STATE, HEARTBEAT_NS, STARTED_NS)  # the other words are summed over a slot's seats
+_PRECEDENCE = {READY: 3, STARTING: 2, DRAINING: 1, EMPTY: 0}
+
 
 class ServerState(msgspec.Struct, frozen=True, kw_only=True):
     """The state file: who a server is. `start_ticks` is the supervisor's start time in clock ticks since boot."""
@@ -88,7 +95,8 @@ class ServerState(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class SlotView:
-    """One slot as read at one moment. Counters are cumulative over all workers that ever had this slot."""
+    """One slot as read at one moment: pid, state and times of the worker that serves, or starts, or else drains.
+    Counters are cumulative over all workers that ever had this slot."""
 
     slot: int
     pid: int
@@ -101,6 +109,8 @@ class SlotView:
     uploads_stored: int
     bytes_stored: int
     failures: dict[str, int]
+    retiring: tuple[int, ...] = ()
+    """Workers of this slot that drain beside it."""
 
 
 class Scoreboard:
@@ -111,17 +121,17 @@ class Scoreboard:
         self.slots = slots
         self.failure_codes = tuple(failure_codes)
         self._record_words = FAILURES + len(self.failure_codes)
-        end = _HEADER_BYTES + slots * self._record_words * _WORD
+        end = _HEADER_BYTES + slots * SEATS * self._record_words * _WORD
         self._view = memoryview(mapping)
         self._words = self._view[_HEADER_BYTES:end].cast("Q")
 
     @classmethod
     def create(cls, path: Path, slots: int, failure_codes: Sequence[str]) -> "Scoreboard":
-        """Make the file at `path` with `slots` empty records and map it writable. OSError as from open()."""
+        """Make the file at `path` with room for `slots` and map it writable. OSError as from open()."""
         header = json.dumps({"slots": slots, "failure_codes": list(failure_codes)}).encode()
         if len(_MAGIC) + _WORD + len(header) > _HEADER_BYTES:
             raise ValueError(f"scoreboard header of {len(header)} bytes does not fit its page")
-        size = _HEADER_BYTES + slots * (FAILURES + len(failure_codes)) * _WORD
+        size = _HEADER_BYTES + slots * SEATS * (FAILURES + len(failure_codes)) * _WORD
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fallocate(fd, 0, size)  # a full /dev/shm is an OSError here, not a SIGBUS later
@@ -144,24 +154,34 @@ class Scoreboard:
         header = json.loads(mapping[start : start + length])
         return cls(mapping, header["slots"], header["failure_codes"])
 
-    def record(self, slot: int) -> memoryview:
-        """The words of one slot, to be written by its worker: `record[UPLOADS_STORED] += 1`."""
-        start = slot * self._record_words
+    def record(self, slot: int, seat: int = 0) -> memoryview:
+        """The words of one seat, to be written by its worker: `record[UPLOADS_STORED] += 1`."""
+        start = (slot * SEATS + seat) * self._record_words
         return self._words[start : start + self._record_words]
 
     def read(self) -> Iterator[SlotView]:
         """Every slot that ever had a worker."""
         for slot in range(self.slots):
-            words = self.record(slot).tolist()
-            if words[BIRTHS]:
-                failures = dict(zip(self.failure_codes, words[FAILURES:], strict=True))
-                yield SlotView(
-                    slot=slot,
-                    pid=words[PID],
-                    state=STATES[words[STATE]],
-                    **{name: words[i] for i, name in enumerate(FIELDS) if i >= BIRTHS},
-                    failures={code: count for code, count in failures.items() if count},
-                )
+            first = slot * SEATS * self._record_words
+            births = self._words[first + BIRTHS : first + SEATS * self._record_words : self._record_words]
+            seats = [self.record(slot, seat).tolist() for seat, number in enumerate(births.tolist()) if number]
+            if seats:
+                yield self._view_of(slot, seats)
+
+    def _view_of(self, slot: int, seats: list[list[int]]) -> SlotView:
+        serving = max(seats, key=lambda words: (_PRECEDENCE[words[STATE]], words[STARTED_NS]))
+        sums = [sum(words) for words in zip(*seats, strict=True)]
+        failures = dict(zip(self.failure_codes, sums[FAILURES:], strict=True))
+        return SlotView(
+            slot=slot,
+            pid=serving[PID],
+            state=STATES[serving[STATE]],
+            heartbeat_ns=serving[HEARTBEAT_NS],
+            started_ns=serving[STARTED_NS],
+            **{name: sums[word] for word, name in enumerate(FIELDS) if word not in _OF_ONE_WORKER},
+            failures={code: count for code, count in failures.items() if count},
+            retiring=tuple(words[PID] for words in seats if words[STATE] == DRAINING and words is not serving),
+        )
 
     def close(self) -> None:
         """Unmap. Records handed out before must not be used afterwards."""

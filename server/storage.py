@@ -95,7 +95,7 @@ class FileStore:
     """
 
     def __init__(
-        self, root: Path, slot: int, collision: Collision = "replace", durability: Durability = "process"
+        self, root: Path, slot: int | str, collision: Collision = "replace", durability: Durability = "process"
     ) -> None:
         """OSError when the store's folders are not there, or are links."""
         self._collision = collision
@@ -390,16 +390,23 @@ def prepare_store(root: Path, slots: int) -> None:
                 os.mkdir(str(slot), 0o700, dir_fd=incoming_fd)
 
 
-def empty_slot(root: Path, slot: int) -> int:
-    """Remove what a worker that is gone left in its folder; returns how many files. Errors are for the next boot."""
+def empty_slot(root: Path, slot: int | str) -> int:
+    """Make the folder for a worker's temporary files where there is none, and remove what one that is gone left there;
+    returns how many files. Errors are for the next boot, and for the worker that finds no folder."""
     try:
-        with _closing(os.open(root, _OPEN_FOLDER)) as root_fd, _closing(_open_slot(root_fd, root, slot)) as slot_fd:
-            return sum(_unlinked(entry.name, slot_fd) for entry in list(os.scandir(slot_fd)))
+        with _closing(os.open(root, _OPEN_FOLDER)) as root_fd:
+            with _closing(_open_below(root_fd, root / INCOMING)) as incoming_fd:
+                try:
+                    os.mkdir(str(slot), 0o700, dir_fd=incoming_fd)
+                except FileExistsError:
+                    pass
+            with _closing(_open_slot(root_fd, root, slot)) as slot_fd:
+                return sum(_unlinked(entry.name, slot_fd) for entry in list(os.scandir(slot_fd)))
     except OSError:
         return 0
 
 
-def _open_slot(root_fd: int, root: Path, slot: int) -> int:
+def _open_slot(root_fd: int, root: Path, slot: int | str) -> int:
     incoming = root / INCOMING
     with _closing(_open_below(root_fd, incoming)) as incoming_fd:
         return _open_below(incoming_fd, incoming / str(slot))

@@ -1,45 +1,57 @@
-"""The parent: it forks the workers, replaces those that die, and ends them all. It never touches an upload.
+"""The parent: it forks the workers, replaces those that die or hang, and ends them all. It never touches an upload.
 
 Its life is one loop around poll(): it wakes for a signal (through a pipe, so that nothing happens inside a signal
-handler), for a worker that became ready, or for a replacement that is due. It has one thread: a fork copies only the
-thread that calls it, and locks held by the others would stay locked for ever in the child.
+handler), for a worker that became ready, or for something that is due. It has one thread.
 
-Workers cannot outlive it: each asked the kernel (PR_SET_PDEATHSIG) to be killed when its parent dies, which also ends
-a worker that is stopped or hangs, so a port is never held by orphans.
+    TERM, INT    drain, then end; a second one ends at once
+    HUP          reload: each slot in turn gets a new worker with the configuration as it is now, and only when that is
+                 ready the old one drains
+    TTIN, TTOU   one worker more, one less
 
-A worker that ends before it was ever ready could not start, and would not the next time: the server ends with exit
-code 1 and the reason. One that dies later is replaced, at once at first and ever later when that keeps happening.
+How workers end, and what follows:
+
+    could not start   it ended before it was ever ready, and would do so again: the server ends, exit code 1
+    died              replaced, at once at first and ever later while that keeps happening
+    hung              its event loop did not turn for `hang_timeout_s`: killed and replaced
+    gave up           `max_deaths` within `death_window_s` that nobody else caused: the server ends, exit code 3
 """
 
-import ctypes
+import dataclasses
 import gc
+import heapq
+import itertools
 import logging
 import os
 import resource
 import select
 import signal
-import socket
-import sys
 import time
+from collections import deque
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from functools import partial
 from types import FrameType
-from typing import NoReturn
 
 from server import scoreboard
-from server.config import ServerConfig, printable
-from server.listener import close_all, format_address, listen_per_slot
+from server.config import MAX_WORKERS, ConfigError, ServerConfig, printable
+from server.listener import Listeners
+from server.offspring import CAUGHT, Offspring, fork, how_it_ended, is_accident, show_title
 from server.protocol import FAILURE_CODES
-from server.scoreboard import EventLog, Scoreboard, ServerState
+from server.scoreboard import SEATS, EventLog, Scoreboard, ServerState
+from server.settings import needs_restart
 from server.storage import empty_slot, lock_store, prepare_store
 from server.worker import run_worker
 
-# A worker that lived this long died of an accident; a shorter life counts towards the back-off.
-LONG_LIFE_S = 5.0
+LONG_LIFE_S = 5.0  # who lived this long died of an accident; a shorter life counts towards the back-off
 MAX_BACKOFF_S = 10.0
 KILL_AFTER_DRAIN_S = 4.0  # the workers end themselves before: this is for those that hang
-PR_SET_PDEATHSIG = 1
+LEAST_ROOM = 64  # slots that the scoreboard has at least, for workers that are added
+HANDSHAKE_S = 1.0  # that a connection being made may take before its listening socket goes
+LOOK_AGAIN_S = 0.01
+CHECKS_PER_HANG = 10
+
+OK, FAILED, GAVE_UP = 0, 1, 3
 
 log = logging.getLogger("server")
 
@@ -50,16 +62,24 @@ class StartError(Exception):
 
 @dataclass(slots=True)
 class _Slot:
-    """A worker's place. `pid` is 0 while it is empty; `due_s` is when it may be filled again (monotonic)."""
+    """A worker's place."""
 
     number: int
-    listener: socket.socket
-    pid: int = 0
-    born_s: float = 0.0
-    ready: bool = False
+    worker: Offspring | None = None
+    successor: Offspring | None = None
+    """In a reload, until it is ready."""
+    retiring: list[Offspring] = field(default_factory=list)
     quick_deaths: int = 0
-    due_s: float = 0.0
     replaces: int = 0
+    """The pid of a worker that died."""
+
+    @property
+    def living(self) -> list[Offspring]:
+        return [one for one in (self.worker, self.successor, *self.retiring) if one is not None]
+
+    def free_seat(self) -> int | None:
+        taken = {one.seat for one in self.living}
+        return next((seat for seat in range(SEATS) if seat not in taken), None)
 
 
 def respawn_delay_s(quick_deaths: int) -> float:
@@ -67,20 +87,22 @@ def respawn_delay_s(quick_deaths: int) -> float:
     return 0.0 if quick_deaths == 0 else min(MAX_BACKOFF_S, 0.1 * 2.0 ** min(quick_deaths - 1, 10))
 
 
-def serve(config: ServerConfig) -> int:
-    """Run the server until TERM or INT and return its exit code: 0 when every worker ended by itself, otherwise 1.
+def serve(config: ServerConfig, reread: Callable[[], ServerConfig] | None = None) -> int:
+    """Run the server until TERM or INT and return its exit code: 0 when every worker ended by itself. `reread` gives
+    the configuration anew at each HUP, or raises ConfigError.
 
     Raises StartError, or PortInUseError and AddressError from `listener`, before anything was forked.
     """
     with ExitStack() as at_the_end:
-        listeners = listen_per_slot(config.host, config.port, config.workers, config.backlog)
-        at_the_end.callback(close_all, listeners)
+        listeners = Listeners.open(config.host, config.port, config.workers, config.backlog, config.accept)
+        at_the_end.callback(listeners.close)
         try:
             _prepare(config)
             folder = scoreboard.create_runtime_folder()
             at_the_end.callback(scoreboard.remove_runtime_folder, folder)
-            board = Scoreboard.create(folder / scoreboard.SCOREBOARD_FILE, config.workers, FAILURE_CODES)
-            supervisor = Supervisor(config, listeners, board, EventLog(folder / scoreboard.EVENTS_FILE))
+            room = min(MAX_WORKERS, max(config.workers, LEAST_ROOM))
+            board = Scoreboard.create(folder / scoreboard.SCOREBOARD_FILE, room, FAILURE_CODES)
+            supervisor = Supervisor(config, reread, listeners, board, EventLog(folder / scoreboard.EVENTS_FILE))
             scoreboard.write_state(folder, supervisor.state())
         except OSError as error:
             where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
@@ -103,19 +125,35 @@ class Supervisor:
     """The loop and what it knows of its workers."""
 
     def __init__(
-        self, config: ServerConfig, listeners: list[socket.socket], board: Scoreboard, events: EventLog
+        self,
+        config: ServerConfig,
+        reread: Callable[[], ServerConfig] | None,
+        listeners: Listeners,
+        board: Scoreboard,
+        events: EventLog,
     ) -> None:
         self._config = config
-        self._slots = [_Slot(number, listener) for number, listener in enumerate(listeners)]
+        self._reread = reread
+        self._listeners = listeners
         self._board = board
         self._events = events
-        self._address = format_address(listeners[0])
-        self._port: int = listeners[0].getsockname()[1]
+        self._slots = [_Slot(number) for number in range(config.workers)]
+        self._leaving: list[_Slot] = []  # slots whose worker drains for good
+        self._to_reload: deque[_Slot] = deque()
+        self._reloading = False
+        self._before_reload = config
+        self._resizing = False
+        self._wanted = config.workers
+        self._deaths: deque[float] = deque()  # those that nobody else caused
+        outlives = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # nohup
+        self._had_terminal = _has_terminal() and not outlives
         self._announced = False
         self._stopping = False
-        self._kill_at_s = float("inf")
-        self._killed: dict[int, str] = {}  # pids we killed, and why
-        self._exit_code = 0
+        self._exit_code = OK
+        self._due: list[tuple[float, int, Callable[[], None]]] = []  # a heap
+        self._numbers = itertools.count()
+        self._checked_s = time.monotonic()
+        self._trust_beats_from_s = 0.0
         # Both ends of both pipes are non-blocking: a full pipe must not stop a signal or a worker.
         self._signals_read, self._signals_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._ready_read, self._ready_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -124,15 +162,15 @@ class Supervisor:
         pid = os.getpid()
         ticks = scoreboard.start_ticks(pid)
         assert ticks is not None
-        folder = self._events.path.parent
+        config, folder = self._config, self._events.path.parent
         return ServerState(
             pid=pid,
             start_ticks=ticks,
-            addresses=[self._address],
-            port=self._port,
-            workers=self._config.workers,
-            store=None if self._config.store is None else printable(self._config.store.resolve()),
-            options=self._config.shown_options(),
+            addresses=[self._listeners.address],
+            port=self._listeners.port,
+            workers=len(self._slots),
+            store=None if config.store is None else printable(config.store.resolve()),
+            options=config.shown_options() | {"workers": len(self._slots)},
             scoreboard=str(folder / scoreboard.SCOREBOARD_FILE),
             events=str(self._events.path),
             started_wall_ns=time.time_ns(),
@@ -140,13 +178,16 @@ class Supervisor:
 
     def run(self) -> int:
         """Fork the workers and look after them until all are gone."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+        for number in CAUGHT:
             signal.signal(number, _woken)
         signal.set_wakeup_fd(self._signals_write, warn_on_full_buffer=False)
-        self._note("server-started", f"server started on {self._address} with {self._config.workers} workers")
+        self._note("server-started", f"server started on {self._listeners.address} with {self._config.workers} workers")
         gc.collect()
         gc.freeze()  # the workers share these pages; a collection in one would copy them
         try:
+            for slot in self._slots:
+                self._fill(slot)
+            self._look_for_hangs()
             self._watch()
         finally:
             self._end_at_once()
@@ -160,124 +201,117 @@ class Supervisor:
         poll = select.poll()
         poll.register(self._signals_read, select.POLLIN)
         poll.register(self._ready_read, select.POLLIN)
-        while True:
-            self._fill_slots()
-            if self._stopping and not any(slot.pid for slot in self._slots):
-                return
+        while not self._stopping or any(self._living()):
             for fd, _ in poll.poll(self._timeout_ms()):
                 if fd == self._signals_read:
                     self._on_signals(os.read(fd, 4096))
                 else:
                     self._on_ready(os.read(fd, 4096))
-            if time.monotonic() >= self._kill_at_s:
-                self._kill_at_s = float("inf")
-                self._kill_all("it did not end within the drain timeout")
+            while self._due and self._due[0][0] <= time.monotonic():
+                heapq.heappop(self._due)[2]()
+
+    def _later(self, delay_s: float, what: Callable[[], None]) -> None:
+        heapq.heappush(self._due, (time.monotonic() + delay_s, next(self._numbers), what))
 
     def _timeout_ms(self) -> float | None:
-        wakes = [slot.due_s for slot in self._slots if not slot.pid and not self._stopping]
-        wakes.append(self._kill_at_s)
-        until = min(wakes) - time.monotonic()
-        return None if until == float("inf") else max(0.0, until * 1000)
+        return max(0.0, (self._due[0][0] - time.monotonic()) * 1000) if self._due else None
+
+    def _living(self) -> list[Offspring]:
+        return [one for slot in (*self._slots, *self._leaving) for one in slot.living]
 
     def _on_signals(self, numbers: bytes) -> None:
         # A whole process group is often signalled at once: know that we stop before we see that workers did. And
         # timeout(1) signals the process and then its group: what arrives together is one wish, not two.
         wishes = [number for number in (signal.SIGTERM, signal.SIGINT) if number in numbers]
-        if wishes:
+        if signal.SIGHUP in numbers and self._had_terminal and not _has_terminal():
+            self._stop("its terminal was closed")
+        elif wishes:
             self._stop(wishes[0].name)
+        elif signal.SIGHUP in numbers:
+            self._reload()
+        for number in numbers:
+            if number in (signal.SIGTTIN, signal.SIGTTOU):
+                self._resize(1 if number == signal.SIGTTIN else -1)
         if signal.SIGCHLD in numbers:
             self._reap()
 
-    def _on_ready(self, slots: bytes) -> None:
-        for pid_bytes in (slots[i : i + 4] for i in range(0, len(slots), 4)):
-            pid = int.from_bytes(pid_bytes, "little")
-            for slot in self._slots:
-                if slot.pid == pid:
-                    slot.ready = True
-                    self._note("worker-ready", f"worker {slot.number} (pid {pid}) is ready", slot=slot.number, pid=pid)
-        if not self._announced and all(slot.ready for slot in self._slots):
-            self._announced = True
-            store = "discarded" if self._config.store is None else printable(self._config.store)
-            count = self._config.workers
-            workers = "1 worker" if count == 1 else f"{count} workers"
-            print(f"listening on {self._address} with {workers}, pid {os.getpid()}, store: {store}", flush=True)
-
-    # ── births and deaths ──
-
-    def _fill_slots(self) -> None:
-        now = time.monotonic()
+    def _on_ready(self, pids: bytes) -> None:
+        ready = {int.from_bytes(pids[start : start + 4], "little") for start in range(0, len(pids), 4)}
+        for worker in self._living():
+            if worker.pid in ready:
+                worker.is_ready = True
+                self._tell("worker-ready", worker, "is ready")
         for slot in self._slots:
-            if not slot.pid and not self._stopping and slot.due_s <= now:
-                try:
-                    self._fork(slot)
-                except OSError as error:
-                    self._could_not_fork(slot, error)
+            if slot.successor is not None and slot.successor.is_ready:
+                self._succeed(slot)
+        if not self._announced and all(slot.worker is not None and slot.worker.is_ready for slot in self._slots):
+            self._announce()
+
+    def _announce(self) -> None:
+        self._announced = True
+        store = "discarded" if self._config.store is None else printable(self._config.store)
+        count = len(self._slots)
+        workers = "1 worker" if count == 1 else f"{count} workers"
+        print(f"listening on {self._listeners.address} with {workers}, pid {os.getpid()}, store: {store}", flush=True)
+
+    # ── births ──
+
+    def _fill(self, slot: _Slot) -> None:
+        """Give the slot a worker, unless it has one or needs none any more."""
+        if slot.worker is not None or self._stopping or slot not in self._slots:
+            return
+        try:
+            slot.worker = self._fork(slot)
+        except OSError as error:
+            self._could_not_fork(slot, error)
+            return
+        worker, replaces = slot.worker, slot.replaces
+        if replaces:
+            text = f"worker {slot.number} (pid {replaces}) was replaced by pid {worker.pid}"
+            self._note("worker-replaced", text, slot=slot.number, pid=worker.pid, replaces=replaces)
+        else:
+            text = f"worker {slot.number} started as pid {worker.pid}"
+            self._note("worker-started", text, slot=slot.number, pid=worker.pid)
 
     def _could_not_fork(self, slot: _Slot, error: OSError) -> None:
         if not self._announced:
             log.error("worker %d could not be forked: %s; stopping the server", slot.number, error.strerror)
-            self._exit_code = 1
-            self._stop("a worker could not be forked")
+            self._fail(FAILED, "a worker could not be forked")
             return
         slot.quick_deaths += 1
         delay_s = respawn_delay_s(slot.quick_deaths)
-        slot.due_s = time.monotonic() + delay_s
         log.warning("worker %d could not be forked: %s; again in %g s", slot.number, error.strerror, delay_s)
+        self._later(delay_s, partial(self._fill, slot))
 
-    def _fork(self, slot: _Slot) -> None:
-        threads = Path("/proc/self/task").stat().st_nlink - 2  # one folder a thread
-        assert threads == 1, f"the supervisor has {threads} threads and must not fork"
-        record = self._board.record(slot.number)
+    def _fork(self, slot: _Slot) -> Offspring:
+        """A new worker in a free seat of the slot. OSError when there can be none."""
+        seat = slot.free_seat()
+        assert seat is not None
+        place = _place(slot.number, seat)
+        if self._config.store is not None:
+            empty_slot(self._config.store, place)
+        record = self._board.record(slot.number, seat)
         record[scoreboard.STATE] = scoreboard.STARTING
-        record[scoreboard.STARTED_NS] = time.monotonic_ns()
-        # Signals wait until the child has its own handlers: it must not write into our pipe.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD))
-        parent = os.getpid()
-        try:
-            pid = os.fork()
-            if pid == 0:
-                self._become_worker(slot, parent, mask)
-            record[scoreboard.PID] = pid
-            record[scoreboard.BIRTHS] += 1
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        slot.pid, slot.born_s, slot.ready = pid, time.monotonic(), False
-        if slot.replaces:
-            text = f"worker {slot.number} (pid {slot.replaces}) was replaced by pid {pid}"
-            self._note("worker-replaced", text, slot=slot.number, pid=pid, replaces=slot.replaces)
-        else:
-            self._note("worker-started", f"worker {slot.number} started as pid {pid}", slot=slot.number, pid=pid)
+        record[scoreboard.STARTED_NS] = record[scoreboard.HEARTBEAT_NS] = time.monotonic_ns()
+        pid = fork(partial(self._be_worker, slot.number, record, place), slot.number)
+        record[scoreboard.PID] = pid
+        record[scoreboard.BIRTHS] += 1
+        return Offspring(pid, slot.number, seat, record, time.monotonic())
 
-    def _become_worker(self, slot: _Slot, parent: int, mask: set[int | signal.Signals]) -> NoReturn:
-        """In the child: keep only what a worker needs, serve, and never return into the supervisor's code."""
-        code = 1
-        try:
-            _die_with(parent)
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            for other in self._slots:
-                if other is not slot:
-                    other.listener.close()
-            for fd in (self._signals_read, self._signals_write, self._ready_read):
-                os.close(fd)
-            self._events.close()
-            gc.enable()
-            run_worker(slot.number, slot.listener, self._config, self._board.record(slot.number), self._tell_ready)
-            code = 0
-        except OSError as error:
-            log.error("worker %d: %s", slot.number, error)
-        except BaseException:
-            log.exception("worker %d: ended by an error", slot.number)
-        finally:
-            logging.shutdown()
-            os._exit(code)
+    def _be_worker(self, slot: int, record: memoryview, place: str) -> None:
+        """In the child: keep only what a worker needs, and serve."""
+        listener = self._listeners.keep_only(slot)
+        for fd in (self._signals_read, self._signals_write, self._ready_read):
+            os.close(fd)
+        self._events.close()
+        show_title(f"socketswarm: worker {slot} [{self._listeners.port}]")
+        run_worker(slot, listener, self._config, record, self._tell_ready, place)
 
     def _tell_ready(self) -> None:
         os.write(self._ready_write, os.getpid().to_bytes(4, "little"))
         os.close(self._ready_write)
+
+    # ── deaths ──
 
     def _reap(self) -> None:
         while True:
@@ -287,47 +321,239 @@ class Supervisor:
                 return
             if pid == 0:
                 return
-            for slot in self._slots:
-                if slot.pid == pid:
-                    self._bury(slot, status, usage)
+            for slot in (*self._slots, *self._leaving):
+                for worker in slot.living:
+                    if worker.pid == pid:
+                        self._bury(slot, worker, status, usage)
 
-    def _bury(self, slot: _Slot, status: int, usage: resource.struct_rusage) -> None:
-        pid, slot.pid = slot.pid, 0
-        self._clear_record(slot)
-        how = _how_it_ended(status, self._killed.pop(pid, None))
-        self._note(
-            "worker-ended",
-            f"worker {slot.number} (pid {pid}) {how}",
-            slot=slot.number,
-            pid=pid,
-            how=how,
-            cpu_user_s=usage.ru_utime,
-            cpu_system_s=usage.ru_stime,
-        )
+    def _bury(self, slot: _Slot, worker: Offspring, status: int, usage: resource.struct_rusage) -> None:
+        self._clear(worker)
+        how = how_it_ended(status, worker.killed_because)
+        self._tell("worker-ended", worker, how, how=how, cpu_user_s=usage.ru_utime, cpu_system_s=usage.ru_stime)
         if self._config.store is not None:
-            empty_slot(self._config.store, slot.number)
+            empty_slot(self._config.store, _place(worker.slot, worker.seat))
+        if worker in slot.retiring:
+            slot.retiring.remove(worker)
+            self._leaving = [one for one in self._leaving if one.living]
+            self._reload_next()
+        elif worker is slot.successor:
+            slot.successor = None
+            self._reload_failed(worker, how)
+        else:
+            slot.worker = None
+            self._replace(slot, worker, status, how)
+
+    def _clear(self, worker: Offspring) -> None:
+        worker.record[scoreboard.PID] = 0
+        worker.record[scoreboard.STATE] = scoreboard.EMPTY
+        worker.record[scoreboard.CONNECTIONS_NOW] = 0
+
+    def _replace(self, slot: _Slot, worker: Offspring, status: int, how: str) -> None:
+        """After the death of a worker that served, or should have."""
         if self._stopping:
             return
-        if not slot.ready and not (self._announced and os.WIFSIGNALED(status)):
-            log.error("worker %d (pid %d) could not start: it %s; stopping the server", slot.number, pid, how)
-            self._exit_code = 1
-            self._stop("a worker could not start")
+        if not worker.is_ready and not (self._announced and os.WIFSIGNALED(status)):
+            log.error("worker %d (pid %d) could not start: it %s; stopping the server", slot.number, worker.pid, how)
+            self._fail(FAILED, "a worker could not start")
             return
-        slot.quick_deaths = 0 if time.monotonic() - slot.born_s > LONG_LIFE_S else slot.quick_deaths + 1
+        if not is_accident(status) or worker.killed_because:
+            self._deaths.append(time.monotonic())
+            if self._die_too_often():
+                log.error("worker %d (pid %d) %s; %s", slot.number, worker.pid, how, self._given_up())
+                self._fail(GAVE_UP, self._given_up())
+                return
+        slot.quick_deaths = 0 if time.monotonic() - worker.born_s > LONG_LIFE_S else slot.quick_deaths + 1
         delay_s = respawn_delay_s(slot.quick_deaths - 1 if slot.quick_deaths else 0)
-        slot.due_s = time.monotonic() + delay_s
-        slot.replaces = pid
-        log.warning(
-            "worker %d (pid %d) %s; replacing it%s", slot.number, pid, how, f" in {delay_s:g} s" * (delay_s > 0)
-        )
+        slot.replaces = worker.pid
+        again = f" in {delay_s:g} s" * (delay_s > 0)
+        log.warning("worker %d (pid %d) %s; replacing it%s", slot.number, worker.pid, how, again)
+        self._later(delay_s, partial(self._fill, slot))
 
-    def _clear_record(self, slot: _Slot) -> None:
-        record = self._board.record(slot.number)
-        record[scoreboard.PID] = 0
-        record[scoreboard.STATE] = scoreboard.EMPTY
-        record[scoreboard.CONNECTIONS_NOW] = 0
+    def _die_too_often(self) -> bool:
+        while self._deaths and self._deaths[0] < time.monotonic() - self._config.death_window_s:
+            self._deaths.popleft()
+        return len(self._deaths) >= self._config.max_deaths
+
+    def _given_up(self) -> str:
+        return f"{len(self._deaths)} workers died within {self._config.death_window_s:g} s: giving up"
+
+    def _look_for_hangs(self) -> None:
+        """Kill who is overdue: whose loop does not turn, and who still drains after its time. Beats that were missed
+        while we slept ourselves (stopped, or suspended with the machine) prove nothing: then they get a new chance."""
+        now, interval_s = time.monotonic(), self._config.hang_timeout_s / CHECKS_PER_HANG
+        if now - self._checked_s > 2 * interval_s:
+            self._trust_beats_from_s = now
+        self._checked_s = now
+        self._later(interval_s, self._look_for_hangs)
+        for worker in self._living():
+            silent_s = now - max(worker.beat_s, self._trust_beats_from_s)
+            if silent_s > self._config.hang_timeout_s:
+                self._kill(worker, f"it hung: its loop has not turned for {silent_s:.0f} s")
+
+    def _kill(self, worker: Offspring, why: str) -> None:
+        if worker.killed_because is None:
+            log.warning("worker %d (pid %d) is killed: %s", worker.slot, worker.pid, why)
+            worker.killed_because = why
+            os.kill(worker.pid, signal.SIGKILL)
+
+    # ── retiring ──
+
+    def _retire(self, slot: _Slot, worker: Offspring) -> None:
+        """Let it drain, whatever serves in its place."""
+        slot.retiring.append(worker)
+        worker.is_retiring = True
+        if not worker.is_ready:  # it has no handler yet, and no connection
+            self._kill(worker, "it was not ready when it was to end")
+            return
+        os.kill(worker.pid, signal.SIGTERM)
+        self._later(self._config.drain_timeout_s + KILL_AFTER_DRAIN_S, partial(self._end_of_drain, worker))
+
+    def _end_of_drain(self, worker: Offspring) -> None:
+        if worker in self._living():
+            self._exit_code = self._exit_code or (FAILED if self._stopping else OK)
+            self._kill(worker, "it did not end within the drain timeout")
+
+    # ── reload ──
+
+    def _reload(self) -> None:
+        """Slot by slot, so that the first worker that cannot start with the new configuration stops it, and the old
+        workers go on."""
+        if self._stopping:
+            return
+        try:
+            config = self._config if self._reread is None else self._reread()
+        except ConfigError as error:
+            log.error("not reloaded: %s", error)
+            self._note("reload-failed", f"not reloaded: {error}")
+            return
+        if fixed := needs_restart(self._config, config):
+            log.warning("reloading, but %s can only change with a restart", ", ".join(fixed))
+            config = _with_fixed(config, self._config, fixed)
+        if not self._reloading:
+            self._before_reload = self._config
+        self._reloading = True
+        self._config = config
+        self._to_reload = deque(self._slots)
+        log.info("reloading %d workers", len(self._slots))
+        self._note("reload-started", f"reloading {len(self._slots)} workers")
+        self._publish()
+        if config.workers != self._before_reload.workers:
+            self._wanted = min(config.workers, self._board.slots)
+            self._resize(0)
+        self._reload_next()
+
+    def _reload_next(self) -> None:
+        """One successor at a time; a slot whose seats are all taken by workers that drain waits for one of them."""
+        if self._stopping or not self._reloading or any(slot.successor is not None for slot in self._slots):
+            return
+        while self._to_reload:
+            slot = self._to_reload[0]
+            if slot.worker is None or slot not in self._slots:
+                self._to_reload.popleft()  # whoever fills it has the new configuration
+                continue
+            if slot.free_seat() is None:
+                return
+            self._to_reload.popleft()
+            try:
+                slot.successor = self._fork(slot)
+            except OSError as error:
+                self._give_up_reload(f"a worker could not be forked: {error.strerror}")
+            return
+        self._reloading = False
+        log.info("reloaded")
+        self._note("reload-finished", "reloaded")
+
+    def _succeed(self, slot: _Slot) -> None:
+        successor, old = slot.successor, slot.worker
+        assert successor is not None
+        slot.worker, slot.successor = successor, None
+        if old is not None:
+            text = f"worker {slot.number} (pid {old.pid}) was replaced by pid {successor.pid} in a reload"
+            self._note("worker-replaced", text, slot=slot.number, pid=successor.pid, replaces=old.pid)
+            self._retire(slot, old)
+        self._reload_next()
+
+    def _reload_failed(self, successor: Offspring, how: str) -> None:
+        if not self._stopping:
+            self._give_up_reload(f"the new worker {successor.slot} (pid {successor.pid}) {how} before it was ready")
+
+    def _give_up_reload(self, why: str) -> None:
+        self._reloading = False
+        self._config = self._before_reload
+        self._publish()
+        log.error("reload given up, the old workers go on: %s", why)
+        self._note("reload-failed", f"reload given up: {why}")
+
+    # ── more and fewer workers ──
+
+    def _resize(self, change: int) -> None:
+        """One step at a time: the next follows when connections that were on their way have arrived."""
+        if self._stopping:
+            return
+        if self._wanted + change < 1:
+            log.warning("not one worker less: the last worker stays")
+        elif self._wanted + change > self._board.slots:
+            log.warning("not one worker more: there is room for %d", self._board.slots)
+        else:
+            self._wanted += change
+        if self._resizing or self._wanted == len(self._slots):
+            return
+        if self._wanted > len(self._slots):
+            self._add_slot()
+        else:
+            self._resizing = True
+            last = len(self._slots) - 1
+            self._listeners.steer_away(last)
+            self._later(HANDSHAKE_S, self._remove_slot)
+
+    def _add_slot(self) -> None:
+        number = len(self._slots)
+        try:
+            self._listeners.add()
+        except OSError as error:
+            log.error("no worker can be added: %s", error.strerror)
+            self._wanted = number
+            return
+        slot = next((one for one in self._leaving if one.number == number), _Slot(number))
+        self._leaving = [one for one in self._leaving if one is not slot]
+        self._slots.append(slot)
+        self._listeners.steer_to_all()
+        log.info("worker %d is added", number)
+        self._publish()
+        self._fill(slot)
+        self._resize(0)
+
+    def _remove_slot(self) -> None:
+        self._resizing = False
+        if self._stopping:
+            return
+        slot = self._slots.pop()
+        log.info("worker %d leaves", slot.number)
+        self._listeners.remove_last()
+        for worker in (slot.worker, slot.successor):
+            if worker is not None:
+                self._retire(slot, worker)
+        slot.worker = slot.successor = None
+        slot.quick_deaths = slot.replaces = 0
+        if slot.living:
+            self._leaving.append(slot)
+        self._listeners.steer_to_all()
+        self._publish()
+        self._resize(0)
+        self._reload_next()
+
+    def _publish(self) -> None:
+        """The state file, as it is now."""
+        try:
+            scoreboard.write_state(self._events.path.parent, self.state())
+        except OSError as error:
+            log.warning("the state file could not be written: %s", error.strerror)
 
     # ── the end ──
+
+    def _fail(self, code: int, why: str) -> None:
+        self._exit_code = code
+        self._stop(why)
 
     def _stop(self, why: str) -> None:
         """Drain; asked a second time, end at once."""
@@ -335,27 +561,33 @@ class Supervisor:
             self._kill_all(f"the server was told a second time to stop ({why})")
             return
         self._stopping = True
-        self._kill_at_s = time.monotonic() + self._config.drain_timeout_s + KILL_AFTER_DRAIN_S
         self._note("draining", f"draining: {why}")
+        self._listeners.ignore_new()
+        self._drain_when_quiet(time.monotonic() + HANDSHAKE_S)
+
+    def _drain_when_quiet(self, at_the_latest_s: float) -> None:
+        """Who is just connecting is let in first: closing would reset it."""
+        if not self._listeners.is_quiet() and time.monotonic() < at_the_latest_s:
+            self._later(LOOK_AGAIN_S, partial(self._drain_when_quiet, at_the_latest_s))
+            return
         # Ours go first: then the kernel refuses new connections as soon as each worker has closed its own.
-        close_all([slot.listener for slot in self._slots])
+        self._listeners.close()
         for slot in self._slots:
-            if slot.pid:
-                os.kill(slot.pid, signal.SIGTERM)
+            for worker in (slot.worker, slot.successor):
+                if worker is not None:
+                    self._retire(slot, worker)
+            slot.worker = slot.successor = None
 
     def _kill_all(self, why: str) -> None:
-        for slot in self._slots:
-            if slot.pid:
-                log.warning("worker %d (pid %d) is killed: %s", slot.number, slot.pid, why)
-                self._killed[slot.pid] = why
-                self._exit_code = 1
-                os.kill(slot.pid, signal.SIGKILL)
+        for worker in self._living():
+            self._exit_code = self._exit_code or FAILED
+            self._kill(worker, why)
 
     def _end_at_once(self) -> None:
         """For an error of our own: no worker is left behind. Usually there is none any more."""
         self._stopping = True
         self._kill_all("the supervisor failed")
-        while any(slot.pid for slot in self._slots):
+        while self._living():
             signal.sigtimedwait({signal.SIGCHLD}, 0.05)
             self._reap()
 
@@ -376,30 +608,31 @@ class Supervisor:
             os.close(fd)
         self._events.close()
 
+    def _tell(self, kind: str, worker: Offspring, what: str, **fields: object) -> None:
+        """Note what became of a worker."""
+        text = f"worker {worker.slot} (pid {worker.pid}) {what}"
+        self._note(kind, text, slot=worker.slot, pid=worker.pid, **fields)
+
     def _note(self, kind: str, text: str, **fields: object) -> None:
         self._events.append(kind, text=text, **fields)
 
 
+def _place(slot: int, seat: int) -> str:
+    """The name of a worker's folder for temporary files: two workers of one slot must not meet."""
+    return str(slot) if seat == 0 else f"{slot}.{seat}"
+
+
+def _with_fixed(config: ServerConfig, old: ServerConfig, names: list[str]) -> ServerConfig:
+    return dataclasses.replace(config, **{name: getattr(old, name) for name in names})
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
 def _woken(number: int, frame: FrameType | None) -> None:
     """The pipe has the signal's number already; the loop does the rest."""
-
-
-def _die_with(parent: int) -> None:
-    """Ask the kernel to kill this process when its parent dies (prctl(2)); for a parent already dead, end here."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != parent:
-        sys.exit(1)
-
-
-def _how_it_ended(status: int, killed_because: str | None) -> str:
-    if not os.WIFSIGNALED(status):
-        return f"ended with exit code {os.waitstatus_to_exitcode(status)}"
-    number = os.WTERMSIG(status)
-    try:
-        name = signal.Signals(number).name
-    except ValueError:
-        name = f"signal {number}"
-    by = f"the supervisor, because {killed_because}" if killed_because else "somebody else"
-    return f"was ended by {name} from {by}" if number in (signal.SIGKILL, signal.SIGTERM) else f"died of {name}"

@@ -51,6 +51,7 @@ class Worker:
         config: ServerConfig,
         record: memoryview,
         loop: asyncio.AbstractEventLoop,
+        place: str,
     ) -> None:
         self._loop = loop
         self._listener: socket.socket | None = listener
@@ -61,7 +62,7 @@ class Worker:
         self._stopped = loop.create_future()
         store: Store = DiscardStore()
         if config.store is not None:
-            store = FileStore(config.store, slot, config.collision, config.durability)
+            store = FileStore(config.store, place, config.collision, config.durability)
         limits = Limits(max_header_size=config.max_header_size, max_file_size=config.max_file_size)
         self._context = WorkerContext(slot, store, limits, record, _max_connections(), loop)
         self._batch = make_batch(self._context, config.durability)
@@ -211,13 +212,19 @@ def _max_connections() -> int:
 
 
 def run_worker(
-    slot: int, listener: socket.socket, config: ServerConfig, record: memoryview, ready: Callable[[], None]
+    slot: int,
+    listener: socket.socket,
+    config: ServerConfig,
+    record: memoryview,
+    ready: Callable[[], None],
+    place: str,
 ) -> None:
-    """Be worker `slot` until TERM. OSError when the store cannot be opened."""
+    """Be worker `slot` until TERM, with temporary files in folder `place` of the store. OSError when that cannot be
+    opened."""
     loop = uvloop.new_event_loop()
     try:
         asyncio.set_event_loop(loop)
-        worker = Worker(slot, listener, config, record, loop)
+        worker = Worker(slot, listener, config, record, loop, place)
         loop.run_until_complete(worker.run(ready))
     finally:
         loop.close()

@@ -63,7 +63,7 @@ def main(listener: str, store: str, board: str, fault: str, *arguments: str) -> 
     FAULTS[fault](*arguments)
     config = ServerConfig(host="127.0.0.1", port=0, workers=1, store=Path(store), drain_timeout_s=DRAIN_TIMEOUT_S)
     record = Scoreboard.create(Path(board), 1, FAILURE_CODES).record(0)
-    run_worker(0, socket.socket(fileno=int(listener)), config, record, lambda: None)
+    run_worker(0, socket.socket(fileno=int(listener)), config, record, lambda: None, "0")
 
 
 if __name__ == "__main__":

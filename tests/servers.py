@@ -160,19 +160,23 @@ def running(
     store: Path | None = None,
     workers: int = 1,
     prefix: Sequence[str] = (),
+    script: Sequence[str] = ("-m", "server"),
+    cwd: Path = ROOT,
     exit_code: int = 0,
 ) -> Iterator[Server]:
-    """A server that is ready. Without `store` it discards. `prefix` is a command that becomes it, such as `prlimit`.
+    """A server that is ready. Without `store` it discards. `prefix` is a command that becomes it, such as `prlimit`;
+    `script` is what Python runs, in `cwd`.
 
     At the end it is told to stop, unless it has ended already, and everything it should have cleaned up is checked.
     With `exit_code` -9 (the test kills it) its runtime folder is nobody's duty and is removed here.
     """
     where = ["--discard"] if store is None else ["--store", str(store)]
-    command = [*prefix, sys.executable, "-m", "server", "--port", "0", "--workers", str(workers), *where]
+    command = [*prefix, sys.executable, *script, "--port", "0", "--workers", str(workers), *where]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
             [*command, *map(str, options)],
-            cwd=ROOT,
+            cwd=cwd,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -279,3 +283,13 @@ def upload(port: int, body: bytes = b"", file_name: str = "file", **header: Any)
     """One upload over a connection of its own."""
     with Client(port) as client:
         return client.upload(body, file_name, connection="close", **header)
+
+
+def bindable(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True

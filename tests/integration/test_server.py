@@ -19,7 +19,7 @@ import psutil
 import pytest
 import servers
 import xxhash
-from servers import Client, Server, eventually, running, upload
+from servers import Client, Server, bindable, eventually, running, upload
 
 from server.protocol import RemoteProtocolError, Reply, UploadHeader, frame
 
@@ -546,16 +546,6 @@ def other_server(*arguments: object, prefix: tuple[str, ...] = ()) -> subprocess
         text=True,
         timeout=60,
     )
-
-
-def bindable(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
 
 
 def test_the_first_line_names_address_workers_pid_and_store(server: Server) -> None:

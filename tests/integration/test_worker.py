@@ -12,7 +12,7 @@ import pytest
 from servers import DEADLINE_S, ROOT, Client, eventually
 
 from server import scoreboard
-from server.listener import close_all, listen_per_slot
+from server.listener import Listeners
 from server.protocol import UploadHeader
 from server.scoreboard import Scoreboard
 from server.storage import prepare_store
@@ -27,8 +27,9 @@ class Bench:
         self.store = folder / "store"
         self._board = folder / "scoreboard"
         prepare_store(self.store, 1)
-        [self.listener] = listen_per_slot("127.0.0.1", 0, 1, 16)
-        self.port: int = self.listener.getsockname()[1]
+        self.listeners = Listeners.open("127.0.0.1", 0, 1, 16)
+        self.listener = self.listeners.of(0)
+        self.port = self.listeners.port
 
     @contextmanager
     def working(self, fault: str, *arguments: str, fds: tuple[int, ...] = ()) -> Iterator[None]:
@@ -56,7 +57,7 @@ class Bench:
 def bench(tmp_path: Path) -> Iterator[Bench]:
     made = Bench(tmp_path)
     yield made
-    close_all([made.listener])
+    made.listeners.close()
 
 
 def send_whole(client: Client, body: bytes, name: str) -> None:

@@ -1,5 +1,6 @@
-"""Listening sockets: one for each slot, all on one port, and a port in use is an error."""
+"""Listening sockets: one for each slot, all on one port, or one for all; and a port in use is an error."""
 
+import errno
 import fcntl
 import os
 import socket
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from server.listener import AddressError, PortInUseError, close_all, format_address, listen_per_slot
+from server.listener import AddressError, Listeners, PortInUseError, format_address
 
 
 @pytest.fixture
@@ -20,10 +21,31 @@ def stack() -> Iterator[ExitStack]:
         yield stack
 
 
+def listen_on(stack: ExitStack, slots: int = 1, *, host: str = "127.0.0.1", port: int = 0) -> Listeners:
+    listeners = Listeners.open(host, port, slots, 128)
+    stack.callback(listeners.close)
+    return listeners
+
+
 def listen(stack: ExitStack, slots: int = 1, *, host: str = "127.0.0.1", port: int = 0) -> list[socket.socket]:
-    sockets = listen_per_slot(host, port, slots, 128)
-    stack.callback(close_all, sockets)
-    return sockets
+    listeners = listen_on(stack, slots, host=host, port=port)
+    return [listeners.of(slot) for slot in range(slots)]
+
+
+def accepted(sock: socket.socket) -> int:
+    """How many connections waited there; they are closed."""
+    number = 0
+    while True:
+        try:
+            sock.accept()[0].close()
+        except BlockingIOError:
+            return number
+        number += 1
+
+
+def connect(stack: ExitStack, port: int, number: int) -> None:
+    for _ in range(number):
+        stack.enter_context(socket.create_connection(("127.0.0.1", port)))
 
 
 def port_of(sock: socket.socket) -> int:
@@ -49,17 +71,8 @@ def test_one_socket_for_each_slot_on_one_port(stack: ExitStack) -> None:
 def test_every_socket_gets_its_share_of_connections(stack: ExitStack) -> None:
     """200 connections over 2 sockets: that one gets fewer than 40 has a probability below 1e-17."""
     sockets = listen(stack, 2)
-    for _ in range(200):
-        stack.enter_context(socket.create_connection(("127.0.0.1", port_of(sockets[0]))))
-    shares: Counter[int] = Counter()
-    for slot, sock in enumerate(sockets):
-        while True:
-            try:
-                accepted, _ = sock.accept()
-            except BlockingIOError:
-                break
-            accepted.close()
-            shares[slot] += 1
+    connect(stack, port_of(sockets[0]), 200)
+    shares = Counter({slot: accepted(sock) for slot, sock in enumerate(sockets)})
     assert shares.total() == 200
     assert min(shares[0], shares[1]) > 40
 
@@ -68,7 +81,7 @@ def test_a_port_that_another_server_holds_is_an_error_although_both_would_share(
     port = port_of(listen(stack, 2)[0])
     before = descriptors()
     with pytest.raises(PortInUseError) as caught:
-        listen_per_slot("127.0.0.1", port, 2, 128)
+        Listeners.open("127.0.0.1", port, 2, 128)
     assert caught.value.port == port
     assert str(port) in str(caught.value)
     assert descriptors() == before
@@ -80,11 +93,11 @@ def test_a_port_that_a_sharing_program_holds_is_an_error(stack: ExitStack) -> No
     other.bind(("127.0.0.1", 0))
     other.listen()
     with pytest.raises(PortInUseError):
-        listen_per_slot("127.0.0.1", port_of(other), 1, 128)
+        Listeners.open("127.0.0.1", port_of(other), 1, 128)
 
 
 def test_a_port_with_connections_left_in_time_wait_can_be_taken_again(stack: ExitStack) -> None:
-    [sock] = listen_per_slot("127.0.0.1", 0, 1, 128)
+    sock = Listeners.open("127.0.0.1", 0, 1, 128).of(0)
     port = port_of(sock)
     with socket.create_connection(("127.0.0.1", port)) as client:
         sock.setblocking(True)
@@ -99,7 +112,7 @@ def test_a_port_with_connections_left_in_time_wait_can_be_taken_again(stack: Exi
 def test_an_address_that_is_not_ours_is_an_error_that_names_it(host: str) -> None:
     before = descriptors()
     with pytest.raises(AddressError) as caught:
-        listen_per_slot(host, 0, 1, 128)
+        Listeners.open(host, 0, 1, 128)
     assert host in str(caught.value)
     assert descriptors() == before
 
@@ -128,3 +141,74 @@ def test_a_program_that_is_started_does_not_inherit_them(stack: ExitStack) -> No
     )
     assert "pipe:" in done.stdout
     assert not inodes & set(done.stdout.split())
+
+
+# ── More and fewer ──
+
+
+def test_a_socket_that_is_about_to_go_gets_no_new_connection(stack: ExitStack) -> None:
+    listeners = listen_on(stack, 3)
+    listeners.steer_away(2)
+    connect(stack, listeners.port, 100)
+    shares = [accepted(listeners.of(slot)) for slot in range(3)]
+    assert sum(shares) == 100
+    assert shares[2] == 0
+    assert min(shares[:2]) > 10  # of 50: below has a probability of 1e-17
+    last = listeners.of(2)
+    listeners.remove_last()
+    assert last.fileno() == -1
+
+
+def test_one_that_is_added_gets_its_share(stack: ExitStack) -> None:
+    listeners = listen_on(stack, 2)
+    listeners.steer_away(1)
+    listeners.remove_last()
+    listeners.add()
+    listeners.add()
+    listeners.steer_to_all()
+    listeners.steer_to_all()  # to ask for what is so already is no error
+    connect(stack, listeners.port, 150)
+    shares = [accepted(listeners.of(slot)) for slot in range(3)]
+    assert sum(shares) == 150
+    assert min(shares) > 10
+
+
+def test_shared_is_one_socket_for_any_number(stack: ExitStack) -> None:
+    listeners = Listeners.open("127.0.0.1", 0, 4, 128, "shared")
+    stack.callback(listeners.close)
+    assert len({listeners.of(slot) for slot in range(4)}) == 1
+    listeners.steer_away(2)
+    listeners.remove_last()
+    listeners.add()
+    listeners.steer_to_all()
+    connect(stack, listeners.port, 10)
+    assert accepted(listeners.of(9)) == 10
+
+
+def test_a_worker_keeps_only_its_own(stack: ExitStack) -> None:
+    listeners = listen_on(stack, 3)
+    others = [listeners.of(0), listeners.of(2)]
+    own = listeners.keep_only(1)
+    assert own is listeners.of(1) and own.fileno() >= 0
+    assert [sock.fileno() for sock in others] == [-1, -1]
+
+
+# ── The end ──
+
+
+def test_before_the_end_nobody_connects_any_more_and_who_is_there_is_not_reset(stack: ExitStack) -> None:
+    listeners = listen_on(stack, 1)
+    early = stack.enter_context(socket.create_connection(("127.0.0.1", listeners.port)))
+    listeners.ignore_new()
+    late = stack.enter_context(socket.socket())
+    late.setblocking(False)
+    assert late.connect_ex(("127.0.0.1", listeners.port)) == errno.EINPROGRESS
+    assert listeners.is_quiet()
+    server_end = listeners.of(0).accept()[0]
+    stack.callback(server_end.close)
+    assert accepted(listeners.of(0)) == 0
+    listeners.close()
+    early.sendall(b"abc")
+    assert server_end.recv(3) == b"abc"
+    server_end.sendall(b"def")
+    assert early.recv(3) == b"def"

@@ -88,11 +88,42 @@ def test_every_field_has_its_own_word(board: Scoreboard) -> None:
 
 def test_slots_do_not_overlap(board: Scoreboard) -> None:
     for slot in range(3):
-        record = board.record(slot)
-        record[:] = memoryview(b"".join((slot + 1).to_bytes(8, sys.byteorder) for _ in record)).cast("Q")
-        record.release()
-    assert [slot.bytes_stored for slot in board.read()] == [1, 2, 3]
-    assert [slot.failures for slot in board.read()] == [{"one": n, "two": n} for n in (1, 2, 3)]
+        for seat in range(scoreboard.SEATS):
+            record = board.record(slot, seat)
+            record[:] = memoryview(b"".join((slot + 1).to_bytes(8, sys.byteorder) for _ in record)).cast("Q")
+            record.release()
+    seats = scoreboard.SEATS
+    assert [slot.bytes_stored for slot in board.read()] == [seats, 2 * seats, 3 * seats]
+    assert [slot.failures for slot in board.read()] == [{"one": n * seats, "two": n * seats} for n in (1, 2, 3)]
+
+
+def fill_seat(board: Scoreboard, seat: int, state: int, **words: int) -> None:
+    record = board.record(0, seat)
+    record[scoreboard.STATE] = state
+    record[scoreboard.BIRTHS] = 1
+    for name, value in words.items():
+        record[getattr(scoreboard, name.upper())] = value
+    record.release()
+
+
+def test_the_workers_of_a_slot_count_together_and_the_one_that_serves_speaks_for_it(board: Scoreboard) -> None:
+    draining, ready, starting = scoreboard.DRAINING, scoreboard.READY, scoreboard.STARTING
+    fill_seat(board, 0, draining, pid=10, started_ns=1, uploads_stored=100, connections_now=2, failures=1)
+    fill_seat(board, 1, draining, pid=11, started_ns=2, uploads_stored=20, connections_now=1)
+    fill_seat(board, 2, ready, pid=12, started_ns=3, uploads_stored=3, connections_now=5, heartbeat_ns=7, failures=1)
+    fill_seat(board, 3, starting, pid=13, started_ns=4)
+    [slot] = board.read()
+    assert (slot.pid, slot.state, slot.started_ns, slot.heartbeat_ns) == (12, "ready", 3, 7)
+    assert slot.retiring == (10, 11)
+    assert (slot.births, slot.uploads_stored, slot.connections_now, slot.failures) == (4, 123, 8, {"one": 2})
+
+
+def test_of_workers_that_drain_the_youngest_speaks(board: Scoreboard) -> None:
+    fill_seat(board, 0, scoreboard.DRAINING, pid=10, started_ns=2)
+    fill_seat(board, 1, scoreboard.DRAINING, pid=11, started_ns=1)
+    fill_seat(board, 2, scoreboard.EMPTY, started_ns=3)
+    [slot] = board.read()
+    assert (slot.pid, slot.state, slot.retiring) == (10, "draining", (11,))
 
 
 def test_records_start_on_a_page_of_their_own(board: Scoreboard, tmp_path: Path) -> None:

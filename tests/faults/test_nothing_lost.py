@@ -1,0 +1,110 @@
+"""Nothing that was acknowledged is lost, whatever happens to the server meanwhile.
+
+Under load, workers and supervisor are treated as machines and people treat them: workers are killed with -9, the server
+is told to reload and to have more or fewer workers, processes stand still and go on. Afterwards every acknowledged
+upload is in the store with its digest, and only uploads failed that were in flight at a worker that was killed.
+
+15 s in the tests; `make soak` takes SOAK_SECONDS=600.
+"""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from crowd import Crowd, crowd
+from servers import Server, eventually, running
+
+SECONDS = float(os.environ.get("SOAK_SECONDS", "15"))
+LONG, SHORT = 8, 8
+KILLED_LATELY_S = 5.0  # a client may see it that late: its upload has to be answered, or time out of its hands
+
+
+class Mischief:
+    """What is done to a server, at random but as the seed says."""
+
+    def __init__(self, server: Server, load: Crowd, seed: int) -> None:
+        self._server = server
+        self._load = load
+        self._chance = random.Random(seed)
+        self.kills: list[float] = []
+        self.done: dict[str, int] = {}
+
+    def do(self) -> None:
+        all_sorts = [self.kill, self.kill, self.reload, self.more, self.fewer, self.stop]
+        what: Callable[[], None] = self._chance.choice(all_sorts)
+        self.done[what.__name__] = self.done.get(what.__name__, 0) + 1
+        what()
+        self._load_goes_on()
+
+    def kill(self) -> None:
+        workers = self._server.workers()
+        if workers and send(self._chance.choice(workers), signal.SIGKILL):
+            self.kills.append(time.monotonic())
+
+    def reload(self) -> None:
+        self._server.process.send_signal(signal.SIGHUP)
+
+    def more(self) -> None:
+        if len(self._server.workers()) < 6:
+            self._server.process.send_signal(signal.SIGTTIN)
+
+    def fewer(self) -> None:
+        self._server.process.send_signal(signal.SIGTTOU)
+
+    def stop(self) -> None:
+        """One process stands still until the others have done some work, or alone held it up."""
+        pids = [*self._server.workers(), self._server.pid]
+        pid = self._chance.choice(pids)
+        before = len(self._load.acknowledged)
+        until = time.monotonic() + 0.3
+        if send(pid, signal.SIGSTOP):
+            eventually(lambda: len(self._load.acknowledged) > before + 20 or time.monotonic() > until, "a while")
+            send(pid, signal.SIGCONT)
+
+    def _load_goes_on(self) -> None:
+        """Some uploads, so that the next mischief meets a server at work again."""
+        before = len(self._load.acknowledged)
+        eventually(lambda: len(self._load.acknowledged) > before + 40, "the load goes on")
+
+
+def send(pid: int, number: signal.Signals) -> bool:
+    """Whether it was still there: a worker that was reloaded may have ended meanwhile."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def open_files(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+@pytest.mark.timeout(SECONDS * 3 + 60)
+@pytest.mark.parametrize("mode", ["per-worker", "shared"])
+def test_nothing_acknowledged_is_lost(mode: str, tmp_path: Path) -> None:
+    seed = int(os.environ.get("SOAK_SEED", "1"))
+    store = tmp_path / "store"
+    options = ("--accept", mode, "--drain-timeout", "5s", "--max-deaths", "1000")
+    with running(*options, store=store, workers=3) as server:
+        files = open_files(server.pid)
+        with crowd(server.port, long=LONG, short=SHORT) as load:
+            mischief = Mischief(server, load, seed)
+            end_s = time.monotonic() + SECONDS / 2  # each mode takes half
+            while time.monotonic() < end_s:
+                mischief.do()
+            print(f"{mode}, seed {seed}: {mischief.done}, {len(load.acknowledged)} uploads, {load.codes()}")
+        for at_s, code in load.failures:
+            assert code == "connection_lost", load.codes()
+            assert any(0 <= at_s - kill_s < KILLED_LATELY_S for kill_s in mischief.kills), "nothing was killed then"
+        assert len(load.failures) <= len(mischief.kills) * (LONG + SHORT)
+        load.assert_stored(store)
+        eventually(lambda: all(slot.state in ("ready", "empty") for slot in server.slots()), "all have settled")
+        eventually(lambda: not any(slot.retiring for slot in server.slots()), "nobody drains any more")
+        workers = len(server.workers())
+        assert open_files(server.pid) <= files + max(0, workers - 3), "no descriptor leaked"
+        assert set(load.acknowledged) <= set(server.files())

@@ -1,0 +1,286 @@
+"""How the server looks after its workers: reloads, more and fewer of them, hangs, crash loops, and its own end, each
+under load that must not notice."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from crowd import crowd
+from servers import ROOT, Client, Server, bindable, eventually, running, session, upload
+
+FAULTY = ROOT / "tests" / "faulty_server.py"
+MODES = ("per-worker", "shared")
+
+
+def events(server: Server, kind: str) -> list[str]:
+    return [event["text"] for event in server.events() if event["kind"] == kind]
+
+
+def titles(server: Server) -> set[str]:
+    """Command lines of its workers."""
+    found = {Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode() for pid in server.workers()}
+    return {title.replace("\0", " ") for title in found}
+
+
+# ── Nobody notices ──
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_reloads_fail_no_upload(mode: str, tmp_path: Path) -> None:
+    with running("--accept", mode, store=tmp_path / "store", workers=2) as server, crowd(server.port) as load:
+        for reload in range(1, 4):
+            before = set(server.workers())
+            server.process.send_signal(signal.SIGHUP)
+            eventually(lambda number=reload: len(events(server, "reload-finished")) == number, "it reloaded")
+            eventually(lambda old=before: not old & set(server.workers()), "all workers are new ones")
+            load.go_on()
+    assert load.failures == []
+    load.assert_stored(tmp_path / "store")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_more_and_fewer_workers_fail_no_upload(mode: str, tmp_path: Path) -> None:
+    with running("--accept", mode, store=tmp_path / "store", workers=2) as server, crowd(server.port) as load:
+        for _ in range(2):
+            for number, workers in ((signal.SIGTTIN, 3), (signal.SIGTTIN, 4), (signal.SIGTTOU, 3), (signal.SIGTTOU, 2)):
+                server.process.send_signal(number)
+                eventually(lambda wanted=workers: len(server.workers()) == wanted, f"{workers} workers")
+                load.go_on()
+        eventually(lambda: {slot.slot for slot in server.slots() if slot.pid} == {0, 1}, "the others have ended")
+        assert server.state().workers == 2
+    assert load.failures == []
+    load.assert_stored(tmp_path / "store")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_end_resets_nobody(mode: str, tmp_path: Path) -> None:
+    """Who comes afterwards is refused, which is the truth; who was there has its answer."""
+    with running("--accept", mode, store=tmp_path / "store", workers=2) as server, crowd(server.port) as load:
+        assert server.stop() == 0
+    assert set(load.codes()) <= {"connect_refused"}
+    load.assert_stored(tmp_path / "store")
+
+
+def test_the_last_worker_stays(tmp_path: Path) -> None:
+    with running(workers=1) as server:
+        server.process.send_signal(signal.SIGTTOU)
+        eventually(lambda: "the last worker stays" in server.messages(), "it says so")
+        server.process.send_signal(signal.SIGTTIN)
+        eventually(lambda: len(server.workers()) == 2, "one more than one")
+
+
+def test_workers_that_were_added_and_removed_are_spread_over(tmp_path: Path) -> None:
+    """A slot that comes back takes its share: the kernel was asked to pass it over, and is asked no more."""
+    with running(workers=2) as server:
+        for number, workers in ((signal.SIGTTIN, 3), (signal.SIGTTOU, 2), (signal.SIGTTIN, 3)):
+            server.process.send_signal(number)
+            eventually(lambda wanted=workers: len(server.workers()) == wanted, f"{workers} workers")
+        served = Counter(upload(server.port, b"abc").worker for _ in range(150))
+        assert set(served) == {0, 1, 2}
+        assert min(served.values()) > 15  # of 50; fewer has a probability below 1e-11
+
+
+# ── Reload ──
+
+
+def test_a_reload_that_cannot_start_a_worker_leaves_the_old_ones(tmp_path: Path) -> None:
+    with faulty("reload", tmp_path) as server:
+        before = server.workers()
+        (tmp_path / "broken").touch()
+        server.process.send_signal(signal.SIGHUP)
+        eventually(lambda: events(server, "reload-failed"), "it gave up")
+        assert server.workers() == before
+        assert upload(server.port, b"abc").code == "ok"
+        assert "reload given up, the old workers go on" in server.messages()
+        (tmp_path / "broken").unlink()
+        server.process.send_signal(signal.SIGHUP)
+        eventually(lambda: not set(before) & set(server.workers()) and len(server.workers()) == 2, "the next one works")
+
+
+def test_an_idle_connection_of_a_retired_worker_is_closed_at_the_drain_timeout() -> None:
+    with running("--drain-timeout", "300ms") as server, Client(server.port) as idle:
+        assert idle.upload(b"abc").code == "ok"
+        server.process.send_signal(signal.SIGHUP)
+        assert idle.sock.recv(1) == b"", "closed without a word, which would be read as an answer"
+        eventually(lambda: len(events(server, "worker-ended")) == 1, "the old worker is gone")
+        assert upload(server.port, b"abc").code == "ok"
+
+
+def test_reloads_pile_up_behind_workers_that_drain() -> None:
+    """A slot has few seats; a reload waits for one, and no connection is cut for it."""
+    with running("--drain-timeout", "60s") as server, ExitStack() as stack:
+        clients = []
+        for reload in range(1, 7):
+            client = stack.enter_context(Client(server.port))
+            assert client.upload(b"abc").code == "ok"
+            clients.append(client)
+            server.process.send_signal(signal.SIGHUP)
+            eventually(lambda number=reload: len(events(server, "reload-started")) == number, "it is told")
+        eventually(lambda: len(server.slots()[0].retiring) == 3, "as many drain as there are seats")
+        assert [client.upload(b"abc").code for client in clients] == ["ok"] * 6
+        stack.close()
+        eventually(lambda: not server.slots()[0].retiring, "with these gone there is room")
+        assert upload(server.port, b"abc").code == "ok"
+
+
+def test_counters_never_run_backwards() -> None:
+    """Though the old worker and the new one of a slot count at the same time."""
+    with running() as server, crowd(server.port, long=3, short=3) as load:
+        last = 0
+        for _ in range(3):
+            server.process.send_signal(signal.SIGHUP)
+            for _ in range(20):
+                stored = server.stored()
+                assert stored >= last
+                last = stored
+                load.go_on(5)
+        load.go_on()
+    assert load.failures == []
+
+
+def test_temporary_files_of_two_workers_of_a_slot_do_not_meet(tmp_path: Path) -> None:
+    with running(store=tmp_path / "store") as server, Client(server.port) as old:
+        old.send_header(6, "old")
+        old.sock.sendall(b"abc")
+        eventually(server.temporary_files, "it has begun")
+        server.process.send_signal(signal.SIGHUP)
+        eventually(lambda: server.slots()[0].retiring, "the old worker drains")
+        assert upload(server.port, b"xyz", "new").code == "ok"
+        old.sock.sendall(b"def")
+        assert old.reply().code == "ok"
+        assert (tmp_path / "store" / "old").read_bytes() == b"abcdef"
+
+
+# ── Hangs ──
+
+
+def faulty(fault: str, cwd: Path, *options: object, workers: int = 2, exit_code: int = 0):
+    return running(*options, workers=workers, script=(str(FAULTY), fault), cwd=cwd, exit_code=exit_code)
+
+
+def test_a_worker_in_an_endless_loop_is_replaced_and_it_is_told_why(tmp_path: Path) -> None:
+    with faulty("loop", tmp_path, "--hang-timeout", "2s") as server, Client(server.port) as client:
+        client.send(b"abc", "bad")
+        eventually(lambda: events(server, "worker-ended"), "it was killed")
+        assert re.search(
+            r"was ended by SIGKILL from the supervisor, because it hung", events(server, "worker-ended")[0]
+        )
+        eventually(lambda: len(server.workers()) == 2, "it was replaced")
+        assert re.search(
+            r"worker \d \(pid \d+\) is killed: it hung: its loop has not turned for \d s", server.messages()
+        )
+        assert upload(server.port, b"abc").code == "ok"
+
+
+def test_a_long_upload_is_no_hang(tmp_path: Path) -> None:
+    """One that takes longer than the hang timeout, and is silent most of that time."""
+    with running("--hang-timeout", "2s", store=tmp_path / "store") as server, Client(server.port) as client:
+        [worker] = server.workers()
+        client.send_header(40, "slow")
+        beats = {server.slots()[0].heartbeat_ns}
+        for _ in range(4):
+            client.sock.sendall(bytes(10))
+            eventually(lambda: server.slots()[0].heartbeat_ns not in beats, "a second has passed")
+            beats.add(server.slots()[0].heartbeat_ns)
+        assert client.reply().code == "ok"
+        assert server.workers() == [worker]
+
+
+def test_a_supervisor_that_slept_itself_takes_nobody_for_hung() -> None:
+    """All stand still longer than the hang timeout, as in a suspended machine; beats are old when it wakes."""
+    with running("--hang-timeout", "2s", workers=2) as server:
+        workers = server.workers()
+        stopped = [*workers, server.pid]
+        beat = max(slot.heartbeat_ns for slot in server.slots())
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        eventually(lambda: time.monotonic_ns() - beat > 3_500_000_000, "the beats are old")
+        os.kill(server.pid, signal.SIGCONT)
+        eventually(lambda: state_of(server.pid) != "T", "it is awake")
+        for pid in workers:
+            os.kill(pid, signal.SIGCONT)
+        eventually(lambda: min(slot.heartbeat_ns for slot in server.slots()) > beat, "they beat again")
+        assert upload(server.port, b"abc").code == "ok"
+        assert server.workers() == workers
+
+
+def state_of(pid: int) -> str:
+    text = Path(f"/proc/{pid}/stat").read_text()
+    return text[text.rindex(")") + 2]
+
+
+# ── Crash loops ──
+
+
+def test_a_worker_that_cannot_start_ends_the_server_after_few_forks(tmp_path: Path) -> None:
+    command = [sys.executable, str(FAULTY), "start", "--port", "0", "--workers", "3", "--discard"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False, env=with_root())
+    assert done.returncode == 1
+    assert "the disk is broken" in done.stderr
+    assert "could not start" in done.stderr
+    assert done.stderr.count("the disk is broken") <= 3, "each worker once"
+    assert done.stdout == ""
+
+
+def test_workers_that_die_of_every_upload_end_the_server_with_the_reason(tmp_path: Path) -> None:
+    with faulty("die", tmp_path, "--max-deaths", "4", "--death-window", "60s", exit_code=3) as server:
+        with Client(server.port) as honest:
+            assert honest.upload(b"abc").code == "ok"
+            while server.process.poll() is None:
+                try:
+                    upload(server.port, b"abc", "bad")
+                except (OSError, AssertionError, ConnectionError):
+                    pass
+                except Exception as error:
+                    assert "lost" in str(error) or "closed" in str(error), error
+        assert server.process.wait() == 3
+        assert "4 workers died within 60 s: giving up" in server.messages()
+        assert server.messages().count("ended with exit code 9") == 4
+
+
+def test_deaths_that_others_cause_are_no_crash_loop() -> None:
+    with running("--max-deaths", "2", workers=2) as server:
+        for births in range(1, 5):
+            eventually(lambda number=births: server.slots()[0].births == number and len(server.workers()) == 2, "two")
+            os.kill(server.workers()[0], signal.SIGKILL)
+        eventually(lambda: len(server.workers()) == 2, "two again")
+        assert upload(server.port, b"abc").code == "ok"
+
+
+# ── Seen from outside ──
+
+
+def test_workers_have_titles_and_keep_their_environment() -> None:
+    with running(workers=2) as server:
+        assert titles(server) == {f"socketswarm: worker {slot} [{server.port}]" for slot in (0, 1)}
+        for pid in server.workers():
+            assert b"PATH=" in Path(f"/proc/{pid}/environ").read_bytes()
+
+
+def test_an_even_spread() -> None:
+    """1,000 connections over 4 sockets: a worker with over 1.25 times the mean has a probability below 1e-5."""
+    with running(workers=4) as server, ExitStack() as stack:
+        for _ in range(1000):
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+        eventually(lambda: sum(slot.connections_now for slot in server.slots()) == 1000, "all are accepted")
+        assert max(slot.connections_now for slot in server.slots()) <= 1.25 * 250
+
+
+def test_a_stopped_worker_holds_no_port_when_the_supervisor_is_killed() -> None:
+    with running(workers=2, exit_code=-signal.SIGKILL) as server:
+        os.kill(server.workers()[0], signal.SIGSTOP)
+        os.kill(server.pid, signal.SIGKILL)
+        eventually(lambda: not session(server.pid), "all are gone")
+        assert bindable(server.port)
+
+
+def with_root() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT)}

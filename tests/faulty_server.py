@@ -1,0 +1,63 @@
+"""`python -m server` with something wrong inside its workers, for tests of how it is looked after:
+
+    python faulty_server.py FAULT SERVER-OPTION...
+
+A fault waits for an upload of the file `bad`; `start` waits for nothing, and `reload` for a second worker in a slot.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from server import worker as worker_module
+from server.__main__ import main
+from server.storage import DiscardStore, StoreError
+
+
+def _at_bad(do: Callable[[], None]) -> None:
+    put_all = DiscardStore.put_all
+
+    def broken(store: DiscardStore, files: Sequence[tuple[str, memoryview]]) -> list[StoreError | None]:
+        if any(name == "bad" for name, _ in files):
+            do()
+        return put_all(store, files)
+
+    DiscardStore.put_all = broken  # type: ignore[method-assign]
+
+
+def loop() -> None:
+    """For ever, as a bug would."""
+
+    def for_ever() -> None:
+        while True:
+            pass
+
+    _at_bad(for_ever)
+
+
+def die() -> None:
+    _at_bad(lambda: os._exit(9))
+
+
+def start() -> None:
+    def broken(*_: object) -> int:
+        raise OSError(5, "the disk is broken")
+
+    worker_module._max_connections = broken  # type: ignore[assignment]
+
+
+def reload() -> None:
+    """A new worker cannot start once the file `broken` is in the working directory."""
+    original = worker_module._max_connections
+
+    def broken() -> int:
+        if os.path.exists("broken"):  # noqa: PTH110
+            raise OSError(5, "the disk is broken")
+        return original()
+
+    worker_module._max_connections = broken
+
+
+if __name__ == "__main__":
+    {"loop": loop, "die": die, "start": start, "reload": reload}[sys.argv.pop(1)]()
+    main(prog_name="faulty_server.py")
