@@ -308,7 +308,7 @@ class Recorder:
         # What is slow comes first, so that all counters are read right after the clock.
         footprints = self._footprints(roots) if slow else {}
         slots = self._server.slots() if self._server else None
-        slot_of = {view.pid: view.slot for view in slots or () if view.pid}
+        slot_of = {pid: view.slot for view in slots or () for pid in (view.pid, *view.retiring) if pid}
         stamp = now_ns()
         there = self._census.take(roots)
         samples = [

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from reports import histograms, run_folder
-from reports.evidence import Evidence, count, stored
+from reports.evidence import Evidence, count, interval_s, stored
 from reports.histograms import Samples
 from reports.invariants import SAMPLES_MISSING_LIMIT, broken
 from reports.run_folder import DROPPED, UNANSWERED, ProcessTick
@@ -34,6 +34,8 @@ ENDING_S = 2.0  # that a server takes to end with its workers
 MISSED_TICKS_WARNING = 0.005
 RATE_DRIFT_WARNING = 0.10
 COST_DRIFT_WARNING = 0.20  # CPU of a few seconds on a shared machine scatters more than a rate
+LONGEST_GAP = 1.75  # of the recorder's interval
+MOST_GAPS = 5
 SCHEDULE_LAG_WARNING_US = 5_000.0
 
 
@@ -215,7 +217,19 @@ def _missed(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
     missed = max((phase.recorder_missed_share for phase in measured), default=0.0)
     if missed <= MISSED_TICKS_WARNING or not (evidence.ticks or evidence.host):
         return []
-    return [f"the recorder missed up to {percent(missed)} of its ticks in a measured phase"]
+    gaps = [f"{start_s:,.1f} to {end_s:,.1f} s" for start_s, end_s in _gaps(evidence, measured)]
+    told = f": nothing was recorded from {', '.join(gaps)}" if gaps else ""
+    return [f"the recorder missed up to {percent(missed)} of its ticks in a measured phase{told}"]
+
+
+def _gaps(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[tuple[float, float]]:
+    """The longest stretches without a tick, seconds since the start, in their order; what comes after the last tick is
+    one too."""
+    ticks = evidence.times(evidence.ticks or evidence.host)
+    end_s = max(phase.end_s for phase in measured)
+    edges = [float(tick) for tick in ticks if tick < end_s] + [end_s]
+    gaps = [pair for pair in pairwise(edges) if pair[1] - pair[0] > LONGEST_GAP * interval_s(ticks)]
+    return sorted(sorted(gaps, key=lambda gap: gap[0] - gap[1])[:MOST_GAPS])
 
 
 def _drift(measured: Sequence[PhaseSummary]) -> list[str]:
@@ -241,7 +255,7 @@ def _recorder(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]
         return []
     found = _missed(evidence, measured)
     if all(phase.server_cpu_s is None for phase in measured):
-        found.append("the server was not recorded (not on this machine, or not visible): its costs are unknown")
+        found.append(f"the server was not recorded ({_why_not_recorded(evidence)}): its costs are unknown")
     if all(phase.busy_core_s is None for phase in measured):
         found.append("the machine's CPU was not recorded: busy core-µs per upload are unknown")
     if all(phase.generator_share is None for phase in measured):
@@ -249,6 +263,12 @@ def _recorder(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]
     if stored(evidence) is None:
         found.append("the server shows no scoreboard: uploads it stored could not be compared with those acknowledged")
     return found
+
+
+def _why_not_recorded(evidence: Evidence) -> str:
+    if any(sample.role.startswith("server-") for tick in evidence.ticks for sample in tick.processes):
+        return "too few ticks in the measured phases"
+    return "not on this machine, or not visible"
 
 
 def _deaths(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:

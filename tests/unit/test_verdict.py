@@ -203,6 +203,21 @@ def test_a_recorder_that_missed_too_much_makes_the_run_invalid(tmp_path, gap, ve
     assert any("recorder missed" in text for text in [summary.reason, *summary.warnings])
 
 
+@pytest.mark.parametrize(
+    ("gap", "told"),
+    [((5.0, 8.0), "nothing was recorded from 4.5 to 8.0 s"), ((20.0, 99.0), "nothing was recorded from 19.5 to ")],
+)
+def test_a_gap_is_told_from_when_to_when(tmp_path, gap, told):
+    summary = summarise(tmp_path / "run", recorder_gap_s=gap)
+    [warning] = [warning for warning in summary.warnings if "recorder missed" in warning]
+    assert told in warning
+
+
+def test_a_recorder_that_was_gone_is_not_a_server_that_was_not_there(tmp_path):
+    summary = summarise(tmp_path / "run", recorder_gap_s=(3.0, 99.0))
+    assert any("the server was not recorded (too few ticks" in warning for warning in summary.warnings)
+
+
 def test_a_run_that_was_cut_off_reports_what_was_measured(tmp_path):
     summary = summarise(tmp_path / "run", cut_off_at_s=19.4, ended=None)
     assert summary.verdict == "VALID"
