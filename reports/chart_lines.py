@@ -202,7 +202,9 @@ def _rest(family: Family, drawable: Sequence[ProcessCurve], colour: str) -> list
         return []
     curves = [drawable[index][1] for index in family.rest]
     t_s = np.unique(np.concatenate([curve.t_s for curve in curves]))
-    values = np.array([np.interp(t_s, curve.t_s, curve.values, left=np.nan, right=np.nan) for curve in curves])
-    extent = (Curve(t_s, np.nanmin(values, axis=0)), Curve(t_s, np.nanmax(values, axis=0)))
+    rows = [np.interp(t_s, curve.t_s, curve.values, left=np.nan, right=np.nan) for curve in curves]
+    values = np.ma.masked_invalid(np.array(rows))
+    lowest, highest, mean = (found.filled(np.nan) for found in (values.min(0), values.max(0), values.mean(0)))
+    extent = (Curve(t_s, lowest), Curve(t_s, highest))
     key = Key(f"{len(curves)} more {family.what}: mean and range", colour, "dotted")
-    return [Line(key, Curve(t_s, np.nanmean(values, axis=0)), bands=(extent,))]
+    return [Line(key, Curve(t_s, mean), bands=(extent,))]

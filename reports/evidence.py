@@ -98,6 +98,9 @@ def _until_its_last_tick(run: RunInfo, ticks: Sequence[ProcessTick]) -> RunInfo:
     return msgspec.structs.replace(run, phases=phases)
 
 
+LONGEST_GAP = 1.75  # intervals between two ticks; beyond it, some are missing
+
+
 def interval_s(ticks: Floats) -> float:
     """The typical distance of two ticks; a second where there are too few to tell."""
     return float(np.median(np.diff(ticks))) if len(ticks) > 1 else 1.0

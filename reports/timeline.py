@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reports import run_folder
 from reports.accounts import Track
-from reports.evidence import Evidence, Floats, Span, spans
+from reports.evidence import LONGEST_GAP, Evidence, Floats, Span, interval_s, spans
 from reports.run_folder import Percentiles, Phase, SecondOfUploads
 from reports.summary import ProcessSummary
 
@@ -167,7 +168,7 @@ def _broken(pieces: Iterable[Sequence[tuple[float, ...]]]) -> list[Curve]:
 def _share_curve(track: Track) -> Curve:
     """Share of one core from tick to tick, at the middle of each pair."""
     t_s, cpu_s = track.account.t_s[1:], track.account.cpu_s[1:]  # without its birth
-    return Curve((t_s[1:] + t_s[:-1]) / 2, np.diff(cpu_s) / np.diff(t_s))
+    return Curve((t_s[1:] + t_s[:-1]) / 2, np.where(_is_gap(t_s), math.nan, np.diff(cpu_s) / np.diff(t_s)))
 
 
 def _uss_curve(track: Track) -> Curve:
@@ -176,8 +177,15 @@ def _uss_curve(track: Track) -> Curve:
 
 
 def _curve(points: Iterable[tuple[float, float]]) -> Curve:
+    """With a break where nothing was recorded for a while."""
     t_s, values = np.array(list(points), dtype=np.float64).reshape(-1, 2).T
-    return Curve(t_s, values)
+    gaps = np.flatnonzero(_is_gap(t_s)) + 1
+    return Curve(np.insert(t_s, gaps, (t_s[gaps - 1] + t_s[gaps]) / 2), np.insert(values, gaps, math.nan))
+
+
+def _is_gap(t_s: Floats) -> NDArray[np.bool_]:
+    """Of each pair of neighbours, whether ticks are missing in between."""
+    return np.diff(t_s) > LONGEST_GAP * interval_s(t_s)
 
 
 # --- connections ------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from reports import histograms, run_folder
-from reports.evidence import Evidence, count, interval_s, stored
+from reports.evidence import LONGEST_GAP, Evidence, count, interval_s, stored
 from reports.histograms import Samples
 from reports.invariants import SAMPLES_MISSING_LIMIT, broken
 from reports.run_folder import DROPPED, UNANSWERED, ProcessTick
@@ -34,7 +34,6 @@ ENDING_S = 2.0  # that a server takes to end with its workers
 MISSED_TICKS_WARNING = 0.005
 RATE_DRIFT_WARNING = 0.10
 COST_DRIFT_WARNING = 0.20  # CPU of a few seconds on a shared machine scatters more than a rate
-LONGEST_GAP = 1.75  # of the recorder's interval
 MOST_GAPS = 5
 SCHEDULE_LAG_WARNING_US = 5_000.0
 

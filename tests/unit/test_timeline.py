@@ -25,6 +25,19 @@ def test_curves_are_the_rates_and_break_between_phases(tmp_path):
     assert timeline.end_s == 44
 
 
+def test_no_line_is_drawn_over_a_gap(tmp_path):
+    """Of the recorder, from 10 to 14 s: whoever sees a line believes that it was measured."""
+    timeline = analyse(run_folders.write(tmp_path / "run", recorder_gap_s=(10.0, 14.0))).timeline
+    curves = [timeline.accept_queue, *timeline.connections.values()]
+    curves += [curve for process in timeline.processes for curve in (process.share, process.uss_bytes)]
+    for curve in curves:
+        within = (curve.t_s > 10) & (curve.t_s < 13.5)
+        assert len(curve.t_s) < 10 or math.isnan(curve.values[within].max())
+        assert not [value for value in curve.values[within] if not math.isnan(value)]
+    whole = analyse(run_folders.write(tmp_path / "whole")).timeline
+    assert not any(math.isnan(value) for process in whole.processes for value in process.share.values)
+
+
 def test_the_open_model_has_curves_of_response_and_service(tmp_path):
     latency = analyse(run_folders.write(tmp_path / "run", model="open")).timeline.latency
     assert {curves.duration for curves in latency} == {"response", "service"}
