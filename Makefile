@@ -8,6 +8,8 @@ RUN_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
 PORT ?= 12345
+SECONDS ?= 600
+SEED ?= 1
 WORKERS ?= 4
 STORE ?= uploads
 LOAD_OPTIONS = $(if $(USERS),--users '$(USERS)') $(if $(RATE),--arrival-rate '$(RATE)') $(if $(PLAN),--plan '$(PLAN)') \
@@ -16,7 +18,7 @@ LOAD_OPTIONS = $(if $(USERS),--users '$(USERS)') $(if $(RATE),--arrival-rate '$(
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve killport loadtest compare test lint bench clean
+.PHONY: help install serve killport loadtest compare test soak lint bench clean
 
 help: ## this list
 	@echo "socketswarm: load-test a TCP upload server. Targets:"
@@ -57,6 +59,9 @@ lint: $(DEV_STAMP) ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+soak: $(DEV_STAMP) ## nothing acknowledged is lost, for SECONDS=600 of kills, reloads and stops: SEED=1
+	@exec env SOAK_SECONDS='$(SECONDS)' SOAK_SEED='$(SEED)' $(BIN)/python -m pytest tests/faults/test_nothing_lost.py -s -q
 
 bench: $(DEV_STAMP) ## measure server and load (needs Debian's nginx-light, lsof and tshark)
 	@exec $(BIN)/python -m pytest tests/bench -s -q -p no:cacheprovider

@@ -55,7 +55,7 @@ def ran(folder, *arguments):
 @pytest.mark.parametrize("arguments", [[], ["help"]], ids=["make", "make help"])
 def test_help_needs_nothing(copy, arguments):
     said = make(copy, *arguments)
-    for target in ("install", "serve", "killport", "loadtest", "compare", "test", "lint", "bench", "clean"):
+    for target in ("install", "serve", "killport", "loadtest", "compare", "test", "soak", "lint", "bench", "clean"):
         assert f"  make {target} " in said
     assert not (copy / ".venv").exists()
 
@@ -70,7 +70,7 @@ def test_clean_needs_nothing(copy):
     assert (copy / "reports" / "runs").exists()
 
 
-@pytest.mark.parametrize("target", ["serve", "killport", "loadtest", "compare", "test", "lint", "bench"])
+@pytest.mark.parametrize("target", ["serve", "killport", "loadtest", "compare", "test", "soak", "lint", "bench"])
 def test_every_other_target_installs_by_itself(copy, target):
     said = make(copy, "-n", target)
     assert "-m venv .venv" in said
