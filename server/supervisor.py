@@ -147,6 +147,7 @@ class Supervisor:
         self._deaths: deque[float] = deque()  # those that nobody else caused
         outlives = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # nohup
         self._had_terminal = _has_terminal() and not outlives
+        self._started_wall_ns = time.time_ns()
         self._announced = False
         self._stopping = False
         self._exit_code = OK
@@ -173,7 +174,7 @@ class Supervisor:
             options=config.shown_options() | {"workers": len(self._slots)},
             scoreboard=str(folder / scoreboard.SCOREBOARD_FILE),
             events=str(self._events.path),
-            started_wall_ns=time.time_ns(),
+            started_wall_ns=self._started_wall_ns,
         )
 
     def run(self) -> int:

@@ -93,11 +93,12 @@ def test_workers_that_were_added_and_removed_are_spread_over(tmp_path: Path) -> 
 
 def test_a_reload_that_cannot_start_a_worker_leaves_the_old_ones(tmp_path: Path) -> None:
     with faulty("reload", tmp_path) as server:
-        before = server.workers()
+        before, state = server.workers(), server.state()
         (tmp_path / "broken").touch()
         server.process.send_signal(signal.SIGHUP)
         eventually(lambda: events(server, "reload-failed"), "it gave up")
         assert server.workers() == before
+        assert server.state() == state
         assert upload(server.port, b"abc").code == "ok"
         assert "reload given up, the old workers go on" in server.messages()
         (tmp_path / "broken").unlink()
