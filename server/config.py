@@ -157,6 +157,6 @@ def find_store_problem(store: Path) -> str | None:
     there = next(path for path in (store, *store.absolute().parents) if os.path.lexists(path))
     if not there.is_dir():
         return f"{printable(there)} is not a folder"
-    if not os.access(there, os.W_OK | os.X_OK, effective_ids=True):
+    if not os.access(there, os.W_OK | os.X_OK):
         return f"{printable(there)} cannot be written by this user"
     return None

@@ -4,7 +4,9 @@ import io
 import json
 import logging
 import re
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from servers import ROOT
 
 from server.logs import LINES, WINDOW_S, JsonFormatter, RateLimit, TextFormatter, _LimitedHandler
 
@@ -56,7 +59,17 @@ def test_a_line_of_json_is_one_line_that_has_the_very_text(text: str) -> None:
     assert json.loads(line)["message"] == text
 
 
-def test_json_has_time_level_pid_and_what_is_known() -> None:
+@pytest.fixture
+def far_east(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine whose local time is not UTC."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "FAR-09:00")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+def test_json_has_time_level_pid_and_what_is_known(far_east: None) -> None:
     made = record("worker %d: %s", 2, "no", level=logging.WARNING, slot=2, code="bad_header")
     made.created, made.msecs = 1_700_000_000.007, 7.0
     assert json.loads(JsonFormatter().format(made)) == {
@@ -155,6 +168,27 @@ def test_a_child_does_not_tell_its_parents_counts() -> None:
         limit.admit(record("x"), 0.0)
     limit.forget()
     assert limit.rest() == []
+
+
+FORKING = """
+import logging, os, sys
+from server import logs
+
+logs.set_up("text", sys.stderr)
+for _ in range(logs.LINES + 5):
+    logs.log.warning("before")
+if os.fork() == 0:
+    logs.log.warning("child")
+    logging.shutdown()
+    os._exit(0)
+os.wait()
+"""
+
+
+def test_a_forked_process_counts_for_itself() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKING], cwd=ROOT, capture_output=True, text=True, check=True)
+    texts = [line.split(" WARNING ")[1] for line in done.stderr.splitlines()]
+    assert texts == ["before"] * LINES + ["child", "and 5 more 'before' within 1 s"]
 
 
 @pytest.fixture

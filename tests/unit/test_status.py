@@ -177,6 +177,7 @@ def test_of_a_long_list_of_events_the_end_is_read(server: FakeServer) -> None:
         server.events.append("worker-ended", text=f"end {number}", how="x" * 200)
     assert (server.folder / "events.jsonl").stat().st_size > 2 * status._TAIL_BYTES
     assert [event.text for event in read(server).events][-1] == "end 999"
+    assert len(status._read_tail(server.state.events)) < 500
 
 
 def test_a_drain_is_shown(server: FakeServer) -> None:
