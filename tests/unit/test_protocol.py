@@ -253,6 +253,25 @@ def test_a_damaged_stream_brings_out_documented_errors_only(
     assert feed(pieces, limits, shortcut=True) == whole
 
 
+@examples
+@given(st.lists(st.binary(max_size=5), min_size=1, max_size=5), st.data())
+def test_after_an_upload_the_rest_may_be_fed_later(bodies: list[bytes], data: st.DataObject) -> None:
+    stream = b"".join(upload(body, f"{number}") for number, body in enumerate(bodies))
+    cut = data.draw(st.integers(0, len(stream)))
+    parser, events = ServerConnection(Limits()), []
+    for piece in (stream[:cut], stream[cut:]):
+        rest = piece
+        while rest:
+            for event in parser.receive_data(rest):
+                note(events, event)
+                if type(event) is UploadComplete:
+                    rest = rest[parser.consumed :]
+                    break
+            else:
+                rest = b""
+    assert events == feed([stream])
+
+
 # ── The shortcut for whole uploads ──
 
 

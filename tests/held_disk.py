@@ -1,0 +1,39 @@
+"""`python -m server` on a disk that somebody holds, for tests/integration/test_durability.py:
+
+    python held_disk.py HOLD python -m server OPTION...
+
+While the file HOLD is there no fsync returns, or each fails if an errno's name is in it; HOLD.asked appears when one
+waits or fails. To be used as a prefix of the server's command: it is the server, in the same process.
+"""
+
+import errno
+import os
+import sys
+import time
+from pathlib import Path
+
+from server.__main__ import main
+
+POLL_S = 0.002
+
+
+def hold_disk(hold: Path) -> None:
+    fsync = os.fsync
+
+    def held(fd: int) -> None:
+        while hold.exists():
+            name = hold.read_text()
+            hold.with_suffix(".asked").touch()
+            if name:
+                number = getattr(errno, name)
+                raise OSError(number, os.strerror(number))
+            time.sleep(POLL_S)
+        fsync(fd)
+
+    os.fsync = held
+
+
+if __name__ == "__main__":
+    hold_disk(Path(sys.argv[1]))
+    del sys.argv[1:5]  # HOLD python -m server
+    main(prog_name="python -m server")
