@@ -36,7 +36,7 @@ def _flags(command: Callable[..., Any]) -> Callable[..., Any]:
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Each option can also be an environment variable, such as SOCKETSWARM_MAX_FILE_SIZE, or a key of the file, "
     "such as max_file_size. A flag wins over the environment, that over the file. "
-    "Exit codes: 0 drained, 1 could not start or had to kill, 2 wrong options.",
+    "Exit codes: 0 drained, 1 could not start or had to kill, 2 wrong options, 3 gave up on workers that kept dying.",
 )
 @_flags
 @click.option("--check-config", is_flag=True, help="say whether the configuration can work, and end")

@@ -25,6 +25,7 @@ SCHEMA_VERSION = 1
 _EVENTS_SHOWN = 8
 _TAIL_BYTES = 64 << 10  # a server that replaces workers for months has a long list of events: only its end is read
 _ROUTINE = frozenset({"server-started", "worker-started", "worker-ready", "worker-replaced"})
+_IN_ORDER = "ended with exit code 0"
 
 
 class SlotStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +55,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     text: str = ""
     slot: int | None = None
     pid: int | None = None
+    how: str | None = None
+    """How a worker ended, and who ended it."""
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,7 +129,7 @@ def read_server(state: ServerState) -> ServerStatus | None:
         options=state.options,
         slots=slots,
         totals=_totals(slots),
-        events=[event for event in tail if event.kind not in _ROUTINE][-_EVENTS_SHOWN:],
+        events=[event for event in tail if not _is_routine(event)][-_EVENTS_SHOWN:],
     )
 
 
@@ -151,7 +154,7 @@ def _slot_status(view: SlotView, now_ns: int) -> SlotStatus:
         uploads_stored=view.uploads_stored,
         bytes_stored=view.bytes_stored,
         failures=view.failures,
-        retiring=getattr(view, "retiring", ()),
+        retiring=view.retiring,
     )
 
 
@@ -168,6 +171,11 @@ def _event(line: bytes) -> Event | None:
         return msgspec.json.decode(line, type=Event)
     except msgspec.DecodeError:  # the line in which the tail begins
         return None
+
+
+def _is_routine(event: Event) -> bool:
+    """What a reload of many workers would fill the list with."""
+    return event.kind in _ROUTINE or event.how == _IN_ORDER
 
 
 def _totals(slots: Sequence[SlotStatus]) -> Totals:

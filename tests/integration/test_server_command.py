@@ -179,6 +179,29 @@ def test_status_tells_what_clients_did_and_what_happened_to_workers(tmp_path: Pa
         assert f"(pid {idle.pid}) was ended by SIGKILL from somebody else\n" in text
 
 
+def test_a_reload_takes_the_new_file_and_is_seen_as_one_thing(tmp_path: Path) -> None:
+    config_file = tmp_path / "server.toml"
+    config_file.write_text("max_file_size = 10")
+    with running("--config", config_file, workers=2) as server, Client(server.port) as client:
+        assert client.upload(bytes(10)).code == "ok"
+        config_file.write_text('max_file_size = 11\ndurability = "power"')
+        os.kill(server.pid, signal.SIGHUP)
+        eventually(lambda: status("--pid", server.pid)["events"], "the reload was tried")
+        config_file.write_text("max_file_size = 11")
+        os.kill(server.pid, signal.SIGHUP)
+        eventually(lambda: upload(server.port, bytes(11)).code == "ok", "a new worker has the new value")
+        eventually(lambda: status("--pid", server.pid)["events"][-1]["kind"] == "reload-finished", "it was reloaded")
+
+        told = status("--pid", server.pid)
+        assert [event["kind"] for event in told["events"]] == ["reload-failed", "reload-started", "reload-finished"]
+        assert f"durability is power (from {config_file}), but discard keeps nothing" in told["events"][0]["text"]
+        assert told["options"]["max_file_size_bytes"] == 11
+        assert told["totals"]["restarts"] == 2
+        [retiring] = [slot for slot in told["slots"] if slot["retiring"]]  # that of the client, who is still there
+        assert retiring["state"] == "ready"
+        assert "ready +1 retiring" in command("status", "--pid", server.pid).stdout
+
+
 def test_status_without_a_choice_tells_of_every_server_of_this_user() -> None:
     with running() as one, running() as other:
         pids = {server["pid"] for server in json.loads(command("status", "--json").stdout)["servers"]}

@@ -158,13 +158,15 @@ def test_json_is_versioned_and_has_everything(server: FakeServer) -> None:
     assert slot["failures"] == {"truncated": 1}
     [event] = shown["events"]
     assert event.pop("wall_ns") > 0
-    assert event == {"kind": "worker-ended", "text": "worker 0 (pid 10) died of SIGSEGV", "slot": 0, "pid": 10}
+    text = "worker 0 (pid 10) died of SIGSEGV"
+    assert event == {"kind": "worker-ended", "text": text, "slot": 0, "pid": 10, "how": "died of SIGSEGV"}
 
 
 def test_the_last_events_are_shown_without_the_routine(server: FakeServer) -> None:
     for number in range(20):
         server.events.append("worker-ended", text=f"end {number}")
         server.events.append("worker-replaced", text="routine")
+        server.events.append("worker-ended", text="routine", how="ended with exit code 0")
     found = read(server)
     assert [event.text for event in found.events] == [f"end {number}" for number in range(12, 20)]
     assert [line.split("  ")[-1] for line in status.as_text([found]).splitlines()[-8:]] == [
