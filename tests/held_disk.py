@@ -17,12 +17,18 @@ from server.__main__ import main
 POLL_S = 0.002
 
 
+def held_by(hold: Path) -> str | None:
+    try:
+        return hold.read_text()
+    except FileNotFoundError:
+        return None
+
+
 def hold_disk(hold: Path) -> None:
     fsync = os.fsync
 
     def held(fd: int) -> None:
-        while hold.exists():
-            name = hold.read_text()
+        while (name := held_by(hold)) is not None:
             hold.with_suffix(".asked").touch()
             if name:
                 number = getattr(errno, name)

@@ -77,6 +77,7 @@ def test_of_two_that_come_at_once_one_is_refused_at_the_end(tmp_path: Path, size
         clients = [stack.enter_context(Client(server.port)) for _ in range(8)]
         for client in clients:
             client.send_header(size, "a")
+        eventually(lambda: len(server.temporary_files()) == len(clients), "all have begun")
         together = threading.Barrier(len(clients))
 
         def finish(number: int) -> Reply:
