@@ -62,4 +62,4 @@ class WorkerContext:
     def count_failure(self, code: str, message: str) -> None:
         """Count and log a failure that nobody is left to be told of."""
         self.record[_FAILURE_WORD[code]] += 1
-        log.info("worker %d: %s: %s", self.slot, code, message)
+        log.info("worker %d: %s: %s", self.slot, code, message, extra={"slot": self.slot, "code": code})

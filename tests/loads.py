@@ -111,7 +111,7 @@ class Command:
 def started(cwd: Path, /, *command: str, **options: Any) -> Iterator[Command]:
     """A command in a session of its own. At the end nothing that it started may be left: no process (once the deadline
     has passed), no temporary file, no runtime folder of a server."""
-    mark = f"SOCKETSWARM_TEST={uuid.uuid4().hex}"
+    mark = f"STARTED_BY_TEST={uuid.uuid4().hex}"
     temporary = cwd / f"tmp-{mark[-8:]}"
     temporary.mkdir()
     name, _, value = mark.partition("=")
