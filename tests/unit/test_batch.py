@@ -693,17 +693,30 @@ def test_what_the_disk_does_not_take_is_told_so(
 
 
 def test_an_upload_in_pieces_that_fails_for_no_known_reason_leaves_nothing(
-    power: Worker, monkeypatch: pytest.MonkeyPatch
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(files: object) -> list[None]:
+    def broken(*_: object) -> str:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(power.store, "put_all_durably", broken)
-    connection, transport = power.connect()
-    send_in_pieces(power, connection, frame("a", b"x"))
-    power.settle()
+    monkeypatch.setattr(worker.store, "publish", broken)
+    connection, transport = worker.connect()
+    send_in_pieces(worker, connection, frame("a", b"x"))
+    worker.settle()
     assert [reply.code for reply in transport.replies()] == ["internal"]
-    assert power.temporary_files() == []
+    assert worker.temporary_files() == []
+
+
+def test_what_waited_of_a_client_that_went_away_is_forgotten(power: Worker) -> None:
+    connection, transport = power.connect()
+    power.receive(connection, frame("a", b"x") + frame("b", b"half")[:-1])
+    power.loop.turn()
+    eventually(lambda: power.loop.soon, "the disk is through")
+    power.loop.turn()
+    assert [reply.code for reply in transport.replies()] == ["ok"]
+    transport.close()
+    connection.connection_lost(None)
+    power.settle()
+    assert (power.names(), power.temporary_files()) == ({"a"}, [])
 
 
 KINDS = {
