@@ -158,7 +158,7 @@ class Server:
 def running(
     *options: object,
     store: Path | None = None,
-    workers: int = 1,
+    workers: int | None = 1,
     prefix: Sequence[str] = (),
     script: Sequence[str] = ("-m", "server"),
     cwd: Path = ROOT,
@@ -171,7 +171,8 @@ def running(
     With `exit_code` -9 (the test kills it) its runtime folder is nobody's duty and is removed here.
     """
     where = ["--discard"] if store is None else ["--store", str(store)]
-    command = [*prefix, sys.executable, *script, "--port", "0", "--workers", str(workers), *where]
+    how_many = [] if workers is None else ["--workers", str(workers)]
+    command = [*prefix, sys.executable, *script, "--port", "0", *how_many, *where]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
             [*command, *map(str, options)],

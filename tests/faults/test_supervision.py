@@ -106,6 +106,38 @@ def test_a_reload_that_cannot_start_a_worker_leaves_the_old_ones(tmp_path: Path)
         eventually(lambda: not set(before) & set(server.workers()) and len(server.workers()) == 2, "the next one works")
 
 
+def test_a_reload_reads_the_file_again(tmp_path: Path) -> None:
+    """What can change does; what needs a restart stays as it is, and that is said; a slip changes nothing."""
+    file = tmp_path / "server.toml"
+    file.write_text('max_file_size = "1KiB"\n')
+    with running("--config", str(file), workers=2) as server:
+        assert upload(server.port, bytes(2000)).code == "too_large"
+        file.write_text('max_file_size = "1MiB"\nbacklog = 7\n')
+        server.process.send_signal(signal.SIGHUP)
+        eventually(lambda: events(server, "reload-finished"), "it reloaded")
+        assert upload(server.port, bytes(2000)).code == "ok"
+        assert "backlog can only change with a restart" in server.messages()
+        options = server.state().options
+        assert (options["max_file_size_bytes"], options["backlog"]) == (1 << 20, 4096)
+        workers = server.workers()
+        file.write_text('max_file_sise = "2MiB"\n')
+        server.process.send_signal(signal.SIGHUP)
+        eventually(lambda: events(server, "reload-failed"), "it said no")
+        assert "unknown key 'max_file_sise'; did you mean max_file_size?" in events(server, "reload-failed")[0]
+        assert server.workers() == workers
+
+
+def test_a_reload_may_change_the_number_of_workers(tmp_path: Path) -> None:
+    file = tmp_path / "server.toml"
+    file.write_text("workers = 2\n")
+    with running("--config", str(file), workers=None) as server:
+        for number in (4, 1, 3):
+            file.write_text(f"workers = {number}\n")
+            server.process.send_signal(signal.SIGHUP)
+            eventually(lambda wanted=number: len(server.workers()) == wanted, f"{number} workers")
+            assert upload(server.port, b"abc").code == "ok"
+
+
 def test_an_idle_connection_of_a_retired_worker_is_closed_at_the_drain_timeout() -> None:
     with running("--drain-timeout", "300ms") as server, Client(server.port) as idle:
         assert idle.upload(b"abc").code == "ok"
