@@ -13,8 +13,9 @@ from pathlib import Path
 from loadtest import options as load_options
 from loadtest import run as main_job
 from loadtest.options import OptionError
-from loadtest.run import INTERRUPTED, OK, Interrupts, Job
+from loadtest.run import FAILED, INTERRUPTED, OK, Interrupts, Job
 
+THRESHOLD_BROKEN = 3  # as a run ends when a --fail-if condition came true
 START_AND_END_S = 4.0  # of server, Locust, recorder and report, beside what is planned
 
 
@@ -27,7 +28,8 @@ class Side:
 
 
 def compare(sides: Sequence[Side], pairs: int, tolerance: float) -> int:
-    """Run both sides `pairs` times, compare them, and return the exit code. OptionError and RunError as from `run`;
+    """Run both sides `pairs` times, compare them, and return the exit code: the comparison's, or where that is 0 the
+    worst of the runs that failed or broke a condition. OptionError and RunError as from `run`;
     what was run until then is compared nevertheless."""
     interrupts = Interrupts()
     first, second = sides
@@ -37,16 +39,18 @@ def compare(sides: Sequence[Side], pairs: int, tolerance: float) -> int:
     order = list(_in_turn(first, second, pairs))
     print(f"{len(order)} runs, about {lasts_s / 60:.0f} min: {first.label}, {second.label}", flush=True)
     folders: list[Path] = []
+    worst = OK
     try:
         for number, side in enumerate(order, 1):
             print(f"\nrun {number} of {len(order)}: {side.label}", flush=True)
-            folder = main_job.run(side.job(), interrupts)[1]
+            ended, folder = main_job.run(side.job(), interrupts)
             if interrupts.count:
                 break
             folders.append(folder)
+            worst = max(worst, ended if ended in (FAILED, THRESHOLD_BROKEN) else OK)
     finally:
         code = _compare(folders, first.label, tolerance) if len(folders) > 1 else OK
-    return INTERRUPTED if interrupts.count else code
+    return INTERRUPTED if interrupts.count else code or worst
 
 
 def _check(job: Job) -> float:

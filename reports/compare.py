@@ -55,7 +55,7 @@ def compare_runs(runs: Sequence[Read], baseline: str, tolerance: float) -> Compa
     _check_labels(labels, baseline)
     usable = [run for run in runs if run.usable]
     against = [_against(usable, baseline, label) for label in labels if label != baseline]
-    against = _judged(against, tolerance)
+    against = [_with_lost(one, runs, baseline, tolerance) for one in _judged(against, tolerance)]
     return Comparison(
         baseline=baseline,
         tolerance=tolerance,
@@ -77,9 +77,9 @@ def _check_labels(labels: Sequence[str], baseline: str) -> None:
 
 
 def _exit_code(against: Sequence[Against]) -> int:
-    if any(finding.regression for one in against for finding in one.findings):
+    if any(one.fails_more or any(finding.regression for finding in one.findings) for one in against):
         return REGRESSION
-    tested = [any(finding.p is not None for finding in one.findings) for one in against]
+    tested = [any(finding.p is not None for finding in one.findings) and not one.loses_more for one in against]
     return NO_REGRESSION if all(tested) else NOT_COMPARABLE
 
 
@@ -115,6 +115,22 @@ def _against(usable: Sequence[Read], baseline: str, label: str) -> Against:
         findings=[_finding(sides, mode, metric) for mode in modes for metric in metrics.primary(mode, sides.summaries)],
         context=list(_context(sides, modes)) if known else [],
         differences=_differences(sides) if known else {},
+        failed_share=(_failed(sides.baseline), _failed(sides.candidate)),
+        fails_more=False,
+        loses_more=False,
+    )
+
+
+def _failed(runs: Sequence[Read]) -> float:
+    return metrics.failed_share(run.summary for run in runs)
+
+
+def _with_lost(one: Against, runs: Sequence[Read], baseline: str, tolerance: float) -> Against:
+    """What no metric of acknowledged uploads shows: uploads that failed, and runs that are not among those compared."""
+    before, after = one.failed_share
+    lost = {label: sum(run.info.label == label and not run.usable for run in runs) for label in (baseline, one.label)}
+    return msgspec.structs.replace(
+        one, fails_more=after - before > tolerance, loses_more=lost[one.label] > lost[baseline]
     )
 
 
@@ -152,7 +168,7 @@ def _numbers(change: Change | None) -> dict[str, float | None]:
 
 
 def _repeats(runs: Sequence[Read], metric: Metric) -> Repeats:
-    known = [(run.info.id, value) for run in runs if (value := metric.of(run.summary))]
+    known = [(run.info.id, value) for run in runs if (value := metric.of(run.summary))]  # of 0 there is no ratio
     values = [value for _, value in known]
     low, high = significance.median_interval(values) or (None, None)
     return Repeats(
@@ -161,6 +177,7 @@ def _repeats(runs: Sequence[Read], metric: Metric) -> Repeats:
         median=median(values) if values else None,
         low=low,
         high=high,
+        is_bound=any(metric.is_bound(run.summary) for run in runs),
     )
 
 
@@ -203,7 +220,7 @@ def _outcome(finding: Finding, p: float, tolerance: float) -> Finding:
     ratio = finding.ratio or 1.0
     worse = ratio > 1 if finding.less_is_better else ratio < 1
     significant = p < SIGNIFICANCE
-    by = ratio - 1 if finding.less_is_better else 1 / ratio - 1
+    by = ratio - 1 if finding.less_is_better else 1 - ratio
     return msgspec.structs.replace(
         finding,
         p=p,
@@ -305,6 +322,14 @@ def _unlike(runs: Sequence[Read], one: Against, baseline: str) -> Iterator[str]:
         return
     summaries = [run.summary for side in sides for run in side]
     compared = metrics.modes(summaries)
+    before, after = one.failed_share
+    if after > before:
+        yield (
+            f"{one.label} failed {percent(after)} of its uploads, {baseline} {percent(before)}: rates, latencies and "
+            "costs are of the others"
+        )
+    if one.loses_more:
+        yield f"more runs of {one.label} than of {baseline} were left out: those that are left may flatter it"
     others = {mode.mode for summary in summaries for mode in summary.modes if mode.uploads} - set(compared)
     if others:
         yield f"{baseline} and {one.label}: not all runs measured mode {', '.join(sorted(others))}; it is not compared"

@@ -50,6 +50,8 @@ class Repeats(msgspec.Struct, frozen=True, kw_only=True):
     low: float | None
     """None, and `high` too, where the runs are too few for an interval."""
     high: float | None
+    is_bound: bool = False
+    """Some of the values are lower bounds: the load or the machine was the limit, or uploads had no answer."""
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,7 +76,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """Of chance alone making such a difference, corrected by Holm for all findings together. None: untested."""
     outcome: Outcome
     regression: bool
-    """Worse, and by more than the tolerance."""
+    """Worse, and `ratio` says by more than the tolerance."""
 
 
 class ContextValue(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,6 +100,12 @@ class Against(msgspec.Struct, frozen=True, kw_only=True):
     context: list[ContextValue]
     differences: dict[str, tuple[str, str]]
     """What was set differently, as (baseline, candidate): options of load and server, commit."""
+    failed_share: tuple[float, float]
+    """Of the uploads in measured phases of the runs that are compared, as (baseline, candidate)."""
+    fails_more: bool
+    """By more than the tolerance: a regression that no metric of acknowledged uploads shows."""
+    loses_more: bool
+    """More of its runs were left out than of the baseline's: those that are left flatter it."""
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,4 +118,4 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     warnings: list[str]
     against: list[Against]
     exit_code: int
-    """5: a regression; 4: of some label no finding could be tested; else 0."""
+    """5: a regression; 4: of some label no finding could be tested, or runs that are INVALID are missing; else 0."""

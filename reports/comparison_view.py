@@ -21,15 +21,19 @@ from reports.comparison import (
     Repeats,
 )
 from reports.tables import NONE, Column, Row, Table
-from reports.texts import percent, significant
+from reports.texts import at_least, percent, significant
 
 NOTE = (
     "Medians of the runs of each label, with the interval that surrounds the true median in at least 95 % of "
     "comparisons; the change is the geometric mean of candidate ÷ baseline over the pairs, with its 95 % interval. "
     "~: no difference that these runs can tell from chance. p is of Student's t-test on logarithms, corrected by Holm "
-    f"for all {{tests}} tests made here, so that a thing compared with itself is called better or worse in at most "
-    f"{percent(SIGNIFICANCE)} of comparisons; an interval alone is not. At least {FEWEST_PAIRS} pairs are needed."
+    f"for all {{tests}} tests made here; an interval alone is not. At least {FEWEST_PAIRS} pairs are needed. What is "
+    "worse by more than {tolerance} is a regression; that it is so much more is not tested. "
 )
+PAIRED_NOTE = (
+    f"A thing compared with itself is called better or worse in at most {percent(SIGNIFICANCE)} of such comparisons."
+)
+GROUPS_NOTE = "These runs were not interleaved: whatever changed over time is among the differences."
 CONTEXT_NOTE = "Medians of all runs; not tested, so no difference here is more than a hint."
 NARROWEST = 0.05  # of the axis of changes, to either side: what is smaller should look small
 WIDEST = 1.0
@@ -116,7 +120,7 @@ def _verdict(comparison: Comparison) -> tuple[str, str]:
         return "REGRESSION", "bad"
     outcomes = {finding.outcome for one in comparison.against for finding in one.findings}
     if comparison.exit_code == NOT_COMPARABLE:
-        return "TOO FEW RUNS", "warn"
+        return "NOT COMPARABLE", "warn"
     if "worse" in outcomes:
         return "WITHIN TOLERANCE", "warn"
     return ("BETTER", "good") if "better" in outcomes else ("NO DIFFERENCE FOUND", "muted")
@@ -136,12 +140,11 @@ def _subtitle(runs: Sequence[ComparedRun]) -> str:
 def _sentence(one: Against, comparison: Comparison) -> str:
     told = [_clause(finding) for finding in one.findings if finding.outcome in ("better", "worse")]
     tested = [finding for finding in one.findings if finding.p is not None]
+    if one.fails_more:
+        before, after = (percent(share) for share in one.failed_share)
+        told.insert(0, f"{after} of its uploads failed, beside {before}")
     if not tested:
-        most = max((finding.pairs for finding in one.findings), default=0)
-        return (
-            f"{one.label} cannot be compared with {comparison.baseline}: "
-            f"{most} {_pairs(one, most)}, at least {FEWEST_PAIRS} are needed."
-        )
+        return f"{one.label} cannot be compared with {comparison.baseline}: {_why_not(one)}."
     if not told:
         widest = max((max(f.high or 1, 1 / (f.low or 1)) for f in tested), default=1.0)
         return (
@@ -152,6 +155,13 @@ def _sentence(one: Against, comparison: Comparison) -> str:
     return f"Beside {comparison.baseline}, {one.label} has {'; '.join(told)}" + (
         f". In {rest} other metric{'s' if rest > 1 else ''} no difference was found." if rest else "."
     )
+
+
+def _why_not(one: Against) -> str:
+    if not one.findings:
+        return "they have no mode in common, or no run is left"
+    most = max(finding.pairs for finding in one.findings)
+    return f"{most} {_pairs(one, most)}, at least {FEWEST_PAIRS} are needed"
 
 
 def _clause(finding: Finding) -> str:
@@ -205,7 +215,12 @@ def _findings(one: Against, comparison: Comparison) -> Table:
         *(Column(comparison.baseline), Column(one.label), Column("p")),
         Column("Pairs" if one.paired else "Runs"),
     ]
-    return Table(columns, [_row(finding) for finding in one.findings], NOTE.format(tests=tests))
+    return Table(
+        columns,
+        [_row(finding) for finding in one.findings],
+        NOTE.format(tests=tests, tolerance=percent(comparison.tolerance))
+        + (PAIRED_NOTE if one.paired else GROUPS_NOTE),
+    )
 
 
 def _row(finding: Finding) -> Row:
@@ -225,9 +240,10 @@ def _row(finding: Finding) -> Row:
 def _median(repeats: Repeats) -> str:
     if repeats.median is None:
         return NONE
+    median = at_least(significant(repeats.median), repeats.is_bound)
     if repeats.low is None or repeats.high is None:
-        return significant(repeats.median)
-    return f"{significant(repeats.median)} ({significant(repeats.low)} to {significant(repeats.high)})"
+        return median
+    return f"{median} ({significant(repeats.low)} to {significant(repeats.high)})"
 
 
 def _p(p: float) -> str:

@@ -22,6 +22,7 @@ class Metric:
     unit: str
     less_is_better: bool
     of: OfRun
+    is_bound: Callable[[Summary], bool] = lambda _: False
 
 
 def modes(summaries: Iterable[Summary]) -> list[str]:
@@ -36,10 +37,13 @@ def primary(mode: str, summaries: Sequence[Summary]) -> list[Metric]:
     what was mixed; response in the open model, transaction in the closed, which has no response."""
     size_class = _busiest_size(mode, summaries)
     duration = _duration(summaries)
-    found = [Metric("rate", "uploads/s", False, _of_mode(mode, lambda found: found.uploads_per_s))]
+    rate = _of_mode(mode, lambda found: found.uploads_per_s)
+    found = [
+        Metric("rate", "uploads/s", False, rate, lambda run: any(m.lower_bound for m in run.modes if m.mode == mode))
+    ]
     if size_class and duration:
         of = _latency(mode, size_class, duration, "p99")
-        found.append(Metric(f"p99 {duration} {size_class}", "µs", True, of))
+        found.append(Metric(f"p99 {duration} {size_class}", "µs", True, of, _has_bound(mode, size_class, duration, of)))
     return [
         *found,
         Metric("CPU, all busy", "core-µs/upload", True, _of_mode(mode, lambda found: found.busy_core_us_per_upload)),
@@ -89,6 +93,16 @@ def _latency(mode: str, size_class: str, duration: str, percentile: str) -> OfRu
     return _of_mode(mode, lambda found: next((of_size(s) for s in found.sizes if s.size_class == size_class), None))
 
 
+def _has_bound(mode: str, size_class: str, duration: str, of: OfRun) -> Callable[[Summary], bool]:
+    bound_from = _latency(mode, size_class, duration, "bound_from")
+
+    def is_bound(run: Summary) -> bool:
+        value, least = of(run), bound_from(run)
+        return value is not None and least is not None and value >= least
+
+    return is_bound
+
+
 def _duration(summaries: Sequence[Summary]) -> str:
     """Empty where runs are of different models: their latencies are different things."""
     models = {summary.model for summary in summaries}
@@ -112,6 +126,14 @@ def _busiest_size(mode: str, summaries: Sequence[Summary]) -> str:
 def _failed_percent(mode: ModeSummary) -> float | None:
     failed = sum(mode.failures.values())
     return 100 * failed / (failed + mode.uploads)
+
+
+def failed_share(summaries: Iterable[Summary]) -> float:
+    """Of all uploads in measured phases."""
+    found = [mode for summary in summaries for mode in summary.modes]
+    failed = sum(sum(mode.failures.values()) for mode in found)
+    attempts = failed + sum(mode.uploads for mode in found)
+    return failed / attempts if attempts else 0.0
 
 
 def _busiest_load(run: Summary) -> float | None:

@@ -8,6 +8,8 @@ interleaved can be paired; others are compared as two groups, where all that cha
 from collections.abc import Sequence
 from typing import TypeVar
 
+from reports.comparison import FEWEST_PAIRS
+
 T = TypeVar("T")
 
 PAIRED_SHARE = 0.8  # of the runs of both labels: a few may have lost their partner
@@ -15,7 +17,8 @@ PAIRED_SHARE = 0.8  # of the runs of both labels: a few may have lost their part
 
 def pairs(ordered: Sequence[tuple[str, T]], baseline: str, candidate: str) -> list[tuple[T, T]] | None:
     """Neighbours of different labels as (baseline, candidate), each run in one pair at most, of (label, run) in the
-    order of time. None where too few have such a neighbour: they were not interleaved."""
+    order of time. None where too few have such a neighbour: they were not interleaved, or not evenly, and as two groups
+    they say more."""
     rest = [(label, run) for label, run in ordered if label in (baseline, candidate)]
     found: list[tuple[T, T]] = []
     at = 0
@@ -26,4 +29,6 @@ def pairs(ordered: Sequence[tuple[str, T]], baseline: str, candidate: str) -> li
             continue
         found.append((run, next_run) if label == baseline else (next_run, run))
         at += 2
-    return found if 2 * len(found) >= PAIRED_SHARE * len(rest) else None
+    fewest = min(sum(label == name for label, _ in rest) for name in (baseline, candidate))
+    interleaved = 2 * len(found) >= PAIRED_SHARE * len(rest)
+    return found if interleaved and not len(found) < FEWEST_PAIRS <= fewest else None

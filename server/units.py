@@ -34,9 +34,9 @@ def parse_duration(text: str) -> float:
 
 
 def parse_share(text: str) -> float:
-    """A part of one, from `5%` or `0.05`. ValueError for anything that is not one, and for what is below 0."""
+    """A part of one, from `5%` or `0.05`. ValueError for anything that is not one: `5` would be five times all."""
     value = _parse(text, {"": 1.0, "%": 0.01})
-    if value is None:
+    if value is None or (value > 1 and "%" not in text):
         raise ValueError(f"{text!r} is not a share: write percent, such as 5%")
     return value
 

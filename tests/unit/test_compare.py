@@ -26,6 +26,7 @@ from tests.unit import run_folders
 
 HOUR_NS = 3600 * 10**9
 CPU, RATE, P99 = "CPU, all busy", "rate", "p99"
+RATE_LONG = "long: rate, uploads/s"
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +150,14 @@ def test_groups_that_were_not_interleaved_are_compared_as_such(repeat):
     assert any("not interleaved" in warning for warning in found.warnings)
 
 
+def test_runs_that_make_too_few_pairs_are_compared_as_groups_where_these_are_large_enough(repeat):
+    """A A B B A A ...: neighbours make 5 pairs of 6 runs each."""
+    runs = [repeat(label, cpu=1.1 if label == "B" else 1.0) for label in "AABBAABBAABB"]
+    found = compare_runs(runs, "A", 0)
+    assert not found.against[0].paired
+    assert found.exit_code == 5
+
+
 def test_three_labels_are_one_family(repeat):
     chance = random.Random(3)
     runs = [repeat(label, cpu=chance.lognormvariate(0, 0.02)) for _ in range(8) for label in "ABC"]
@@ -206,6 +215,52 @@ def test_an_invalid_run_is_left_out(repeat):
     assert {finding.pairs for finding in found.against[0].findings} == {6}
     assert [run.left_out for run in found.runs] == [number == 3 for number in range(14)]
     assert "1 of 14 runs are INVALID: left out" in found.warnings[0] and "counts differ" in found.warnings[0]
+
+
+def test_a_candidate_whose_runs_break_is_not_as_good_as_the_baseline(repeat):
+    """The runs that are left show no difference: they are those in which all went well."""
+    runs = interleaved(repeat, 9)
+    broken = [run for run in runs if run.info.label == "B"][:3]
+    runs = [
+        Read(run.info, msgspec.structs.replace(run.summary, verdict="INVALID")) if run in broken else run for run in runs
+    ]
+    found = compare_runs(runs, "A", 0)
+    assert found.exit_code == 4
+    assert "more runs of B than of A were left out" in "\n".join(found.warnings)
+    assert compare_runs(runs, "B", 0).exit_code == 0, "of a baseline that breaks, nothing is worse"
+
+
+def test_uploads_that_fail_are_a_regression_though_the_others_are_as_fast(repeat):
+    def failing(run, share):
+        modes = [
+            msgspec.structs.replace(mode, failures={"busy": round(mode.uploads * share)}) for mode in run.summary.modes
+        ]
+        return Read(run.info, msgspec.structs.replace(run.summary, modes=modes))
+
+    runs = [failing(run, 0.03) if run.info.label == "B" else run for run in interleaved(repeat, 6)]
+    found = compare_runs(runs, "A", 0.02)
+    assert found.exit_code == 5
+    assert "2.91 % of its uploads failed, beside 0 %" in view(found).sentence
+    assert "B failed 2.91 % of its uploads" in "\n".join(found.warnings)
+    assert compare_runs(runs, "A", 0.05).exit_code == 0
+    assert compare_runs(runs, "B", 0.02).exit_code == 0
+
+
+def test_a_lower_bound_is_shown_as_one(repeat):
+    def bounded(run):
+        modes = [msgspec.structs.replace(mode, lower_bound=True) for mode in run.summary.modes]
+        return Read(run.info, msgspec.structs.replace(run.summary, modes=modes))
+
+    runs = [bounded(run) if run.info.label == "B" else run for run in interleaved(repeat, 6)]
+    [row] = [row for row in view(compare_runs(runs, "A", 0)).sections[0].findings.rows if row.cells[0] == RATE_LONG]
+    assert row.cells[4].startswith("≥ ") and not row.cells[3].startswith("≥")
+
+
+def test_the_tolerance_is_of_the_change_that_is_shown(repeat):
+    """A rate that fell by 9.5 % is within 10 %, whichever way one divides."""
+    runs = interleaved(repeat, 10, scatter=0.001, rate=0.905)
+    assert compare_runs(runs, "A", 0.10).exit_code == 0
+    assert compare_runs(runs, "A", 0.09).exit_code == 5
 
 
 def test_all_invalid_is_not_comparable(repeat):
