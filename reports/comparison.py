@@ -68,7 +68,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     pair_ratios: list[float]
     """In the order of time; empty for independent groups."""
     ratio: float | None
-    """The geometric mean of the pairs' ratios, or the ratio of the groups' geometric means."""
+    """Hodges and Lehmann's estimate; under 8 pairs, or 6 runs of a group, geometric means."""
     low: float | None
     """Ends of its 95 % confidence interval, for itself alone."""
     high: float | None

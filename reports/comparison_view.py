@@ -25,10 +25,11 @@ from reports.texts import at_least, percent, significant
 
 NOTE = (
     "Medians of the runs of each label, with the interval that surrounds the true median in at least 95 % of "
-    "comparisons; the change is the geometric mean of candidate ÷ baseline over the pairs, with its 95 % interval. "
-    "~: no difference that these runs can tell from chance. p is of Student's t-test on logarithms, corrected by Holm "
-    f"for all {{tests}} tests made here; an interval alone is not. At least {FEWEST_PAIRS} pairs are needed. What is "
-    "worse by more than {tolerance} is a regression; that it is so much more is not tested. "
+    "comparisons; the change is Hodges and Lehmann's estimate of candidate ÷ baseline, with its 95 % interval. "
+    "~: no difference that these runs can tell from chance. p is of Wilcoxon's signed-rank test (of fewer than 8 "
+    "pairs, Student's t; of groups, the rank-sum test), corrected by Holm for all {tests} tests made here; an interval "
+    f"alone is not. At least {FEWEST_PAIRS} pairs are needed. "
+    "What is worse by more than {tolerance} is a regression; that it is so much more is not tested. "
 )
 PAIRED_NOTE = (
     f"A thing compared with itself is called better or worse in at most {percent(SIGNIFICANCE)} of such comparisons."

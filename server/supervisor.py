@@ -41,7 +41,7 @@ from server.protocol import FAILURE_CODES
 from server.scoreboard import SEATS, EventLog, Scoreboard, ServerState
 from server.settings import needs_restart
 from server.storage import empty_slot, lock_store, prepare_store
-from server.worker import run_worker
+from server.worker import RETIRE, run_worker
 
 LONG_LIFE_S = 5.0  # who lived this long died of an accident; a shorter life counts towards the back-off
 MAX_BACKOFF_S = 10.0
@@ -49,7 +49,7 @@ KILL_AFTER_DRAIN_S = 4.0  # the workers end themselves before: this is for those
 LEAST_ROOM = 64  # slots that the scoreboard has at least, for workers that are added
 HANDSHAKE_S = 1.0  # that a connection being made may take before its listening socket goes
 LOOK_AGAIN_S = 0.01
-CHECKS_PER_HANG = 10
+LOOK_FOR_HANGS_S = 1.0
 
 OK, FAILED, GAVE_UP = 0, 1, 3
 
@@ -60,7 +60,7 @@ class StartError(Exception):
     """The server cannot start; the text says why and what to do."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Slot:
     """A worker's place."""
 
@@ -142,6 +142,7 @@ class Supervisor:
         self._to_reload: deque[_Slot] = deque()
         self._reloading = False
         self._before_reload = config
+        self._joining: _Slot | None = None  # it gets no connection until its first worker is ready
         self._resizing = False
         self._wanted = config.workers
         self._deaths: deque[float] = deque()  # those that nobody else caused
@@ -207,7 +208,7 @@ class Supervisor:
                 if fd == self._signals_read:
                     self._on_signals(os.read(fd, 4096))
                 else:
-                    self._on_ready(os.read(fd, 4096))
+                    self._read_ready()
             while self._due and self._due[0][0] <= time.monotonic():
                 heapq.heappop(self._due)[2]()
 
@@ -221,11 +222,13 @@ class Supervisor:
         return [one for slot in (*self._slots, *self._leaving) for one in slot.living]
 
     def _on_signals(self, numbers: bytes) -> None:
+        self._read_ready()  # first: who serves already must not be taken for one that could not start
         # A whole process group is often signalled at once: know that we stop before we see that workers did. And
         # timeout(1) signals the process and then its group: what arrives together is one wish, not two.
         wishes = [number for number in (signal.SIGTERM, signal.SIGINT) if number in numbers]
         if signal.SIGHUP in numbers and self._had_terminal and not _has_terminal():
-            self._stop("its terminal was closed")
+            if not self._stopping:  # the shell and the kernel both tell, and neither is in a hurry
+                self._stop("its terminal was closed")
         elif wishes:
             self._stop(wishes[0].name)
         elif signal.SIGHUP in numbers:
@@ -236,7 +239,11 @@ class Supervisor:
         if signal.SIGCHLD in numbers:
             self._reap()
 
-    def _on_ready(self, pids: bytes) -> None:
+    def _read_ready(self) -> None:
+        try:
+            pids = os.read(self._ready_read, 4096)
+        except BlockingIOError:
+            return
         ready = {int.from_bytes(pids[start : start + 4], "little") for start in range(0, len(pids), 4)}
         for worker in self._living():
             if worker.pid in ready:
@@ -245,7 +252,13 @@ class Supervisor:
         for slot in self._slots:
             if slot.successor is not None and slot.successor.is_ready:
                 self._succeed(slot)
-        if not self._announced and all(slot.worker is not None and slot.worker.is_ready for slot in self._slots):
+        if self._joining is not None and self._joining.worker is not None and self._joining.worker.is_ready:
+            self._joined()
+        if (
+            not self._announced
+            and not self._stopping
+            and all(slot.worker is not None and slot.worker.is_ready for slot in self._slots)
+        ):
             self._announce()
 
     def _announce(self) -> None:
@@ -253,13 +266,18 @@ class Supervisor:
         store = "discarded" if self._config.store is None else printable(self._config.store)
         count = len(self._slots)
         workers = "1 worker" if count == 1 else f"{count} workers"
-        print(f"listening on {self._listeners.address} with {workers}, pid {os.getpid()}, store: {store}", flush=True)
+        try:
+            print(
+                f"listening on {self._listeners.address} with {workers}, pid {os.getpid()}, store: {store}", flush=True
+            )
+        except OSError as error:  # nobody reads it
+            log.warning("it could not be said that the server is ready: %s", error.strerror)
 
     # ── births ──
 
     def _fill(self, slot: _Slot) -> None:
         """Give the slot a worker, unless it has one or needs none any more."""
-        if slot.worker is not None or self._stopping or slot not in self._slots:
+        if slot.worker is not None or self._stopping or slot not in self._slots or slot.free_seat() is None:
             return
         try:
             slot.worker = self._fork(slot)
@@ -294,10 +312,14 @@ class Supervisor:
         record = self._board.record(slot.number, seat)
         record[scoreboard.STATE] = scoreboard.STARTING
         record[scoreboard.STARTED_NS] = record[scoreboard.HEARTBEAT_NS] = time.monotonic_ns()
-        pid = fork(partial(self._be_worker, slot.number, record, place), slot.number)
+        try:
+            pid = fork(partial(self._be_worker, slot.number, record, place), slot.number)
+        except OSError:
+            record[scoreboard.STATE] = scoreboard.EMPTY
+            raise
         record[scoreboard.PID] = pid
         record[scoreboard.BIRTHS] += 1
-        return Offspring(pid, slot.number, seat, record, time.monotonic())
+        return Offspring(pid, slot.number, seat, record, self._config, time.monotonic())
 
     def _be_worker(self, slot: int, record: memoryview, place: str) -> None:
         """In the child: keep only what a worker needs, and serve."""
@@ -336,10 +358,14 @@ class Supervisor:
         if worker in slot.retiring:
             slot.retiring.remove(worker)
             self._leaving = [one for one in self._leaving if one.living]
+            if self._stopping and status and worker.is_ready:
+                self._exit_code = self._exit_code or FAILED
+            if slot is self._joining:
+                self._fill(slot)  # it may have waited for a seat
             self._reload_next()
         elif worker is slot.successor:
             slot.successor = None
-            self._reload_failed(worker, how)
+            self._reload_failed(slot, worker, how)
         else:
             slot.worker = None
             self._replace(slot, worker, status, how)
@@ -352,6 +378,9 @@ class Supervisor:
     def _replace(self, slot: _Slot, worker: Offspring, status: int, how: str) -> None:
         """After the death of a worker that served, or should have."""
         if self._stopping:
+            return
+        if not worker.is_ready and slot is self._joining:
+            self._not_joined(slot, worker, how)
             return
         if not worker.is_ready and not (self._announced and os.WIFSIGNALED(status)):
             log.error("worker %d (pid %d) could not start: it %s; stopping the server", slot.number, worker.pid, how)
@@ -379,13 +408,15 @@ class Supervisor:
         return f"{len(self._deaths)} workers died within {self._config.death_window_s:g} s: giving up"
 
     def _look_for_hangs(self) -> None:
-        """Kill who is overdue: whose loop does not turn, and who still drains after its time. Beats that were missed
-        while we slept ourselves (stopped, or suspended with the machine) prove nothing: then they get a new chance."""
-        now, interval_s = time.monotonic(), self._config.hang_timeout_s / CHECKS_PER_HANG
-        if now - self._checked_s > 2 * interval_s:
+        """Kill whose loop does not turn. Beats that were missed while we slept ourselves (stopped, or suspended with
+        the machine) prove nothing: then they get a new chance."""
+        now = time.monotonic()
+        if now - self._checked_s > 2 * LOOK_FOR_HANGS_S:
             self._trust_beats_from_s = now
         self._checked_s = now
-        self._later(interval_s, self._look_for_hangs)
+        self._later(LOOK_FOR_HANGS_S, self._look_for_hangs)
+        if self._had_terminal and not _has_terminal():
+            self._had_terminal = False  # it went, and nobody told us to go with it: from now on HUP means reload
         for worker in self._living():
             silent_s = now - max(worker.beat_s, self._trust_beats_from_s)
             if silent_s > self._config.hang_timeout_s:
@@ -400,18 +431,16 @@ class Supervisor:
     # ── retiring ──
 
     def _retire(self, slot: _Slot, worker: Offspring) -> None:
-        """Let it drain, whatever serves in its place."""
+        """Let it drain, whatever serves in its place. One that is not ready yet has no handler for this, and no
+        connection: it ends at once."""
         slot.retiring.append(worker)
-        worker.is_retiring = True
-        if not worker.is_ready:  # it has no handler yet, and no connection
-            self._kill(worker, "it was not ready when it was to end")
-            return
-        os.kill(worker.pid, signal.SIGTERM)
-        self._later(self._config.drain_timeout_s + KILL_AFTER_DRAIN_S, partial(self._end_of_drain, worker))
+        if not worker.is_ready:
+            worker.killed_because = "it was to end before it was ready"
+        os.kill(worker.pid, RETIRE)
+        self._later(worker.config.drain_timeout_s + KILL_AFTER_DRAIN_S, partial(self._end_of_drain, worker))
 
     def _end_of_drain(self, worker: Offspring) -> None:
         if worker in self._living():
-            self._exit_code = self._exit_code or (FAILED if self._stopping else OK)
             self._kill(worker, "it did not end within the drain timeout")
 
     # ── reload ──
@@ -430,17 +459,17 @@ class Supervisor:
         if fixed := needs_restart(self._config, config):
             log.warning("reloading, but %s can only change with a restart", ", ".join(fixed))
             config = _with_fixed(config, self._config, fixed)
+        before = self._config
         if not self._reloading:
-            self._before_reload = self._config
+            self._before_reload = before
         self._reloading = True
         self._config = config
         self._to_reload = deque(self._slots)
         log.info("reloading %d workers", len(self._slots))
         self._note("reload-started", f"reloading {len(self._slots)} workers")
         self._publish()
-        if config.workers != self._before_reload.workers:
-            self._wanted = min(config.workers, self._board.slots)
-            self._resize(0)
+        if config.workers != before.workers:
+            self._resize(config.workers - self._wanted)
         self._reload_next()
 
     def _reload_next(self) -> None:
@@ -474,62 +503,95 @@ class Supervisor:
             self._retire(slot, old)
         self._reload_next()
 
-    def _reload_failed(self, successor: Offspring, how: str) -> None:
-        if not self._stopping:
-            self._give_up_reload(f"the new worker {successor.slot} (pid {successor.pid}) {how} before it was ready")
+    def _reload_failed(self, slot: _Slot, successor: Offspring, how: str) -> None:
+        if self._stopping:
+            return
+        if successor.config is not self._config:  # of a reload that another one has overtaken
+            self._to_reload.append(slot)
+            self._reload_next()
+            return
+        self._give_up_reload(f"the new worker {successor.slot} (pid {successor.pid}) {how} before it was ready")
 
     def _give_up_reload(self, why: str) -> None:
         self._reloading = False
+        new = sum(slot.worker is not None and slot.worker.config is self._config for slot in self._slots)
         self._config = self._before_reload
         self._publish()
-        log.error("reload given up, the old workers go on: %s", why)
-        self._note("reload-failed", f"reload given up: {why}")
+        some = f", beside {new} with the new configuration" if new else ""
+        log.error("reload given up, the old workers go on%s: %s", some, why)
+        self._note("reload-failed", f"reload given up, the old workers go on{some}: {why}")
 
     # ── more and fewer workers ──
 
     def _resize(self, change: int) -> None:
-        """One step at a time: the next follows when connections that were on their way have arrived."""
+        """One step at a time: the next follows when the last one is over, with all connections where they belong."""
         if self._stopping:
             return
-        if self._wanted + change < 1:
+        wanted = self._wanted + change
+        self._wanted = min(self._board.slots, max(1, wanted))
+        if wanted < 1:
             log.warning("not one worker less: the last worker stays")
-        elif self._wanted + change > self._board.slots:
-            log.warning("not one worker more: there is room for %d", self._board.slots)
-        else:
-            self._wanted += change
+        elif wanted > self._board.slots:
+            log.warning("no more than %d workers: there is no room for others", self._board.slots)
         if self._resizing or self._wanted == len(self._slots):
             return
+        self._resizing = True
         if self._wanted > len(self._slots):
             self._add_slot()
         else:
-            self._resizing = True
-            last = len(self._slots) - 1
-            self._listeners.steer_away(last)
+            self._listeners.steer_away(len(self._slots) - 1)
             self._later(HANDSHAKE_S, self._remove_slot)
 
+    def _resized(self) -> None:
+        self._listeners.steer_to_all()
+        self._resizing = False
+        self._publish()
+        self._resize(0)
+        self._reload_next()
+
     def _add_slot(self) -> None:
+        """A new slot gets no connection before its worker is ready: if that cannot start, none is lost."""
         number = len(self._slots)
+        self._listeners.steer_away(number)
         try:
             self._listeners.add()
         except OSError as error:
             log.error("no worker can be added: %s", error.strerror)
             self._wanted = number
+            self._resized()
             return
         slot = next((one for one in self._leaving if one.number == number), _Slot(number))
         self._leaving = [one for one in self._leaving if one is not slot]
         self._slots.append(slot)
-        self._listeners.steer_to_all()
-        log.info("worker %d is added", number)
-        self._publish()
+        self._joining = slot
         self._fill(slot)
-        self._resize(0)
+
+    def _joined(self) -> None:
+        assert self._joining is not None
+        self._log_and_note("worker-added", f"worker {self._joining.number} is added", slot=self._joining.number)
+        self._joining = None
+        self._resized()
+
+    def _not_joined(self, slot: _Slot, worker: Offspring, how: str) -> None:
+        log.error("worker %d (pid %d) could not start, going on without it: it %s", worker.slot, worker.pid, how)
+        self._joining = None
+        self._drop_last_slot()
+        self._wanted = len(self._slots)
+        self._has_left(slot)
 
     def _remove_slot(self) -> None:
-        self._resizing = False
         if self._stopping:
             return
+        if self._wanted >= len(self._slots):  # somebody thought better of it
+            self._resized()
+            return
+        number = len(self._slots) - 1
+        self._log_and_note("worker-leaves", f"worker {number} leaves", slot=number)
+        self._has_left(self._drop_last_slot())
+
+    def _drop_last_slot(self) -> _Slot:
+        """Whoever lives in it drains."""
         slot = self._slots.pop()
-        log.info("worker %d leaves", slot.number)
         self._listeners.remove_last()
         for worker in (slot.worker, slot.successor):
             if worker is not None:
@@ -538,10 +600,17 @@ class Supervisor:
         slot.quick_deaths = slot.replaces = 0
         if slot.living:
             self._leaving.append(slot)
-        self._listeners.steer_to_all()
-        self._publish()
-        self._resize(0)
-        self._reload_next()
+        return slot
+
+    def _has_left(self, slot: _Slot) -> None:
+        """New connections may go to all again when none of its workers has the socket any more: until then the kernel
+        would count it among them."""
+        if self._stopping:
+            return
+        if any(worker.may_accept for worker in slot.living):
+            self._later(LOOK_AGAIN_S, partial(self._has_left, slot))
+        else:
+            self._resized()
 
     def _publish(self) -> None:
         """The state file, as it is now."""
@@ -614,8 +683,15 @@ class Supervisor:
         text = f"worker {worker.slot} (pid {worker.pid}) {what}"
         self._note(kind, text, slot=worker.slot, pid=worker.pid, **fields)
 
+    def _log_and_note(self, kind: str, text: str, **fields: object) -> None:
+        log.info("%s", text)
+        self._note(kind, text, **fields)
+
     def _note(self, kind: str, text: str, **fields: object) -> None:
-        self._events.append(kind, text=text, **fields)
+        try:
+            self._events.append(kind, text=text, **fields)
+        except OSError as error:  # /dev/shm is full: no reason to end
+            log.warning("an event could not be written down (%s): %s", error.strerror, text)
 
 
 def _place(slot: int, seat: int) -> str:

@@ -3,15 +3,17 @@
 The loop accepts from its own reader callback, in bursts of at most 64: uvloop's `create_server` accepts one
 connection per turn of a busy loop, and new connections beside keep-alive load then wait 4 to 5 times as long.
 
-TERM drains: the accept queue is emptied first, so that nobody who was already connected is reset; then every upload
-on the open connections is served and answered with `"connection": "close"`, until all are gone or the drain timeout
-has passed. INT is ignored: a terminal sends it to the whole process group, and the supervisor decides.
+RETIRE drains: the accept queue is emptied first, so that nobody who was already connected is reset, and only then the
+scoreboard says so; every upload on the open connections is served and answered with `"connection": "close"`, until all
+are gone or the drain timeout has passed. TERM and INT are ignored: a terminal or a service manager sends them to the
+whole process group, and the supervisor decides.
 """
 
 import asyncio
 import errno
 import logging
 import resource
+import select
 import signal
 import socket
 import time
@@ -29,6 +31,7 @@ from server.durable import make_batch
 from server.protocol import Limits
 from server.storage import DiscardStore, FileStore, Store
 
+RETIRE = signal.SIGUSR1
 ACCEPT_BURST = 64
 ACCEPT_PAUSE_S = 0.1
 MAX_REFUSALS = 16  # connections beyond the most, while they are told `busy`
@@ -60,6 +63,7 @@ class Worker:
         self._opening: set[asyncio.Task[object]] = set()  # a task that nobody holds may be collected
         self._answering: set[socket.socket] = set()  # those whose first upload is answered before they are opened
         self._stopped = loop.create_future()
+        self._over = False  # the drain timeout has passed
         store: Store = DiscardStore()
         if config.store is not None:
             store = FileStore(config.store, place, config.collision, config.durability)
@@ -69,9 +73,9 @@ class Worker:
         self._connections: set[Connection] = set()
 
     async def run(self, ready: Callable[[], None]) -> None:
-        """Serve until TERM and the end of the drain. `ready` is called when the first connection would be served."""
+        """Serve until RETIRE and the end of the drain. `ready` is called when the first connection would be served."""
         assert self._listener is not None
-        self._loop.add_signal_handler(signal.SIGTERM, self._drain)
+        self._loop.add_signal_handler(RETIRE, self._drain)
         self._loop.add_reader(self._listener, self._accept)
         self._beat()
         self._record[scoreboard.STATE] = scoreboard.READY
@@ -166,17 +170,17 @@ class Worker:
         self._loop.call_later(ACCEPT_PAUSE_S, self._resume_accepting)
 
     def _resume_accepting(self) -> None:
-        if self._listener is not None:
+        if self._listener is not None and not self._context.draining:
             self._loop.add_reader(self._listener, self._accept)
 
     def _drain(self) -> None:
         if self._context.draining:
             return
         self._context.draining = True
-        self._record[scoreboard.STATE] = scoreboard.DRAINING
-        self._empty_accept_queue()
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener)
         self._loop.call_later(self._drain_timeout_s, self._shut_down)
-        self._stop_when_idle()
+        self._empty_accept_queue()
 
     def _stop_when_idle(self) -> None:
         if self._connections or self._opening or self._answering:
@@ -185,15 +189,23 @@ class Worker:
             self._stop()
 
     def _empty_accept_queue(self) -> None:
+        """A burst a turn, as ever: who is connected wants its turn too. Where no more can be held, those who wait are
+        accepted when others have gone."""
         listener = self._listener
         assert listener is not None
-        self._loop.remove_reader(listener)
-        while self._accept():
-            self._batch.flush()
+        if self._accept():
+            self._loop.call_soon(self._empty_accept_queue)
+            return
+        if select.select([listener], [], [], 0)[0] and not self._over:
+            self._loop.call_later(ACCEPT_PAUSE_S, self._empty_accept_queue)
+            return
         self._listener = None
         listener.close()
+        self._record[scoreboard.STATE] = scoreboard.DRAINING
+        self._stop_when_idle()
 
     def _shut_down(self) -> None:
+        self._over = True
         for connection in list(self._connections):
             connection.shut_down()
         self._loop.call_later(SHUT_DOWN_GRACE_S, self._stop)
@@ -219,7 +231,7 @@ def run_worker(
     ready: Callable[[], None],
     place: str,
 ) -> None:
-    """Be worker `slot` until TERM, with temporary files in folder `place` of the store. OSError when that cannot be
+    """Be worker `slot` until RETIRE, with temporary files in folder `place` of the store. OSError when that cannot be
     opened."""
     loop = uvloop.new_event_loop()
     try:

@@ -2,7 +2,7 @@
 
     python faulty_server.py FAULT SERVER-OPTION...
 
-A fault waits for an upload of the file `bad`; `start` waits for nothing, and `reload` for a second worker in a slot.
+The faults `loop` and `die` wait for an upload of the file `bad`, and `reload` for a file in the working directory.
 """
 
 import os
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from server import worker as worker_module
 from server.__main__ import main
+from server.scoreboard import EventLog
 from server.storage import DiscardStore, StoreError
 
 
@@ -58,6 +59,18 @@ def reload() -> None:
     worker_module._max_connections = broken
 
 
+def full() -> None:
+    """Nothing more can be written down of what happens, once the server is there."""
+    append = EventLog.append
+
+    def broken(events: EventLog, kind: str, **fields: object) -> None:
+        if kind not in ("server-started", "worker-started", "worker-ready"):
+            raise OSError(28, "No space left on device")
+        append(events, kind, **fields)
+
+    EventLog.append = broken  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
-    {"loop": loop, "die": die, "start": start, "reload": reload}[sys.argv.pop(1)]()
+    {"loop": loop, "die": die, "start": start, "reload": reload, "full": full}[sys.argv.pop(1)]()
     main(prog_name="faulty_server.py")

@@ -9,6 +9,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -17,10 +18,11 @@ from servers import ROOT
 
 from reports.compare import compare_runs
 from reports.compared_runs import Read, read
-from reports.comparison import FEWEST_PAIRS, Comparison
+from reports.comparison import Comparison
 from reports.summary import Summary
 
 COMPARISONS = int(os.environ.get("COMPARISONS", "10"))
+PAIRS = 10  # as `make compare` has
 RELABELLED = 1000
 DEARER = 0.10
 DEAR_SERVER = Path(__file__).with_name("dear_server.py")
@@ -73,19 +75,18 @@ def test_alarms_and_finds(tmp_path: Path) -> None:
     calibration = [read([one_run(tmp_path, "calibration", 0)])[0] for _ in range(3)]
     burn_us = DEARER * sorted(busy_us(run.summary) for run in calibration)[1]
     folders = []
-    for pair in range(COMPARISONS * FEWEST_PAIRS):
+    for pair in range(COMPARISONS * PAIRS):
         sides = [("same", 0.0), ("dear", burn_us)]
         folders += [one_run(tmp_path, *side) for side in (sides if pair % 2 else reversed(sides))]
     runs = read(folders)
 
     same = [run for run in runs if run.info.label == "same"][:40]
     chance = random.Random(1)
-    raised = sum(_alarm(same, chance) for _ in range(RELABELLED))
-    print(
-        f"\n{len(same)} runs of one server, relabelled {RELABELLED} times: alarms {raised / RELABELLED:.1%} (limit 5 %)"
-    )
+    print(f"\n{len(same)} runs of one server, relabelled {RELABELLED} times; alarms (limit 5 %):")
+    print(f"  all of them, dealt out by chance: {_alarms(same, chance, _dealt_out):.1%}")
+    print(f"  {PAIRS} neighbouring pairs of them, turned by chance: {_alarms(same, chance, _turned):.1%}")
 
-    size = 2 * FEWEST_PAIRS
+    size = 2 * PAIRS
     comparisons = [compare_runs(runs[start : start + size], "same", 0.02) for start in range(0, len(runs), size)]
     seen = sum(found(comparison)["CPU, all busy"] == "worse" for comparison in comparisons)
     others = sum(
@@ -94,7 +95,7 @@ def test_alarms_and_finds(tmp_path: Path) -> None:
         for metric, outcome in found(comparison).items()
         if metric != "CPU, all busy"
     )
-    print(f"{burn_us:.0f} µs dearer: found in {seen} of {len(comparisons)} comparisons of {FEWEST_PAIRS} pairs each")
+    print(f"{burn_us:.0f} µs dearer: found in {seen} of {len(comparisons)} comparisons of {PAIRS} pairs each")
     print(f"in other metrics: {others} differences")
     for comparison in comparisons:
         for finding in comparison.against[0].findings:
@@ -102,12 +103,26 @@ def test_alarms_and_finds(tmp_path: Path) -> None:
         print()
 
 
-def _alarm(runs: list[Read], chance: random.Random) -> bool:
-    """Of these runs with labels dealt out by chance, half of them each."""
+def _alarms(
+    runs: list[Read], chance: random.Random, relabel: Callable[[list[Read], random.Random], list[tuple[str, Read]]]
+) -> float:
+    return sum(_alarm(relabel(runs, chance)) for _ in range(RELABELLED)) / RELABELLED
+
+
+def _dealt_out(runs: list[Read], chance: random.Random) -> list[tuple[str, Read]]:
+    """Half of them each."""
     labels = ["A", "B"] * (len(runs) // 2)
     chance.shuffle(labels)
-    relabelled = [
-        Read(msgspec.structs.replace(run.info, label=label), run.summary)
-        for run, label in zip(runs, labels, strict=True)
-    ]
+    return list(zip(labels, runs, strict=True))
+
+
+def _turned(runs: list[Read], chance: random.Random) -> list[tuple[str, Read]]:
+    """As many pairs as `make compare` runs, from anywhere among them."""
+    start = chance.randrange(len(runs) - 2 * PAIRS + 1)
+    labels = [label for _ in range(PAIRS) for label in chance.choice(("AB", "BA"))]
+    return list(zip(labels, runs[start : start + 2 * PAIRS], strict=True))
+
+
+def _alarm(labelled: list[tuple[str, Read]]) -> bool:
+    relabelled = [Read(msgspec.structs.replace(run.info, label=label), run.summary) for label, run in labelled]
     return bool({"better", "worse"} & set(found(compare_runs(relabelled, "A", 0.0)).values()))

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from crowd import crowd
 from servers import ROOT, Client, Server, bindable, eventually, running, session, upload
+from terminals import at_a_terminal
 
 FAULTY = ROOT / "tests" / "faulty_server.py"
 MODES = ("per-worker", "shared")
@@ -88,6 +89,61 @@ def test_workers_that_were_added_and_removed_are_spread_over(tmp_path: Path) -> 
         assert min(served.values()) > 15  # of 50; fewer has a probability below 1e-11
 
 
+def test_a_slot_that_comes_back_while_all_its_seats_drain_waits_for_one() -> None:
+    with running("--drain-timeout", "60s", workers=2) as server, ExitStack() as stack:
+        clients = []
+        for reload in range(1, 4):
+            while not any(client.served_by == (1, server.slots()[1].pid) for client in clients):
+                clients.append(stack.enter_context(Held(server.port)))
+            server.process.send_signal(signal.SIGHUP)
+            eventually(lambda number=reload: len(events(server, "reload-finished")) == number, "it reloaded")
+        while not any(client.served_by == (1, server.slots()[1].pid) for client in clients):
+            clients.append(stack.enter_context(Held(server.port)))
+        server.process.send_signal(signal.SIGTTOU)
+        eventually(lambda: len(server.workers()) == 1, "one worker")
+        server.process.send_signal(signal.SIGTTIN)
+        assert upload(server.port, b"abc").code == "ok"
+        stack.close()
+        eventually(lambda: len(server.workers()) == 2, "two again")
+
+
+class Held(Client):
+    """A client that stays connected; `served_by` is the slot and the pid of its worker."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(port)
+        reply = self.upload(b"abc")
+        self.served_by = (reply.worker, reply.pid)
+
+
+def test_a_worker_that_is_added_and_cannot_start_takes_nothing_from_the_others(tmp_path: Path) -> None:
+    with faulty("reload", tmp_path) as server, crowd(server.port, long=2, short=4) as load:
+        workers = server.workers()
+        (tmp_path / "broken").touch()
+        server.process.send_signal(signal.SIGTTIN)
+        eventually(lambda: "going on without it" in server.messages(), "it says so")
+        load.go_on()
+        assert server.workers() == workers
+        (tmp_path / "broken").unlink()
+        server.process.send_signal(signal.SIGTTIN)
+        eventually(lambda: len(server.workers()) == 3, "the next one can")
+        load.go_on()
+    assert load.failures == []
+
+
+def test_one_less_and_one_more_at_once_is_the_same_number(tmp_path: Path) -> None:
+    """Who thinks better of it while connections are still being steered away keeps the worker."""
+    with running(workers=3) as server:
+        workers = server.workers()
+        for number, then_s in ((signal.SIGTTOU, 0.3), (signal.SIGTTIN, 1.5)):
+            server.process.send_signal(number)
+            until = time.monotonic() + then_s
+            eventually(lambda until=until: time.monotonic() > until, "a moment; after the second, all is settled")
+        assert server.workers() == workers
+        server.process.send_signal(signal.SIGTTIN)
+        eventually(lambda: len(server.workers()) == 4, "one more, as ever")
+
+
 # ── Reload ──
 
 
@@ -125,6 +181,22 @@ def test_a_reload_reads_the_file_again(tmp_path: Path) -> None:
         eventually(lambda: events(server, "reload-failed"), "it said no")
         assert "unknown key 'max_file_sise'; did you mean max_file_size?" in events(server, "reload-failed")[0]
         assert server.workers() == workers
+
+
+def test_a_worker_drains_as_long_as_it_was_told_when_it_was_born(tmp_path: Path) -> None:
+    """Not as long as those that come after it are told."""
+    file = tmp_path / "server.toml"
+    file.write_text("drain_timeout = 60\n")
+    with running("--config", str(file)) as server, Client(server.port) as client:
+        client.send_header(6, "slow")
+        client.sock.sendall(b"abc")
+        file.write_text("drain_timeout = 0\n")
+        server.process.send_signal(signal.SIGHUP)
+        eventually(lambda: server.slots()[0].retiring, "the old worker drains")
+        until = time.monotonic() + 5.0
+        eventually(lambda: time.monotonic() > until, "longer than the new timeout and its grace")
+        client.sock.sendall(b"def")
+        assert client.reply().code == "ok"
 
 
 def test_a_reload_may_change_the_number_of_workers(tmp_path: Path) -> None:
@@ -250,6 +322,63 @@ def state_of(pid: int) -> str:
     return text[text.rindex(")") + 2]
 
 
+def test_a_worker_that_is_told_to_end_by_somebody_else_goes_on() -> None:
+    """A service manager tells the whole group. It would leave its slot without service as long as it drains."""
+    with running() as server, Client(server.port):
+        [worker] = server.workers()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU):
+            os.kill(worker, number)
+        assert [upload(server.port, b"abc").pid for _ in range(3)] == [worker] * 3
+
+
+def test_what_cannot_be_written_down_ends_nothing(tmp_path: Path) -> None:
+    with faulty("full", tmp_path) as server:
+        before = server.workers()
+        os.kill(before[0], signal.SIGKILL)
+        eventually(lambda: len(server.workers()) == 2 and server.workers() != before, "it was replaced")
+        server.process.send_signal(signal.SIGHUP)
+        eventually(lambda: not set(before) & set(server.workers()) and len(server.workers()) == 2, "it reloaded")
+        assert upload(server.port, b"abc").code == "ok"
+        assert "an event could not be written down (No space left on device)" in server.messages()
+
+
+def test_a_worker_that_crashes_in_a_drain_is_in_the_exit_code() -> None:
+    with running(workers=2, exit_code=1) as server, Client(server.port) as client:
+        served_by = client.upload(b"abc").pid
+        server.process.send_signal(signal.SIGTERM)
+        eventually(lambda: {slot.state for slot in server.slots()} <= {"draining", "empty"}, "it drains")
+        os.kill(served_by, signal.SIGKILL)
+        assert server.wait() == 1
+
+
+# ── Its terminal ──
+
+SERVE = (sys.executable, "-m", "server", "--port", "0", "--workers", "1", "--discard", "--drain-timeout", "30s")
+
+
+def test_when_its_terminal_is_closed_it_drains(tmp_path: Path) -> None:
+    with at_a_terminal(tmp_path / "there", *SERVE) as (job, terminal):
+        eventually(lambda: "listening on" in terminal.shown(), "it is ready")
+        port = int(terminal.shown().split("listening on ")[1].split()[0].rpartition(":")[2])
+        with Client(port) as client:
+            client.send_header(6, "slow")
+            client.sock.sendall(b"abc")
+            terminal.close()
+            job.process.send_signal(signal.SIGHUP)  # the shell tells as well as the kernel
+            eventually(lambda: not connects(port), "nobody is let in any more")
+            client.sock.sendall(b"def")
+            assert client.reply().code == "ok"
+        assert job.wait() == 0
+
+
+def connects(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=0.2).close()
+    except OSError:
+        return False
+    return True
+
+
 # ── Crash loops ──
 
 
@@ -284,7 +413,7 @@ def test_deaths_that_others_cause_are_no_crash_loop() -> None:
         for births in range(1, 5):
             eventually(lambda number=births: server.slots()[0].births == number and len(server.workers()) == 2, "two")
             os.kill(server.workers()[0], signal.SIGKILL)
-        eventually(lambda: len(server.workers()) == 2, "two again")
+        eventually(lambda: server.slots()[0].births == 5 and len(server.workers()) == 2, "two again")
         assert upload(server.port, b"abc").code == "ok"
 
 

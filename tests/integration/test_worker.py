@@ -1,7 +1,6 @@
 """One real worker (tests/one_worker.py) with something wrong inside, or with something that happens on a connection at
 a moment that cannot be hit from outside."""
 
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from server.listener import Listeners
 from server.protocol import UploadHeader
 from server.scoreboard import Scoreboard
 from server.storage import prepare_store
+from server.worker import RETIRE
 
 SCRIPT = ROOT / "tests" / "one_worker.py"
 
@@ -40,7 +40,7 @@ class Bench:
             try:
                 eventually(self._is_ready, "the worker serves")
                 yield
-                process.send_signal(signal.SIGTERM)
+                process.send_signal(RETIRE)
                 assert process.wait(DEADLINE_S) == 0
             finally:
                 process.kill()

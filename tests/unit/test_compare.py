@@ -222,7 +222,8 @@ def test_a_candidate_whose_runs_break_is_not_as_good_as_the_baseline(repeat):
     runs = interleaved(repeat, 9)
     broken = [run for run in runs if run.info.label == "B"][:3]
     runs = [
-        Read(run.info, msgspec.structs.replace(run.summary, verdict="INVALID")) if run in broken else run for run in runs
+        Read(run.info, msgspec.structs.replace(run.summary, verdict="INVALID")) if run in broken else run
+        for run in runs
     ]
     found = compare_runs(runs, "A", 0)
     assert found.exit_code == 4

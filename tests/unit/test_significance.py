@@ -49,6 +49,43 @@ def test_repeats_without_scatter_are_sure_of_themselves():
     assert (found.ratio, found.low, found.high, found.p) == (pytest.approx(1.25), found.ratio, found.ratio, 0)
 
 
+def test_a_spell_of_the_machine_hides_nothing():
+    """One pair of ten with a candidate that took three times as long: a t-test of these finds nothing."""
+    ratios = [1.09, 1.12, 1.10, 3.0, 1.08, 1.11, 1.13, 1.07, 1.10, 1.09]
+    assert stats.ttest_1samp(np.log(ratios), 0).pvalue > 0.05
+    found = paired_change([(1.0, ratio) for ratio in ratios])
+    assert found.ratio == pytest.approx(1.10, abs=0.02)
+    assert found.p < 0.05
+    steady = paired_change([(1.0, ratio) for ratio in ratios if 1 < ratio < 2])
+    assert 1.08 < steady.low < steady.high < 1.13
+    assert steady.p == pytest.approx(2 / 2**9)
+
+
+@pytest.mark.parametrize("number", [8, 9, 12, 20])
+def test_ranks_as_scipy_has_them(number):
+    logs = np.random.default_rng(number).normal(0.05, 0.1, number)
+    expected = stats.wilcoxon(logs, method="exact").pvalue
+    assert paired_change([(1.0, math.exp(log)) for log in logs]).p == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("number", [8, 9, 10, 15])
+def test_an_interval_says_what_its_test_says(number):
+    """It leaves out a ratio exactly when a test against that ratio would find a difference."""
+    logs = np.random.default_rng(number).normal(0.1, 0.1, number)
+    found = paired_change([(1.0, math.exp(log)) for log in logs])
+    for end, inwards in ((found.low, 1e-9), (found.high, -1e-9)):
+        assert stats.wilcoxon(logs - math.log(end) - inwards).pvalue > 0.05
+        assert stats.wilcoxon(logs - math.log(end) + inwards).pvalue <= 0.05
+
+
+def test_groups_by_ranks():
+    chance = np.random.default_rng(1)
+    before, after = chance.lognormal(0, 0.05, 10), 1.2 * chance.lognormal(0, 0.05, 12)
+    found = independent_change(list(before), list(after))
+    assert 1.1 < found.low < 1.2 < found.high < 1.3
+    assert found.p < 0.001
+
+
 def test_holm_in_its_own_order():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
