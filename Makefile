@@ -52,7 +52,7 @@ compare: $(RUN_STAMP) ## which is better: A='--workers 1' B='--workers 2' PAIRS=
 	  $(if $(TOLERANCE),--tolerance '$(TOLERANCE)') $(LOAD_OPTIONS)
 
 test: $(DEV_STAMP) ## run the tests
-	@exec $(BIN)/python -m pytest -n 3 --dist loadfile
+	@exec $(BIN)/python -m pytest -n 4 --dist loadfile
 
 lint: $(DEV_STAMP) ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .

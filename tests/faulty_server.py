@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from server import worker as worker_module
 from server.__main__ import main
 from server.scoreboard import EventLog
-from server.storage import DiscardStore, StoreError
+from server.storage import DiscardStore, Incoming, StoreError
 
 
 def _at_bad(do: Callable[[], None]) -> None:
@@ -24,6 +24,15 @@ def _at_bad(do: Callable[[], None]) -> None:
         return put_all(store, files)
 
     DiscardStore.put_all = broken  # type: ignore[method-assign]
+    begin = DiscardStore.begin
+
+    def broken_begin(store: DiscardStore, file_name: str) -> Incoming:
+        """Of an upload that arrives in pieces."""
+        if file_name == "bad":
+            do()
+        return begin(store, file_name)
+
+    DiscardStore.begin = broken_begin  # type: ignore[method-assign]
 
 
 def loop() -> None:
