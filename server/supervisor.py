@@ -539,7 +539,9 @@ class Supervisor:
         if self._wanted > len(self._slots):
             self._add_slot()
         else:
-            self._listeners.steer_away(len(self._slots) - 1)
+            last = len(self._slots) - 1
+            log.info("worker %d is about to leave", last)
+            self._listeners.steer_away(last)
             self._later(HANDSHAKE_S, self._remove_slot)
 
     def _resized(self) -> None:
@@ -583,6 +585,7 @@ class Supervisor:
         if self._stopping:
             return
         if self._wanted >= len(self._slots):  # somebody thought better of it
+            log.info("worker %d stays", len(self._slots) - 1)
             self._resized()
             return
         number = len(self._slots) - 1

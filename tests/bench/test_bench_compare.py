@@ -7,6 +7,7 @@ each with pairs of its own, at least nine should find the dearer one. An hour in
 
 import os
 import random
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -94,6 +95,12 @@ def test_alarms_and_finds(tmp_path: Path) -> None:
         for comparison in comparisons
         for metric, outcome in found(comparison).items()
         if metric != "CPU, all busy"
+    )
+    same_us, dear_us = (
+        statistics.median(busy_us(run.summary) for run in runs if run.info.label == label) for label in ("same", "dear")
+    )
+    print(
+        f"the calibration may have been disturbed: it was {dear_us / same_us - 1:.1%} dearer, beside {DEARER:.0%} meant"
     )
     print(f"{burn_us:.0f} µs dearer: found in {seen} of {len(comparisons)} comparisons of {PAIRS} pairs each")
     print(f"in other metrics: {others} differences")
