@@ -47,7 +47,7 @@ killport: $(RUN_STAMP) ## free a port that a stuck server holds: PORT=12345
 loadtest: $(RUN_STAMP) ## the main job: USERS= RATE= PLAN= PHASE_SECONDS= PAYLOADS= PAYLOAD_DIR= HOST=
 	@exec $(BIN)/python -m loadtest run $(LOAD_OPTIONS)
 
-compare: $(RUN_STAMP) ## which is better: A='--workers 1' B='--workers 2' PAIRS=10, and all of loadtest for both
+compare: $(RUN_STAMP) ## which is better: A='--workers 1' B='--workers 2' PAIRS=20, and all of loadtest for both
 	@exec $(BIN)/python -m loadtest compare --a '$(A)' --b '$(B)' $(if $(PAIRS),--pairs '$(PAIRS)') \
 	  $(if $(TOLERANCE),--tolerance '$(TOLERANCE)') $(LOAD_OPTIONS)
 

@@ -130,12 +130,16 @@ def _share(context: click.Context, parameter: click.Parameter, text: str) -> flo
         raise click.BadParameter(str(error)) from None
 
 
+# Between two runs a machine changes by more than within one: many short runs tell more than few long ones.
+COMPARED_RUN = ("--phase-seconds", "5")
+
+
 @cli.command(context_settings={"ignore_unknown_options": True})
 @click.option("--a", "first", default="", metavar="OPTIONS", help="the baseline: options of `run`, in one argument")
 @click.option("--b", "second", default="", metavar="OPTIONS", help="what is compared with it, likewise")
 @click.option(
     "--pairs",
-    default=6,
+    default=20,
     show_default=True,
     type=click.IntRange(1, 1000),
     help="runs of each: under 6 tell nothing",
@@ -152,7 +156,7 @@ def _share(context: click.Context, parameter: click.Parameter, text: str) -> flo
 def compare(first: str, second: str, pairs: int, tolerance: float, common: tuple[str, ...]) -> None:
     """Run two sets of options in turn (A B B A ...) and compare them: is B better or worse?
 
-    All other options are those of `run`, for both. Each set is labelled by its options, or by a --label in it. Exit
+    All other options are those of `run`, for both; phases last 5 s unless you say otherwise. Each set is labelled by its options, or by a --label in it. Exit
     codes: 0 no regression, 1 a run broke, 2 wrong options, 4 too few runs to tell, 5 B is worse, 130 interrupted.
     """
     from loadtest import comparison
@@ -166,7 +170,7 @@ def _side(name: str, common: Sequence[str], options: str) -> "Side":
     from loadtest.comparison import Side
 
     try:
-        arguments = [*common, *shlex.split(options)]
+        arguments = [*COMPARED_RUN, *common, *shlex.split(options)]
     except ValueError as error:
         raise click.BadParameter(f"{options!r}: {error}", param_hint=f"--{name.lower()}") from None
     if not any(argument.startswith("--label") for argument in arguments):

@@ -310,13 +310,14 @@ class Recorder:
         slots = self._server.slots() if self._server else None
         slot_of = {pid: view.slot for view in slots or () for pid in (view.pid, *view.retiring) if pid}
         stamp = now_ns()
+        host = sample_host(stamp, self._port, slots, slow=slow)
         there = self._census.take(roots)
         samples = [
             sample_process(present, slot_of.get(present.process.pid), footprints.get(present.stat.identity), slow=slow)
             for present in there
         ]
         self._lines.append(PROCESSES, ProcessTick(**stamp, processes=samples))
-        self._lines.append(HOST, sample_host(stamp, self._port, slots, slow=slow))
+        self._lines.append(HOST, host)
         self._copy_server_events()
         living = {present.stat.identity for present in there if present.stat.state != "Z"}
         if self._server and self._server.identity not in living:

@@ -51,11 +51,12 @@ _STAT, _MEMINFO = KernelFile("/proc/stat"), KernelFile("/proc/meminfo")
 def sample_host(stamp: dict[str, int], port: int | None, slots: Iterable[SlotView] | None, *, slow: bool) -> HostTick:
     """The whole machine now, the accept queues of a port of it, and the server's slots as they were read. What is dear
     is read on slow ticks only: counters lose nothing by that."""
+    cores = core_times(_STAT.read())  # first: idle time is compared with the stamp
     memory = dict(line.split()[:2] for line in _MEMINFO.read().splitlines()[:3])
     tcp = kernel_tcp.in_use()
     return HostTick(
         **stamp,
-        cores=core_times(_STAT.read()),
+        cores=cores,
         memory_total_bytes=int(memory[b"MemTotal:"]) << 10,
         memory_available_bytes=int(memory[b"MemAvailable:"]) << 10,
         load_1min=os.getloadavg()[0],

@@ -23,7 +23,7 @@ from reports.comparison import Comparison
 from reports.summary import Summary
 
 COMPARISONS = int(os.environ.get("COMPARISONS", "10"))
-PAIRS = 10  # as `make compare` has
+PAIRS = 20  # as `make compare` has
 RELABELLED = 1000
 DEARER = 0.10
 DEAR_SERVER = Path(__file__).with_name("dear_server.py")

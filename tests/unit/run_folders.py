@@ -544,8 +544,8 @@ def host_tick(scenario: Scenario, t: float) -> HostTick:
     return HostTick(
         **stamp(t),
         cores=[
-            CoreTimes(user=busy * 0.25, system=busy * 0.5, idle=900 + t, softirq=busy * 0.25, **core),
-            CoreTimes(user=0.0, system=0.0, idle=1000 + t, softirq=0.0, **core),
+            CoreTimes(user=busy * 0.25, system=busy * 0.5, idle=900 + 0.95 * t - busy, softirq=busy * 0.25, **core),
+            CoreTimes(user=0.0, system=0.0, idle=1000 + 0.95 * t, softirq=0.0, **core),
         ],
         memory_total_bytes=8 << 30,
         memory_available_bytes=5 << 30,
