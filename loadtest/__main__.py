@@ -156,8 +156,9 @@ COMPARED_RUN = ("--phase-seconds", "5")
 def compare(first: str, second: str, pairs: int, tolerance: float, common: tuple[str, ...]) -> None:
     """Run two sets of options in turn (A B B A ...) and compare them: is B better or worse?
 
-    All other options are those of `run`, for both; phases last 5 s unless you say otherwise. Each set is labelled by its options, or by a --label in it. Exit
-    codes: 0 no regression, 1 a run broke, 2 wrong options, 4 too few runs to tell, 5 B is worse, 130 interrupted.
+    All other options are those of `run`, for both; phases last 5 s unless you say otherwise. Each set is labelled by
+    its options, or by a --label in it. Exit codes: 0 no regression, 1 a run broke, 2 wrong options, 4 too few runs to
+    tell, 5 B is worse, 130 interrupted.
     """
     from loadtest import comparison
 
