@@ -26,11 +26,11 @@ def _at_bad(do: Callable[[], None]) -> None:
     DiscardStore.put_all = broken  # type: ignore[method-assign]
     begin = DiscardStore.begin
 
-    def broken_begin(store: DiscardStore, file_name: str) -> Incoming:
+    def broken_begin(store: DiscardStore, file_name: str, size_bytes: int) -> Incoming:
         """Of an upload that arrives in pieces."""
         if file_name == "bad":
             do()
-        return begin(store, file_name)
+        return begin(store, file_name, size_bytes)
 
     DiscardStore.begin = broken_begin  # type: ignore[method-assign]
 

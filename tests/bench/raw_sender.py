@@ -140,7 +140,7 @@ def main() -> None:
     build, whole = (framed, framed_ok) if options.wire == "framed" else (http_put, http_ok)
     body = bytes(range(256)) * (options.size // 256 + 1)
     frames = [
-        [build(f"bench-{index}-{i}.bin", body[: options.size], options.close) for i in range(4)]
+        [build(f"bench-{index:03}-{i}.bin", body[: options.size], options.close) for i in range(4)]
         for index in range(options.connections)
     ]
     cpu = time.process_time()

@@ -35,7 +35,7 @@ Keep = Callable[..., str]
 
 
 def keep_in_pieces(store: FileStore, name: str, *pieces: bytes) -> str:
-    incoming = store.begin(name)
+    incoming = store.begin(name, 0)
     try:
         for piece in pieces:
             incoming.write(memoryview(piece))
@@ -50,7 +50,7 @@ def keep_whole(store: FileStore, name: str, *pieces: bytes) -> str:
 
 
 def keep_in_pieces_durably(store: FileStore, name: str, *pieces: bytes) -> str:
-    incoming = store.begin(name)
+    incoming = store.begin(name, 0)
     try:
         for piece in pieces:
             incoming.write(memoryview(piece))
@@ -97,7 +97,7 @@ def open_descriptors() -> int:
 
 
 def test_a_file_appears_with_commit_and_not_before(root: Path, store: FileStore) -> None:
-    incoming = store.begin("a")
+    incoming = store.begin("a", 0)
     incoming.write(memoryview(b"one"))
     incoming.write(memoryview(b"two"))
     assert visible(root) == set()
@@ -113,7 +113,7 @@ def test_an_empty_file_is_a_file(root: Path, store: FileStore, keep: Keep) -> No
 
 
 def test_an_aborted_file_leaves_nothing(root: Path, store: FileStore) -> None:
-    incoming = store.begin("a")
+    incoming = store.begin("a", 0)
     incoming.write(memoryview(b"half"))
     incoming.abort()
     incoming.abort()
@@ -123,7 +123,12 @@ def test_an_aborted_file_leaves_nothing(root: Path, store: FileStore) -> None:
 
 def test_files_that_arrive_at_once_do_not_meet(root: Path, store: FileStore) -> None:
     other = FileStore(root, 1)
-    arriving = [(store.begin("a"), b"1"), (store.begin("a"), b"2"), (other.begin("a"), b"3"), (store.begin("b"), b"4")]
+    arriving = [
+        (store.begin("a", 0), b"1"),
+        (store.begin("a", 0), b"2"),
+        (other.begin("a", 0), b"3"),
+        (store.begin("b", 0), b"4"),
+    ]
     for incoming, data in arriving:
         incoming.write(memoryview(data))
     for incoming, data in arriving[:3]:
@@ -137,7 +142,7 @@ def test_files_that_arrive_at_once_do_not_meet(root: Path, store: FileStore) -> 
 def test_no_descriptor_is_left_open(root: Path, store: FileStore, keep: Keep) -> None:
     before = open_descriptors()
     keep(store, "a", b"1")
-    store.begin("b").abort()
+    store.begin("b", 0).abort()
     (root / "folder").mkdir()
     with pytest.raises(StoreError):
         keep(store, "folder", b"1")
@@ -299,13 +304,13 @@ def test_rejecting_leaves_what_has_the_name(root: Path, storing: Storing, keep: 
 def test_rejecting_tells_so_before_the_body_comes(storing: Storing, root: Path) -> None:
     (root / "a").write_bytes(b"old")
     with pytest.raises(StoreError, match="exists"):
-        storing("reject").begin("a")
+        storing("reject").begin("a", 0)
     assert temporary(root) == []
 
 
 @pytest.mark.usefixtures("any_system")
 def test_a_name_that_is_taken_meanwhile_is_refused_at_the_end(storing: Storing, root: Path) -> None:
-    incoming = storing("reject").begin("a")
+    incoming = storing("reject").begin("a", 0)
     incoming.write(memoryview(b"new"))
     (root / "a").write_bytes(b"old")
     with pytest.raises(StoreError, match="exists"):
@@ -462,7 +467,7 @@ def calls_of(monkeypatch: pytest.MonkeyPatch, *names: str) -> list[tuple[str, in
 def test_files_are_synced_then_named_then_their_folder_is_synced_once(
     root: Path, store: FileStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    in_pieces = store.begin("pieces")
+    in_pieces = store.begin("pieces", 0)
     in_pieces.write(memoryview(b"12"))
     calls = calls_of(monkeypatch, "fsync", "rename")
     assert store.put_all_durably([("a", b"1"), in_pieces, ("b", b"2")]) == ["a", "pieces", "b"]
@@ -565,7 +570,7 @@ def test_an_incoming_folder_swapped_for_a_link_leads_nothing_out(
 ) -> None:
     (root / INCOMING).rename(root / "moved")
     (root / INCOMING).symlink_to(outside)
-    store.begin("left").write(memoryview(b"half"))
+    store.begin("left", 0).write(memoryview(b"half"))
     assert keep(store, "a", b"x") == "a"
     assert (root / "a").read_bytes() == b"x"
     before = open_descriptors()
@@ -732,7 +737,7 @@ def test_preparing_makes_the_folders_for_this_user_only(tmp_path: Path) -> None:
 
 def test_preparing_again_removes_what_was_left_and_keeps_the_files(root: Path, store: FileStore, keep: Keep) -> None:
     keep(store, "kept", b"x")
-    store.begin("lost").write(memoryview(b"half"))
+    store.begin("lost", 0).write(memoryview(b"half"))
     (root / INCOMING / "stray").write_bytes(b"x")
     (root / INCOMING / "stray folder").mkdir()
     outside = root.parent / "outside"
@@ -766,7 +771,7 @@ def test_a_store_that_is_a_file_is_an_error(tmp_path: Path) -> None:
 
 def test_emptying_a_slot_leaves_the_others_alone(root: Path, store: FileStore) -> None:
     other = FileStore(root, 1)
-    for incoming in (store.begin("a"), store.begin("b"), other.begin("c")):
+    for incoming in (store.begin("a", 0), store.begin("b", 0), other.begin("c", 0)):
         incoming.write(memoryview(b"half"))
     assert empty_slot(root, 0) == 2
     assert [path.parent.name for path in temporary(root)] == ["1"]
@@ -775,7 +780,7 @@ def test_emptying_a_slot_leaves_the_others_alone(root: Path, store: FileStore) -
 
 
 def test_a_replacement_does_not_meet_its_predecessors_files(root: Path, store: FileStore, keep: Keep) -> None:
-    store.begin("a").write(memoryview(b"left by the dead"))
+    store.begin("a", 0).write(memoryview(b"left by the dead"))
     empty_slot(root, 0)
     successor = FileStore(root, 0)
     keep(successor, "a", b"new")
@@ -785,9 +790,9 @@ def test_a_replacement_does_not_meet_its_predecessors_files(root: Path, store: F
 
 def test_discarding_takes_everything_and_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    incoming = DiscardStore().begin(INCOMING)
+    incoming = DiscardStore().begin(INCOMING, 1)
     incoming.write(memoryview(b"x"))
     assert incoming.commit() == INCOMING
-    DiscardStore().begin("a").abort()
+    DiscardStore().begin("a", 0).abort()
     assert DiscardStore().put_all([("a", memoryview(b"x")), ("b", memoryview(b""))]) == ["a", "b"]
     assert list(tmp_path.iterdir()) == []
