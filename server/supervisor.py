@@ -547,6 +547,7 @@ class Supervisor:
             last = len(self._slots) - 1
             log.info("worker %d is about to leave", last)
             self._listeners.steer_away(last)
+            self._fill(self._slots[last])  # whoever waits for a worker that has died is served too
             self._later(HANDSHAKE_S, self._remove_slot)
 
     def _resized(self) -> None:
@@ -638,14 +639,19 @@ class Supervisor:
         if self._stopping:
             self._kill_all(f"the server was told a second time to stop ({why})")
             return
+        if self._announced and self._exit_code == OK:
+            for slot in self._slots:
+                self._fill(slot)  # whoever waits for a worker that has died is served too
         self._stopping = True
         self._note("draining", f"draining: {why}")
         self._listeners.ignore_new()
         self._drain_when_quiet(time.monotonic() + HANDSHAKE_S)
 
     def _drain_when_quiet(self, at_the_latest_s: float) -> None:
-        """Who is just connecting is let in first: closing would reset it."""
-        if not self._listeners.is_quiet() and time.monotonic() < at_the_latest_s:
+        """Who is just connecting is let in first, and who waits for a worker that is about to start: closing would
+        reset them."""
+        starting = any(slot.worker is not None and not slot.worker.is_ready for slot in self._slots)
+        if (starting or not self._listeners.is_quiet()) and time.monotonic() < at_the_latest_s:
             self._later(LOOK_AGAIN_S, partial(self._drain_when_quiet, at_the_latest_s))
             return
         # Ours go first: then the kernel refuses new connections as soon as each worker has closed its own.
