@@ -17,6 +17,8 @@ from server import storage
 from server.config import Collision
 from server.storage import INCOMING, DiscardStore, FileStore, StoreError, empty_slot, numbered_name, prepare_store
 
+MIB = 1 << 20
+
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
@@ -786,6 +788,32 @@ def test_a_replacement_does_not_meet_its_predecessors_files(root: Path, store: F
     keep(successor, "a", b"new")
     assert (root / "a").read_bytes() == b"new"
     successor.close()
+
+
+def test_a_large_file_is_preallocated_as_far_ahead_as_it_has_come(root: Path, store: FileStore) -> None:
+    """So that a client must send something for what it takes from the others."""
+    expected, piece = 20 * MIB, bytes(256 << 10)
+    incoming = store.begin("large", expected)
+    [temporary] = (root / ".incoming" / "0").iterdir()
+    ahead = []
+    for sent in range(len(piece), expected + 1, len(piece)):
+        incoming.write(memoryview(piece))
+        info = temporary.stat()
+        assert info.st_size == sent
+        assert info.st_blocks * 512 <= min(2 * sent, expected) + 64 * 1024
+        ahead.append(info.st_blocks * 512 - sent)
+    assert incoming.commit() == "large"
+    assert (root / "large").stat().st_size == expected
+    if store._preallocates:
+        assert max(ahead) > 4 * MIB
+
+
+def test_what_the_disk_has_no_room_for_is_refused_at_once(root: Path, store: FileStore) -> None:
+    with pytest.raises(StoreError) as caught:
+        store.begin("large", 1 << 60)
+    assert caught.value.code == "no_space"
+    assert "the disk has room for" in caught.value.message
+    assert list((root / ".incoming" / "0").iterdir()) == []
 
 
 def test_discarding_takes_everything_and_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
