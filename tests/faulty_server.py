@@ -60,10 +60,10 @@ def reload() -> None:
     """A new worker cannot start once the file `broken` is in the working directory."""
     original = worker_module._max_connections
 
-    def broken() -> int:
+    def broken(wanted: int) -> int:
         if os.path.exists("broken"):  # noqa: PTH110
             raise OSError(5, "the disk is broken")
-        return original()
+        return original(wanted)
 
     worker_module._max_connections = broken
 

@@ -63,8 +63,8 @@ def test_the_parser_refuses_with_documented_codes_and_grows_by_nothing() -> None
 
 
 def answers(port: int, stream: bytes, chance: random.Random) -> list[str]:
-    """Codes of all replies until the server closes. It may do so with a reset: then something was sent after a refusal
-    that it did not wait for."""
+    """Codes of all replies until the server closes. It does so with a reset where something follows an upload that asked
+    to be the last, but not before its reply can be read."""
     with socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S) as sock:
         try:
             for piece in pieces(stream, chance):
@@ -73,8 +73,11 @@ def answers(port: int, stream: bytes, chance: random.Random) -> list[str]:
         except OSError:
             pass  # refused already
         received = b""
-        while data := sock.recv(1 << 16):
-            received += data
+        try:
+            while data := sock.recv(1 << 16):
+                received += data
+        except ConnectionResetError:
+            pass
     codes = []
     while received:
         end = LENGTH_BYTES + int.from_bytes(received[:LENGTH_BYTES], "little")
@@ -102,8 +105,9 @@ def test_over_sockets_every_frame_gets_a_documented_answer_and_nothing_stays(tmp
         print(f"\n{SENT:,} frames over sockets, seed {SEED}: {dict(ended)}")
         assert set(ended) <= {"ok", *FAILURE_CODES} - {"internal"}
         check_nothing_stayed(server, worker, before, open_before)
-        counted = server.failures() | {"ok": server.stored() - 101}
-        assert counted == dict(ended)
+        # What is pipelined behind an upload that the store refuses may be stored, and is not answered any more.
+        assert server.stored() - 101 >= ended.pop("ok")
+        assert server.failures() == dict(ended)
 
 
 def check_nothing_stayed(server: Server, worker: psutil.Process, rss: int, open_before: int) -> None:

@@ -511,6 +511,8 @@ def test_who_is_cut_off_by_the_drain_reads_that_while_it_sends() -> None:
         client.sock.sendall(b"x")
         server.process.send_signal(signal.SIGTERM)
         assert finish(client, 8 * GIB).code == "shutting_down"
+        client.sock.close()
+        assert server.wait() == 0
 
 
 def test_a_wrong_digest_after_a_gibibyte_is_told_and_the_connection_goes_on() -> None:

@@ -85,7 +85,10 @@ def test_who_waits_for_a_worker_that_keeps_dying_is_served_nevertheless(number: 
             client.send(b"abc", connection="close")
         server.process.send_signal(number)
         assert [client.reply().code for client in clients] == ["ok"] * 20
-        eventually(lambda: server.process.poll() is not None or len(server.workers()) == 1, "it was done")
+        if number == signal.SIGTERM:
+            assert server.wait() == 0
+        else:
+            eventually(lambda: len(server.workers()) == 1, "it has left")
 
 
 def test_the_last_worker_stays(tmp_path: Path) -> None:

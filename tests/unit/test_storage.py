@@ -222,22 +222,22 @@ def test_one_that_fails_harms_no_other(
 # ── Taken names ──
 
 
-class OldSystem:
-    """A C library on a system that cannot rename without replacing."""
+class OldLibrary:
+    """A C library that cannot rename without replacing."""
+
+    fallocate, fstatfs = storage._libc.fallocate, storage._libc.fstatfs
+    sync_file_range = storage._libc.sync_file_range
+
+
+class OldSystem(OldLibrary):
+    """One that could, on a system that cannot."""
 
     def __init__(self, number: int) -> None:
         self._number = number
-        self.sync_file_range = storage._libc.sync_file_range
 
     def renameat2(self, *_: object) -> int:
         ctypes.set_errno(self._number)
         return -1
-
-
-class OldLibrary:
-    """One that does not know of it."""
-
-    sync_file_range = storage._libc.sync_file_range
 
 
 SYSTEMS = {
@@ -731,7 +731,11 @@ def test_a_store_that_went_away_is_an_internal_error(root: Path, store: FileStor
 
 def test_preparing_makes_the_folders_for_this_user_only(tmp_path: Path) -> None:
     root = tmp_path / "new" / "store"
-    prepare_store(root, 3)
+    before = os.umask(0o077)  # as `serve` sets it
+    try:
+        prepare_store(root, 3)
+    finally:
+        os.umask(before)
     assert {entry.name for entry in (root / INCOMING).iterdir()} == {"0", "1", "2"}
     for folder in (root, root / INCOMING, root / INCOMING / "0"):
         assert folder.stat().st_mode & 0o777 == 0o700
