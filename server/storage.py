@@ -429,7 +429,7 @@ def _rename_beside(old: bytes, old_folder: int, new: bytes, new_folder: int) -> 
 
 def _is_tmpfs(fd: int) -> bool:
     found = ctypes.create_string_buffer(256)  # struct statfs, whose first word is f_type (statfs(2))
-    return _libc.fstatfs(fd, found) == 0 and int.from_bytes(found[:4], "little") == _TMPFS_MAGIC
+    return _libc.fstatfs(fd, found) == 0 and int.from_bytes(found.raw[:4], "little") == _TMPFS_MAGIC
 
 
 def _taken(file_name: str) -> StoreError:

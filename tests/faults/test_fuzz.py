@@ -63,8 +63,8 @@ def test_the_parser_refuses_with_documented_codes_and_grows_by_nothing() -> None
 
 
 def answers(port: int, stream: bytes, chance: random.Random) -> list[str]:
-    """Codes of all replies until the server closes. It does so with a reset where something follows an upload that asked
-    to be the last, but not before its reply can be read."""
+    """Codes of all replies until the server closes. It does so with a reset where something follows an upload that
+    asked to be the last, but not before its reply can be read."""
     with socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S) as sock:
         try:
             for piece in pieces(stream, chance):
