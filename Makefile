@@ -18,7 +18,7 @@ LOAD_OPTIONS = $(if $(USERS),--users '$(USERS)') $(if $(RATE),--arrival-rate '$(
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve killport loadtest compare test soak lint bench clean
+.PHONY: help install serve killport loadtest compare test soak fuzz lint bench clean
 
 help: ## this list
 	@echo "socketswarm: load-test a TCP upload server. Targets:"
@@ -63,7 +63,11 @@ lint: $(DEV_STAMP) ## ruff, mypy --strict, import-linter
 soak: $(DEV_STAMP) ## nothing acknowledged is lost, for SECONDS=600 of kills, reloads and stops: SEED=1
 	@exec env SOAK_SECONDS='$(SECONDS)' SOAK_SEED='$(SEED)' $(BIN)/python -m pytest tests/faults/test_nothing_lost.py -s -q
 
+fuzz: $(DEV_STAMP) ## a million malformed frames through the parser, ten thousand over sockets: SEED=1
+	@exec env FUZZ_PARSED=1000000 FUZZ_SENT=10000 FUZZ_SEED='$(SEED)' $(BIN)/python -m pytest tests/faults/test_fuzz.py -s -q
+
 bench: $(DEV_STAMP) ## measure server and load (needs Debian's nginx-light, lsof and tshark)
+	$(BIN)/pip install --quiet --constraint constraints.txt uvicorn httptools
 	@exec $(BIN)/python -m pytest tests/bench -s -q -p no:cacheprovider
 
 clean: ## remove .venv and caches; uploads/ and reports/runs/ stay

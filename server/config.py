@@ -7,7 +7,7 @@ the name of its field without the unit (`drain_timeout_s` is the option `drain_t
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -28,6 +28,12 @@ _BOUNDS: dict[str, tuple[float, float, Callable[[Any], str]]] = {
     "workers": (1, MAX_WORKERS, str),
     "max_header_size": (1 << 10, 1 << 20, write_size),
     "max_file_size": (1, 1 << 50, write_size),
+    "max_store": (0, 1 << 60, write_size),
+    "max_connections": (0, 1_000_000, str),
+    "header_timeout_s": (1.0, _DAY_S, write_duration),
+    "idle_timeout_s": (1.0, _DAY_S, write_duration),
+    "min_rate": (0, 1 << 30, write_size),
+    "min_rate_grace_s": (1.0, _DAY_S, write_duration),
     "drain_timeout_s": (0.0, _DAY_S, write_duration),
     "backlog": (1, 65_535, str),
     "hang_timeout_s": (2.0, _DAY_S, write_duration),
@@ -85,6 +91,21 @@ class ServerConfig:
     store: Path | None
     max_header_size: int = 64 << 10
     max_file_size: int = 16 << 30
+    max_store: int = 0
+    """Bytes that the store may hold; 0 for as many as the disk has room for."""
+    max_connections: int = 0
+    """Of each worker; 0 for as many as it has descriptors for."""
+    header_timeout_s: float = 10.0
+    """From a header's first byte to its last."""
+    idle_timeout_s: float = 75.0
+    """That a client may be silent, within an upload or between two."""
+    min_rate: int = 1 << 10
+    """Bytes a second that an upload must keep, on average, from `min_rate_grace_s` after its header on; 0 for none."""
+    min_rate_grace_s: float = 10.0
+    token: str | None = field(default=None, repr=False)
+    """Which every upload must carry."""
+    umask: int = 0o077
+    """Permissions that files and folders of the store do not get."""
     drain_timeout_s: float = 30.0
     backlog: int = 4096
     accept: AcceptMode = "per-worker"
@@ -106,7 +127,7 @@ class ServerConfig:
                 f"the server needs Linux, this is {sys.platform}: it relies on SO_REUSEPORT balancing, pidfds and "
                 "/proc. Run it in a Linux container or virtual machine; the load can come from here"
             )
-        problems = list(find_problems({field.name: getattr(self, field.name) for field in fields(self)}))
+        problems = list(find_problems({each.name: getattr(self, each.name) for each in fields(self)}))
         if problems:
             raise ConfigError(*(problem.told() for problem in problems))
 
@@ -119,6 +140,14 @@ class ServerConfig:
             "store": None if self.store is None else printable(self.store),
             "max_header_size_bytes": self.max_header_size,
             "max_file_size_bytes": self.max_file_size,
+            "max_store_bytes": self.max_store,
+            "max_connections": self.max_connections,
+            "header_timeout_s": self.header_timeout_s,
+            "idle_timeout_s": self.idle_timeout_s,
+            "min_rate_bytes_per_s": self.min_rate,
+            "min_rate_grace_s": self.min_rate_grace_s,
+            "token_required": self.token is not None,
+            "umask": f"{self.umask:03o}",
             "drain_timeout_s": self.drain_timeout_s,
             "backlog": self.backlog,
             "accept": self.accept,
@@ -135,18 +164,26 @@ def find_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
     """What is wrong with a ServerConfig of these values, by option. Whoever knows origins asks before making one."""
     if not values["host"] or not values["host"].isprintable():
         yield Problem("host", repr(values["host"]), "not an address: name one of this machine, such as 127.0.0.1")
-    for field, (least, most, write) in _BOUNDS.items():
-        if not least <= values[field] <= most:
-            yield Problem(field.removesuffix("_s"), write(values[field]), f"not {write(least)} to {write(most)}")
-    for field, choices in _CHOICES.items():
-        if values[field] not in choices:
-            yield Problem(field, repr(values[field]), f"not {', '.join(choices[:-1])} or {choices[-1]}")
-    # With nothing kept these two promise nothing, and a report of the run would show them as if they had cost anything.
+    for name, (least, most, write) in _BOUNDS.items():
+        if not least <= values[name] <= most:
+            yield Problem(name.removesuffix("_s"), write(values[name]), f"not {write(least)} to {write(most)}")
+    for name, choices in _CHOICES.items():
+        if values[name] not in choices:
+            yield Problem(name, repr(values[name]), f"not {', '.join(choices[:-1])} or {choices[-1]}")
+    if not 0 <= values["umask"] <= 0o777 or values["umask"] & 0o700:
+        yield Problem(
+            "umask", f"{values['umask']:03o}", "not 000 to 077: the server itself must read and write its files"
+        )
+    # With nothing kept these promise nothing, and a report of the run would show them as if they had cost anything.
     if values["store"] is None:
         if values["durability"] == "power":
             yield Problem("durability", "power", "but discard keeps nothing: leave one of them out")
         if values["collision"] in ("unique", "reject"):
             yield Problem("collision", values["collision"], "but discard keeps no names: leave one of them out")
+        if values["max_store"]:
+            yield Problem(
+                "max_store", write_size(values["max_store"]), "but discard keeps nothing: leave one of them out"
+            )
 
 
 def find_store_problem(store: Path) -> str | None:

@@ -12,10 +12,15 @@ kept for then.
 A refusal must be readable: when a connection is closed with unread data, TCP sends a reset and the client may never
 see the reason. So after a refusal the write side is shut down, and what still arrives is discarded within bounds. The
 same goes for the last reply in a drain, whose client knows only then that it shall send no more.
+
+Three clocks end what takes too long: a header's deadline, silence, and a rate below the least. None has a timer of its
+own. A connection says when the first of them could run out (`due_s`), and the worker's sweep comes back then; what has
+happened meanwhile only leaves a mark, so that serving pays for one assignment.
 """
 
 import asyncio
 import logging
+import math
 import socket
 import time
 from collections.abc import Callable
@@ -48,15 +53,29 @@ log = logging.getLogger("server")
 class _Upload:
     """An upload that arrives in pieces, between its header and its last byte."""
 
-    __slots__ = ("expected", "hashers", "header_ns", "incoming", "keep", "received", "refusal", "started", "want")
+    __slots__ = (
+        "begun_s",
+        "expected",
+        "hashers",
+        "header_ns",
+        "incoming",
+        "keep",
+        "received",
+        "refusal",
+        "started",
+        "want",
+    )
 
-    def __init__(self, started: UploadStarted, incoming: Incoming, refusal: StoreError | None = None) -> None:
+    def __init__(
+        self, started: UploadStarted, incoming: Incoming, begun_s: float, refusal: StoreError | None = None
+    ) -> None:
         """One with a `refusal` is received only to be told so: what follows on the connection can be served."""
         header = started.header
         self.started = started
         self.incoming = incoming
         self.refusal = refusal
         self.received = 0
+        self.begun_s = begun_s
         self.header_ns = time.monotonic_ns()
         self.keep = header.connection != "close"
         self.want: DigestAlgorithm | None = "xxh3_128"
@@ -101,12 +120,15 @@ class Connection(asyncio.BufferedProtocol):
         "_closing",
         "_connections",
         "_has_ended",
+        "_header_s",
+        "_heard_s",
         "_is_counted",
+        "_is_ending",
         "_is_full",
         "_is_over",
         "_is_too_many",
-        "_linger_timer",
         "_lingered",
+        "_lingers",
         "_parser",
         "_received",
         "_transport",
@@ -114,6 +136,7 @@ class Connection(asyncio.BufferedProtocol):
         "_waits",
         "_worker",
         "accepted_ns",
+        "due_s",
         "unanswered",
     )
 
@@ -144,8 +167,13 @@ class Connection(asyncio.BufferedProtocol):
         self._has_ended = False  # the peer has, while we waited
         self._is_full = False  # of replies that the peer does not read
         self._closing = False
-        self._lingered = 0
-        self._linger_timer: asyncio.TimerHandle | None = None
+        self._is_ending = False  # there is nothing more to say; `due_s` is when the patience with the peer ends
+        self._lingers = False  # until then, what it still sends is discarded
+        self._lingered = 0  # bytes
+        self._heard_s = worker.clock_s
+        self._header_s: float | None = None  # when a header began that arrives in pieces
+        self.due_s = worker.clock_s
+        """When to look at the clocks."""
         self._is_counted = accepted_ns is not None
         self._is_over = is_over
         self._is_too_many = is_too_many
@@ -173,6 +201,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._closing:
             self._discard(nbytes)
             return
+        self._heard_s = self._worker.clock_s
         view = self._batch.received(nbytes)
         while whole := self._parser.take_whole(view):
             started, body, view = whole
@@ -192,18 +221,15 @@ class Connection(asyncio.BufferedProtocol):
         if self.unanswered:
             self._has_ended = True
             return True
-        if self._closing:
-            return False
-        try:
-            self._parser.receive_eof()
-        except RemoteProtocolError as error:
-            self._fail(error.code, error.message)
-        self._closing = True
+        if not self._closing:
+            try:
+                self._parser.receive_eof()
+            except RemoteProtocolError as error:
+                self._fail(error.code, error.message)
+        self._begin_to_end(self._worker.patience.idle_s)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._linger_timer is not None:
-            self._linger_timer.cancel()
         if not self._closing and self._parser.in_upload:
             self._worker.count_failure("truncated", f"the connection was lost: {exc or 'closed'}")
         self._closing = True
@@ -226,7 +252,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def answer(self, reply: bytes, *, keep: bool) -> None:
         self.unanswered -= 1
-        if self._transport.is_closing() or self._linger_timer is not None:
+        if self._transport.is_closing() or self._lingers:
             return  # the client is gone, or was refused before; its file is stored all the same
         self._transport.write(reply)
         if not keep:
@@ -235,7 +261,7 @@ class Connection(asyncio.BufferedProtocol):
             self._go_on()
 
     def refuse(self, error: StoreError, upload: UploadStarted, timing: Timing, *, keep: bool) -> None:
-        if self._transport.is_closing() or self._linger_timer is not None:
+        if self._transport.is_closing() or self._lingers:
             self.unanswered -= 1
             self._worker.count_failure(error.code, error.message)
             return
@@ -249,7 +275,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def close(self) -> None:
         """Close when what was written is sent."""
-        self._closing = True
+        self._begin_to_end(self._worker.patience.idle_s)
         self._transport.close()
 
     # ── what the worker asks for ──
@@ -261,6 +287,41 @@ class Connection(asyncio.BufferedProtocol):
             return  # its last reply is on the way
         if self._parser.in_upload:
             self._refuse("shutting_down", "the server is shutting down")
+        else:
+            self.close()
+
+    def look_at_clocks(self, now_s: float) -> None:
+        """`due_s` has come: end what has taken too long, or find when to look again."""
+        patience = self._worker.patience
+        if self._is_ending:
+            self._transport.abort()
+            return
+        if self.unanswered:
+            self._heard_s = now_s  # it waits for us
+        upload = self._upload
+        silent_s = self._heard_s + patience.idle_s
+        header_s = slow_s = math.inf
+        if upload is not None:
+            if patience.min_rate:
+                slow_s = upload.begun_s + max(patience.grace_s, upload.received / patience.min_rate)
+        elif self._header_s is not None:
+            header_s = self._header_s + patience.header_s
+        if now_s >= header_s:
+            self._refuse("header_timeout", f"the header was not whole within {patience.header_s:g} s")
+        elif upload is not None and now_s >= slow_s:
+            took_s = now_s - upload.begun_s
+            self._refuse("too_slow", f"{upload.received} bytes in {took_s:.0f} s, the least is {patience.min_rate}/s")
+        elif now_s >= silent_s:
+            self._end_silent()
+        else:
+            self.due_s = min(header_s, slow_s, silent_s)
+
+    def _end_silent(self) -> None:
+        """Between uploads without a word: it would be read as the answer to the next one."""
+        if self._is_full:
+            self._transport.abort()  # it has not read its replies, and reads no more of them
+        elif self._parser.in_upload:
+            self._refuse("idle_timeout", f"nothing was heard for {self._worker.patience.idle_s:g} s")
         else:
             self.close()
 
@@ -286,7 +347,12 @@ class Connection(asyncio.BufferedProtocol):
                         self._received = bytes(view[self._parser.consumed :])
                         return
                 else:
+                    self._header_s = None
                     self._upload = self._begin(cast(UploadStarted, event))
+                    self.due_s = 0.0  # other clocks run now
+            if self._upload is None and self._header_s is None and self._parser.in_upload:
+                self._header_s = self._worker.clock_s
+                self.due_s = 0.0
         except (RemoteProtocolError, StoreError) as error:
             self._refuse(error.code, error.message)
         except Exception:
@@ -296,12 +362,13 @@ class Connection(asyncio.BufferedProtocol):
     def _begin(self, started: UploadStarted) -> _Upload:
         """StoreError when the upload is refused at once. One whose name is taken is so only when it is too large to be
         received for nothing."""
+        size, now_s = started.header.file_size, self._worker.clock_s
         try:
-            return _Upload(started, self._worker.store.begin(started.file_name))
+            return _Upload(started, self._worker.store.begin(started.file_name, size), now_s)
         except StoreError as error:
-            if error.code != "exists" or started.header.file_size > LINGER_BYTES:
+            if error.code != "exists" or size > LINGER_BYTES:
                 raise
-            return _Upload(started, DiscardedFile(started.file_name), error)
+            return _Upload(started, DiscardedFile(started.file_name), now_s, error)
 
     def _complete(self) -> None:
         upload = self._upload
@@ -326,6 +393,7 @@ class Connection(asyncio.BufferedProtocol):
     def _go_on(self) -> None:
         """All that we waited for is answered. Later, when something must be parsed: a batch that is answering must not
         be read into."""
+        self._heard_s = self._worker.clock_s
         if self._received or self._has_ended:
             self._worker.loop.call_soon(self._take_what_waited)
         else:
@@ -366,19 +434,23 @@ class Connection(asyncio.BufferedProtocol):
 
     def _linger(self) -> None:
         """Say that no more will be sent, and discard what still comes for a while: the last reply must be readable."""
-        self._closing = True
+        self._begin_to_end(LINGER_S)
+        self._lingers = True
         if self._waits:
             self._read_again()
         if self._transport.can_write_eof() and not self._has_ended:
             self._transport.write_eof()
-            self._linger_timer = self._worker.loop.call_later(LINGER_S, self._transport.abort)
         else:
             self._transport.close()
+
+    def _begin_to_end(self, patience_s: float) -> None:
+        self._closing = self._is_ending = True
+        self.due_s = self._worker.clock_s + patience_s
 
     def _discard(self, nbytes: int) -> None:
         self._lingered += nbytes
         if self._lingered > LINGER_BYTES:
-            self._transport.pause_reading()  # let the peer block and read its reply; the timer ends it
+            self._transport.pause_reading()  # let the peer block and read its reply; the sweep ends it
 
     def _fail(self, code: str, message: str, name: str | None = None, received: int = 0, *, keep: bool = False) -> None:
         """Drop the upload, if one is arriving in pieces, and reply with the failure."""

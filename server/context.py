@@ -20,6 +20,16 @@ _REJECTIONS = frozenset(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long clients may take, in seconds; `min_rate` is bytes a second, 0 for any."""
+
+    header_s: float
+    idle_s: float
+    min_rate: int
+    grace_s: float
+
+
 @dataclass(slots=True)
 class WorkerContext:
     """One worker's store, limits and counters."""
@@ -30,7 +40,12 @@ class WorkerContext:
     record: memoryview
     """The slot's words of the scoreboard."""
     max_connections: int
+    patience: Patience
     loop: asyncio.AbstractEventLoop
+    clock_s: float = 0.0
+    """The clock for patience, set at each of the worker's beats to the time of the next: reading it costs nothing, and
+    nobody is cut off too early. Time in which the worker itself did not run, because it was stopped or hung, does not
+    count: it would look like the clients' silence."""
     draining: bool = False
     pid: int = field(default_factory=os.getpid)
 

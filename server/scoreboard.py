@@ -38,7 +38,7 @@ STATE_FILE = "state.json"
 SCOREBOARD_FILE = "scoreboard"
 EVENTS_FILE = "events.jsonl"
 
-_MAGIC = b"SSWARM01"
+_MAGIC = b"SSWARM02"
 _HEADER_BYTES = 4096  # one page, so that the records start page-aligned
 _WORD = 8
 
@@ -56,6 +56,8 @@ FIELDS = (
     "connections_accepted",
     "uploads_stored",
     "bytes_stored",
+    "store_change",
+    "bytes_arriving",
 )
 (
     PID,
@@ -67,13 +69,17 @@ FIELDS = (
     CONNECTIONS_ACCEPTED,
     UPLOADS_STORED,
     BYTES_STORED,
+    STORE_CHANGE,
+    BYTES_ARRIVING,
 ) = range(len(FIELDS))
 FAILURES = len(FIELDS)  # word of the first failure code
 
 STATES = ("empty", "starting", "ready", "draining")
 EMPTY, STARTING, READY, DRAINING = range(len(STATES))
 
-_OF_ONE_WORKER = (PID, STATE, HEARTBEAT_NS, STARTED_NS)  # the other words are summed over a slot's seats
+_OF_ONE_WORKER = (PID, STATE, HEARTBEAT_NS, STARTED_NS)
+_OF_THE_QUOTA = (STORE_CHANGE, BYTES_ARRIVING)  # see `quota`
+_NOT_SUMMED = (*_OF_ONE_WORKER, *_OF_THE_QUOTA)  # over a slot's seats
 _PRECEDENCE = {READY: 3, STARTING: 2, DRAINING: 1, EMPTY: 0}
 
 
@@ -124,12 +130,14 @@ class Scoreboard:
         end = _HEADER_BYTES + slots * SEATS * self._record_words * _WORD
         self._view = memoryview(mapping)
         self._words = self._view[_HEADER_BYTES:end].cast("Q")
+        self.store_base = self._view[_HEADER_BYTES - _WORD : _HEADER_BYTES].cast("Q")
+        """One word for the quota: what the store held when it was counted, less `store_change` of all seats then."""
 
     @classmethod
     def create(cls, path: Path, slots: int, failure_codes: Sequence[str]) -> "Scoreboard":
         """Make the file at `path` with room for `slots` and map it writable. OSError as from open()."""
         header = json.dumps({"slots": slots, "failure_codes": list(failure_codes)}).encode()
-        if len(_MAGIC) + _WORD + len(header) > _HEADER_BYTES:
+        if len(_MAGIC) + _WORD + len(header) > _HEADER_BYTES - _WORD:
             raise ValueError(f"scoreboard header of {len(header)} bytes does not fit its page")
         size = _HEADER_BYTES + slots * SEATS * (FAILURES + len(failure_codes)) * _WORD
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -159,6 +167,10 @@ class Scoreboard:
         start = (slot * SEATS + seat) * self._record_words
         return self._words[start : start + self._record_words]
 
+    def column(self, word: int) -> memoryview:
+        """This word of all seats."""
+        return self._words[word :: self._record_words]
+
     def read(self) -> Iterator[SlotView]:
         """Every slot that ever had a worker."""
         for slot in range(self.slots):
@@ -178,13 +190,14 @@ class Scoreboard:
             state=STATES[serving[STATE]],
             heartbeat_ns=serving[HEARTBEAT_NS],
             started_ns=serving[STARTED_NS],
-            **{name: sums[word] for word, name in enumerate(FIELDS) if word not in _OF_ONE_WORKER},
+            **{name: sums[word] for word, name in enumerate(FIELDS) if word not in _NOT_SUMMED},
             failures={code: count for code, count in failures.items() if count},
             retiring=tuple(words[PID] for words in seats if words[STATE] == DRAINING and words is not serving),
         )
 
     def close(self) -> None:
         """Unmap. Records handed out before must not be used afterwards."""
+        self.store_base.release()
         self._words.release()
         self._view.release()
         self._mapping.close()

@@ -29,6 +29,7 @@ from server.config import (
 from server.units import parse_duration, parse_size, write_duration, write_size
 
 PREFIX = "SOCKETSWARM_"
+MAX_TOKEN = 1024
 
 Source = Literal["flag", "environment", "file", "default"]
 
@@ -51,6 +52,12 @@ def _number(text: str) -> int:
     if re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", text) is None:
         raise ValueError(f"{text!r} is not a whole number")
     return int(text)
+
+
+def _octal(text: str) -> int:
+    if re.fullmatch(r"\s*(0o)?[0-7]{1,4}\s*", text) is None:
+        raise ValueError(f"{text!r} is not an octal number, such as 027")
+    return int(text, 8)
 
 
 def _switch(text: str) -> bool:
@@ -77,6 +84,7 @@ def _choice(choices: object) -> Kind:
 
 TEXT = Kind("ADDRESS", str, is_text=True)
 NUMBER = Kind("N", _number)
+OCTAL = Kind("OCTAL", _octal, lambda value: f"{value:03o}", is_text=True)
 SIZE = Kind("SIZE", parse_size, write_size)
 DURATION = Kind("TIME", parse_duration, write_duration)
 SWITCH = Kind("", _switch, lambda value: str(value).lower())
@@ -123,6 +131,50 @@ OPTIONS = (
     Option(name="discard", kind=SWITCH, default=False, help="receive, check and count uploads, but keep none"),
     Option(name="max_file_size", kind=SIZE, default=16 << 30, help="larger files are refused", reloads=True),
     Option(name="max_header_size", kind=SIZE, default=64 << 10, help="larger headers are refused", reloads=True),
+    Option(name="max_store", kind=SIZE, default=0, help="bytes that the store may hold; 0 for as many as the disk can"),
+    Option(
+        name="max_connections",
+        kind=NUMBER,
+        default=0,
+        help="of each worker, which tells others that it is busy; 0 for as many as it has descriptors for",
+        reloads=True,
+    ),
+    Option(
+        name="header_timeout",
+        kind=DURATION,
+        default=10.0,
+        help="from a header's first byte to its last",
+        reloads=True,
+    ),
+    Option(
+        name="idle_timeout",
+        kind=DURATION,
+        default=75.0,
+        help="that a client may be silent, within an upload or between two",
+        reloads=True,
+    ),
+    Option(
+        name="min_rate",
+        kind=SIZE,
+        default=1 << 10,
+        help="a second, that an upload must keep on average once the grace is over; 0 for none",
+        reloads=True,
+    ),
+    Option(name="min_rate_grace", kind=DURATION, default=10.0, help="see --min-rate", reloads=True),
+    Option(
+        name="token_file",
+        kind=FILE,
+        default=None,
+        help="file with the token that every upload must carry; readable by its owner only",
+        reloads=True,
+    ),
+    Option(
+        name="umask",
+        kind=OCTAL,
+        default=0o077,
+        help="permissions that the store's files and folders do not get; by default all but the owner's",
+        reloads=True,
+    ),
     Option(
         name="collision",
         kind=_choice(Collision),
@@ -232,7 +284,8 @@ class Sources:
             layers.append(_file_layer(config_file))
         found = _settle_all(layers)
         found |= _destination(found["store"], found["discard"])
-        return Settings(_configured(found), tuple(found.values()), tuple(_unknown_variables(self.environment)))
+        warnings = (*_unknown_variables(self.environment), *_readable_by_others(found["token_file"]))
+        return Settings(_configured(found), tuple(found.values()), warnings)
 
     def reread(self) -> ServerConfig:
         """The configuration as it is now, for a reload. ConfigError as from `read`."""
@@ -308,10 +361,27 @@ def _destination(store: Setting, discard: Setting) -> dict[str, Setting]:
 
 def _configured(found: Mapping[str, Setting]) -> ServerConfig:
     values = {setting.option.field: setting.value for setting in found.values()}
-    del values["config"], values["discard"]
+    del values["config"], values["discard"], values["token_file"]
+    values["token"] = _token(found["token_file"])
     if problems := list(find_problems(values)):
         raise ConfigError(*(problem.told(found[problem.option].origin) for problem in problems))
     return ServerConfig(**values)
+
+
+def _token(setting: Setting) -> str | None:
+    """What is in the token file, without the line's end."""
+    if setting.value is None:
+        return None
+    where = f"token_file is {setting.written()} (from {setting.origin})"
+    try:
+        token = str(setting.value.read_bytes()[: MAX_TOKEN + 2], "utf-8").rstrip("\r\n")
+    except OSError as error:
+        raise ConfigError(f"{where}, which cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{where}, which is not UTF-8: write the token as text") from None
+    if not 0 < len(token) <= MAX_TOKEN or not token.isprintable():
+        raise ConfigError(f"{where}, whose content is no token: write 1 to {MAX_TOKEN} characters on one line")
+    return token
 
 
 # ── Slips of the pen ──
@@ -324,6 +394,16 @@ def _unknown_variables(environment: Mapping[str, str]) -> Iterator[str]:
             # Compared without the prefix: with it, any two names are alike.
             meant = _did_you_mean(name.removeprefix(PREFIX), {option.name.upper() for option in OPTIONS}, PREFIX)
             yield f"{one_line(name)} in the environment is not known{meant}"
+
+
+def _readable_by_others(token_file: Setting) -> Iterator[str]:
+    try:
+        mode = 0 if token_file.value is None else token_file.value.stat().st_mode
+    except OSError:
+        return  # reading it says why
+    if mode & 0o077:
+        name = token_file.written()
+        yield f"{name} (from {token_file.origin}) is open to other users: chmod 600 it"
 
 
 def _did_you_mean(name: str, known: set[str], prefix: str = "") -> str:

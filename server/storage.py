@@ -8,6 +8,9 @@ Nothing leads out of the store. Its root may be a symbolic link, which is follow
 it everything is opened relative to a folder's descriptor and no link is followed: names are one component, as
 `protocol.safe_file_name` made them, and a link of that name is replaced, or counts as taken.
 
+Disk space is looked up before an upload is taken, and nothing is reserved: a header that claims the whole disk takes it
+from nobody. A large file is preallocated at most as far ahead as it has already come, which keeps it in few pieces.
+
 What survives the loss of power is what was fsynced, a file's bytes and then its folder's entry (fsync(2)). Both take
 the time of a disk, so `put_all_durably` does them for many files together, and belongs on a thread of its own.
 """
@@ -18,12 +21,15 @@ import fcntl
 import itertools
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import stat
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from server.config import Collision, Durability
+from server.quota import Quota
+from server.units import format_size
 
 INCOMING = ".incoming"
 _NAME_MAX = 255  # bytes, of every file system that matters here (limits.h)
@@ -36,6 +42,10 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _libc = ctypes.CDLL(None, use_errno=True)
 _RENAME_NOREPLACE = 1
 _SYNC_FILE_RANGE_WRITE = 2
+_FALLOC_FL_KEEP_SIZE = 1
+_TMPFS_MAGIC = 0x01021994
+PREALLOCATE_FROM = 1 << 20  # bytes: for smaller files it gains nothing
+PREALLOCATE_MOST = 64 << 20
 
 
 class StoreError(Exception):
@@ -57,10 +67,10 @@ class Incoming(Protocol):
 
 
 class Store(Protocol):
-    """Takes files: one in pieces with `begin`, which raises StoreError, or many whole ones with `put_all`, which
-    returns for each the name that it got or an error."""
+    """Takes files: one in pieces with `begin`, which is told how many bytes will come and raises StoreError, or many
+    whole ones with `put_all`, which returns for each the name that it got or an error."""
 
-    def begin(self, file_name: str) -> Incoming: ...
+    def begin(self, file_name: str, size_bytes: int) -> Incoming: ...
     def put_all(self, files: Sequence[tuple[str, memoryview]]) -> list[str | StoreError]: ...
 
 
@@ -80,7 +90,7 @@ class DiscardedFile:
 class DiscardStore:
     """Takes every file and keeps none: measures the server without a disk."""
 
-    def begin(self, file_name: str) -> Incoming:
+    def begin(self, file_name: str, size_bytes: int) -> Incoming:
         return DiscardedFile(file_name)
 
     def put_all(self, files: Sequence[tuple[str, memoryview]]) -> list[str | StoreError]:
@@ -95,34 +105,42 @@ class FileStore:
     """
 
     def __init__(
-        self, root: Path, slot: int | str, collision: Collision = "replace", durability: Durability = "process"
+        self,
+        root: Path,
+        slot: int | str,
+        collision: Collision = "replace",
+        durability: Durability = "process",
+        quota: Quota | None = None,
     ) -> None:
         """OSError when the store's folders are not there, or are links."""
         self._collision = collision
+        self._quota = quota
         self._numbers = itertools.count()  # a temporary file's name, taken by the loop and by the disk's thread
         self.root_fd = os.open(root, _OPEN_FOLDER)
         self.incoming_fd = -1
         try:
             self.incoming_fd = _open_slot(self.root_fd, root, slot)
+            self._preallocates = not _is_tmpfs(self.incoming_fd)  # memory has no pieces that could be apart
             if durability == "power":
                 _sync_names(self.root_fd, root)
         except OSError:
             self.close()
             raise
 
-    def begin(self, file_name: str) -> "IncomingFile":
-        """Open a temporary file for `file_name`. StoreError `name_rejected` for the store's own folder, and `exists`
-        when the name is taken and would be refused in the end."""
+    def begin(self, file_name: str, size_bytes: int) -> "IncomingFile":
+        """Open a temporary file for `file_name`. StoreError `name_rejected` for the store's own folder, `exists` when
+        the name is taken and would be refused in the end, and `no_space` when there is none for so many bytes."""
         if file_name == INCOMING:
             raise StoreError("name_rejected", f"{INCOMING} is the store's own")
         temporary = b"%d" % next(self._numbers)
         try:
             if self._collision == "reject" and self._is_taken(file_name):
                 raise _taken(file_name)
-            fd = os.open(temporary, _OPEN_TEMPORARY, 0o600, dir_fd=self.incoming_fd)
+            self._look_for_room(size_bytes)
+            fd = os.open(temporary, _OPEN_TEMPORARY, 0o666, dir_fd=self.incoming_fd)
         except OSError as error:
             raise _store_error(error) from error
-        return IncomingFile(self, file_name, temporary, fd)
+        return IncomingFile(self, file_name, temporary, fd, size_bytes if self._preallocates else 0)
 
     def put_all(self, files: Sequence[tuple[str, memoryview]]) -> list[str | StoreError]:
         """Store files whose bytes are all at hand; the name that each got, or why it could not be stored. Step by step
@@ -130,9 +148,15 @@ class FileStore:
         results: list[str | StoreError] = [""] * len(files)
         temporaries = [b"%d" % number for number in itertools.islice(self._numbers, len(files))]
         opened: list[tuple[int, int]] = []
+        room = self._quota.room() if self._quota else None
         for index, temporary in enumerate(temporaries):
+            if room is not None:
+                room -= len(files[index][1])
+                if room < 0:
+                    results[index] = self._over_quota()
+                    continue
             try:
-                opened.append((index, os.open(temporary, _OPEN_TEMPORARY, 0o600, dir_fd=self.incoming_fd)))
+                opened.append((index, os.open(temporary, _OPEN_TEMPORARY, 0o666, dir_fd=self.incoming_fd)))
             except OSError as error:
                 results[index] = _store_error(error)
         for index, fd in opened:
@@ -149,7 +173,7 @@ class FileStore:
                 results[index] = _store_error(error)
         for index, _ in opened:
             if not results[index]:
-                results[index] = self.publish(temporaries[index], files[index][0])
+                results[index] = self.publish(temporaries[index], *files[index])
             if isinstance(results[index], StoreError):
                 self.remove(temporaries[index])
         return results
@@ -171,21 +195,33 @@ class FileStore:
         unsynced = self._sync_root() if any(isinstance(outcome, IncomingFile) for outcome in outcomes) else None
         return [outcome if isinstance(outcome, StoreError) else unsynced or outcome.file_name for outcome in outcomes]
 
-    def publish(self, temporary: bytes, file_name: str) -> str | StoreError:
+    def publish(self, temporary: bytes, file_name: str, content: Sized) -> str | StoreError:
         """Make a complete temporary file visible; returns the name that it got, or what is wrong with that."""
         if file_name == INCOMING:
             return StoreError("name_rejected", f"{INCOMING} is the store's own")
         try:
             if self._collision == "replace":
+                replaced = self._size(file_name) if self._quota else 0
                 os.rename(temporary, file_name.encode(), src_dir_fd=self.incoming_fd, dst_dir_fd=self.root_fd)
-                return file_name
-            return self._publish_beside(temporary, file_name)
+            else:
+                file_name, replaced = self._publish_beside(temporary, file_name), 0
+            if self._quota:
+                self._quota.kept(len(content) - replaced)
+            return file_name
         except IsADirectoryError:
             return StoreError("name_rejected", f"{file_name!r} is a folder in the store")
         except FileExistsError:
             return _taken(file_name)
         except OSError as error:
             return _store_error(error)
+
+    def arrived(self, size_bytes: int) -> None:
+        """Bytes are about to be written to a temporary file, or a negative number are gone from one. StoreError
+        `no_space` when the quota has no room for them."""
+        if self._quota:
+            if 0 < size_bytes > self._quota.room():
+                raise self._over_quota()
+            self._quota.arrived(size_bytes)
 
     def remove(self, temporary: bytes) -> None:
         """Remove a temporary file; what cannot be removed the supervisor does when this worker is gone."""
@@ -195,6 +231,30 @@ class FileStore:
         for fd in (self.root_fd, self.incoming_fd):
             if fd >= 0:
                 os.close(fd)
+
+    def _look_for_room(self, size_bytes: int) -> None:
+        """StoreError when disk or quota have no room for a file that is about to come. Nothing is reserved."""
+        disk = os.fstatvfs(self.incoming_fd)
+        if disk.f_blocks and size_bytes > disk.f_bavail * disk.f_frsize:  # a file system may not know
+            free = format_size(disk.f_bavail * disk.f_frsize)
+            raise StoreError("no_space", f"the file has {format_size(size_bytes)}, the disk has room for {free}")
+        if self._quota and size_bytes > self._quota.room():
+            raise self._over_quota()
+
+    def _over_quota(self) -> StoreError:
+        assert self._quota is not None
+        self._quota.count_again(self.root_fd)
+        return StoreError(
+            "no_space", f"the store may hold {format_size(self._quota.most_bytes)} and has no room for it"
+        )
+
+    def _size(self, file_name: str) -> int:
+        """Of what is to be replaced."""
+        try:
+            info = os.stat(file_name.encode(), dir_fd=self.root_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return 0
+        return info.st_size if stat.S_ISREG(info.st_mode) else 0
 
     def _publish_beside(self, temporary: bytes, file_name: str) -> str:
         """Publish without replacing anything, whoever else publishes meanwhile. FileExistsError with `reject`."""
@@ -234,7 +294,7 @@ class FileStore:
 
     def _write_whole(self, file_name: str, content: bytes) -> "IncomingFile | StoreError":
         try:
-            incoming = self.begin(file_name)
+            incoming = self.begin(file_name, len(content))
         except StoreError as error:
             return error
         return _after(lambda file: file.write(memoryview(content)), incoming)
@@ -250,15 +310,25 @@ class FileStore:
 class IncomingFile:
     """A temporary file. Its `file_name` is the one that was asked for until it is published, then the one it got."""
 
-    __slots__ = ("_fd", "_store", "_temporary", "file_name")
+    __slots__ = ("_allocated", "_expected", "_fd", "_size", "_store", "_temporary", "file_name")
 
-    def __init__(self, store: FileStore, file_name: str, temporary: bytes, fd: int) -> None:
+    def __init__(self, store: FileStore, file_name: str, temporary: bytes, fd: int, expected: int) -> None:
+        """`expected` is how many bytes will come, or 0 for one that is not to be preallocated."""
         self._store = store
         self._temporary = temporary
         self._fd = fd
+        self._size = self._allocated = 0
+        self._expected = expected
         self.file_name = file_name
 
+    def __len__(self) -> int:
+        return self._size
+
     def write(self, view: memoryview) -> None:
+        self._store.arrived(len(view))
+        self._size += len(view)
+        if self._allocated < self._size < self._expected and self._size >= PREALLOCATE_FROM:
+            self._preallocate()
         try:
             written = os.write(self._fd, view)
             while written < len(view):  # a disk that fills up takes a part
@@ -281,6 +351,8 @@ class IncomingFile:
         except OSError:
             pass
         self._store.remove(self._temporary)
+        self._store.arrived(-self._size)
+        self._size = 0
 
     def start_writing_out(self) -> None:
         """Let the disk begin, without waiting for it. A hint: what goes wrong `sync` will tell."""
@@ -297,10 +369,19 @@ class IncomingFile:
 
     def publish(self) -> None:
         """Make it visible. StoreError when that cannot be."""
-        published = self._store.publish(self._temporary, self.file_name)
+        published = self._store.publish(self._temporary, self.file_name, self)
         if isinstance(published, StoreError):
             raise published
+        self._store.arrived(-self._size)
         self.file_name = published
+
+    def _preallocate(self) -> None:
+        """As far ahead as it has come: so a client must send something for what it takes from others (fallocate(2))."""
+        ahead = min(self._size, PREALLOCATE_MOST, self._expected - self._size)
+        start, length = ctypes.c_int64(self._size), ctypes.c_int64(ahead)
+        self._allocated = self._size + ahead
+        if _libc.fallocate(self._fd, _FALLOC_FL_KEEP_SIZE, start, length) != 0:
+            self._expected = 0  # no more of it: the file system cannot, or is about to be full, which write() will tell
 
     def _close(self) -> None:
         fd, self._fd = self._fd, -1
@@ -346,6 +427,11 @@ def _rename_beside(old: bytes, old_folder: int, new: bytes, new_folder: int) -> 
     _unlinked(old, old_folder)
 
 
+def _is_tmpfs(fd: int) -> bool:
+    found = ctypes.create_string_buffer(256)  # struct statfs, whose first word is f_type (statfs(2))
+    return _libc.fstatfs(fd, found) == 0 and int.from_bytes(found.raw[:4], "little") == _TMPFS_MAGIC
+
+
 def _taken(file_name: str) -> StoreError:
     return StoreError("exists", f"{file_name!r} is in the store already")
 
@@ -362,7 +448,7 @@ def lock_store(root: Path) -> int:
     Returns a descriptor; the lock lasts while a process has it open. BlockingIOError when another server has the
     store, OSError when the folder cannot be made.
     """
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    root.mkdir(parents=True, exist_ok=True)
     fd = os.open(root, _OPEN_FOLDER)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -374,7 +460,7 @@ def lock_store(root: Path) -> int:
 
 def prepare_store(root: Path, slots: int) -> None:
     """Make the store's folders and empty those for temporary files. OSError when that cannot be done."""
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    root.mkdir(parents=True, exist_ok=True)
     with _closing(os.open(root, _OPEN_FOLDER)) as root_fd:
         try:
             os.mkdir(INCOMING, 0o700, dir_fd=root_fd)

@@ -38,6 +38,7 @@ from server.config import MAX_WORKERS, ConfigError, ServerConfig, printable
 from server.listener import Listeners
 from server.offspring import CAUGHT, Offspring, fork, how_it_ended, is_accident, show_title
 from server.protocol import FAILURE_CODES
+from server.quota import count_store
 from server.scoreboard import SEATS, EventLog, Scoreboard, ServerState
 from server.settings import needs_restart
 from server.storage import empty_slot, lock_store, prepare_store
@@ -93,6 +94,7 @@ def serve(config: ServerConfig, reread: Callable[[], ServerConfig] | None = None
 
     Raises StartError, or PortInUseError and AddressError from `listener`, before anything was forked.
     """
+    os.umask(config.umask)
     with ExitStack() as at_the_end:
         listeners = Listeners.open(config.host, config.port, config.workers, config.backlog, config.accept)
         at_the_end.callback(listeners.close)
@@ -102,6 +104,8 @@ def serve(config: ServerConfig, reread: Callable[[], ServerConfig] | None = None
             at_the_end.callback(scoreboard.remove_runtime_folder, folder)
             room = min(MAX_WORKERS, max(config.workers, LEAST_ROOM))
             board = Scoreboard.create(folder / scoreboard.SCOREBOARD_FILE, room, FAILURE_CODES)
+            if config.store is not None and config.max_store:
+                count_store(board, config.store)
             supervisor = Supervisor(config, reread, listeners, board, EventLog(folder / scoreboard.EVENTS_FILE))
             scoreboard.write_state(folder, supervisor.state())
         except OSError as error:
@@ -328,7 +332,7 @@ class Supervisor:
             os.close(fd)
         self._events.close()
         show_title(f"socketswarm: worker {slot} [{self._listeners.port}]")
-        run_worker(slot, listener, self._config, record, self._tell_ready, place)
+        run_worker(slot, listener, self._config, self._board, record, self._tell_ready, place)
 
     def _tell_ready(self) -> None:
         os.write(self._ready_write, os.getpid().to_bytes(4, "little"))
@@ -374,6 +378,7 @@ class Supervisor:
         worker.record[scoreboard.PID] = 0
         worker.record[scoreboard.STATE] = scoreboard.EMPTY
         worker.record[scoreboard.CONNECTIONS_NOW] = 0
+        worker.record[scoreboard.BYTES_ARRIVING] = 0
 
     def _replace(self, slot: _Slot, worker: Offspring, status: int, how: str) -> None:
         """After the death of a worker that served, or should have."""
@@ -542,6 +547,7 @@ class Supervisor:
             last = len(self._slots) - 1
             log.info("worker %d is about to leave", last)
             self._listeners.steer_away(last)
+            self._fill(self._slots[last])  # whoever waits for a worker that has died is served too
             self._later(HANDSHAKE_S, self._remove_slot)
 
     def _resized(self) -> None:
@@ -633,14 +639,19 @@ class Supervisor:
         if self._stopping:
             self._kill_all(f"the server was told a second time to stop ({why})")
             return
+        if self._announced and self._exit_code == OK:
+            for slot in self._slots:
+                self._fill(slot)  # whoever waits for a worker that has died is served too
         self._stopping = True
         self._note("draining", f"draining: {why}")
         self._listeners.ignore_new()
         self._drain_when_quiet(time.monotonic() + HANDSHAKE_S)
 
     def _drain_when_quiet(self, at_the_latest_s: float) -> None:
-        """Who is just connecting is let in first: closing would reset it."""
-        if not self._listeners.is_quiet() and time.monotonic() < at_the_latest_s:
+        """Who is just connecting is let in first, and who waits for a worker that is about to start: closing would
+        reset them."""
+        starting = any(slot.worker is not None and not slot.worker.is_ready for slot in self._slots)
+        if (starting or not self._listeners.is_quiet()) and time.monotonic() < at_the_latest_s:
             self._later(LOOK_AGAIN_S, partial(self._drain_when_quiet, at_the_latest_s))
             return
         # Ours go first: then the kernel refuses new connections as soon as each worker has closed its own.

@@ -12,6 +12,7 @@ whole process group, and the supervisor decides.
 import asyncio
 import errno
 import logging
+import os
 import resource
 import select
 import signal
@@ -25,10 +26,12 @@ import uvloop
 from server import scoreboard
 from server.batch import AT_ONCE
 from server.config import ServerConfig
-from server.connection import Connection, Next, serve_at_once
-from server.context import WorkerContext
+from server.connection import LINGER_S, Connection, Next, serve_at_once
+from server.context import Patience, WorkerContext
 from server.durable import make_batch
 from server.protocol import Limits
+from server.quota import Quota
+from server.scoreboard import Scoreboard
 from server.storage import DiscardStore, FileStore, Store
 
 RETIRE = signal.SIGUSR1
@@ -36,9 +39,9 @@ ACCEPT_BURST = 64
 ACCEPT_PAUSE_S = 0.1
 MAX_REFUSALS = 16  # connections beyond the most, while they are told `busy`
 OWN_DESCRIPTORS = 32  # the loop's, the store's, the log's
-HEARTBEAT_S = 1.0
+BEAT_S = 0.5
 DRAIN_CHECK_S = 0.02
-SHUT_DOWN_GRACE_S = 2.5  # a little over the connections' linger time
+SHUT_DOWN_GRACE_S = LINGER_S + 2 * BEAT_S
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 log = logging.getLogger("server")
@@ -52,6 +55,7 @@ class Worker:
         slot: int,
         listener: socket.socket,
         config: ServerConfig,
+        board: Scoreboard,
         record: memoryview,
         loop: asyncio.AbstractEventLoop,
         place: str,
@@ -66,9 +70,14 @@ class Worker:
         self._over = False  # the drain timeout has passed
         store: Store = DiscardStore()
         if config.store is not None:
-            store = FileStore(config.store, place, config.collision, config.durability)
-        limits = Limits(max_header_size=config.max_header_size, max_file_size=config.max_file_size)
-        self._context = WorkerContext(slot, store, limits, record, _max_connections(), loop)
+            quota = Quota(config.max_store, board, record) if config.max_store else None
+            store = FileStore(config.store, place, config.collision, config.durability, quota)
+        limits = Limits(config.max_header_size, config.max_file_size, config.token)
+        patience = Patience(config.header_timeout_s, config.idle_timeout_s, config.min_rate, config.min_rate_grace_s)
+        most = _max_connections(config.max_connections)
+        self._context = WorkerContext(slot, store, limits, record, most, patience, loop)
+        self._beat_s = time.monotonic()  # when the heart beat last
+        self._ran_s = 0.0
         self._batch = make_batch(self._context, config.durability)
         self._connections: set[Connection] = set()
 
@@ -83,8 +92,20 @@ class Worker:
         await self._stopped
 
     def _beat(self) -> None:
-        self._record[scoreboard.HEARTBEAT_NS] = time.monotonic_ns()
-        self._loop.call_later(HEARTBEAT_S, self._beat)
+        """Tell the supervisor that the loop turns, and sweep over the connections: a timer for each of them would cost
+        as much memory as all the rest of an idle one."""
+        now_s = time.monotonic()
+        self._record[scoreboard.HEARTBEAT_NS] = int(now_s * 1e9)
+        context = self._context
+        self._ran_s += min(now_s - self._beat_s, 2 * BEAT_S)
+        self._beat_s = now_s
+        context.clock_s = self._ran_s + BEAT_S
+        for connection in [one for one in self._connections if one.due_s <= self._ran_s]:
+            try:
+                connection.look_at_clocks(self._ran_s)
+            except Exception:  # one connection's trouble must not stop the heart
+                log.exception("worker %d: a connection could not be ended", context.slot)
+        self._loop.call_later(BEAT_S, self._beat)
 
     def _accept(self) -> bool:
         """Accept until the queue is empty, at most a burst: the connections that are open want their turn too. Returns
@@ -216,27 +237,33 @@ class Worker:
             self._stopped.set_result(None)
 
 
-def _max_connections() -> int:
+def _max_connections(wanted: int) -> int:
     """How many connections a worker may hold: each may need a second descriptor for its file, and descriptors must
-    never run out, because a connection that cannot be served cannot be answered either."""
+    never run out, because a connection that cannot be served cannot be answered either. OSError when more are wanted
+    than it has descriptors for."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(1, (soft - AT_ONCE - MAX_REFUSALS - OWN_DESCRIPTORS) // 2)
+    possible = max(1, (soft - AT_ONCE - MAX_REFUSALS - OWN_DESCRIPTORS) // 2)
+    if wanted > possible:
+        raise OSError(f"max_connections is {wanted}, but {soft} descriptors (ulimit -n) are enough for {possible}")
+    return wanted or possible
 
 
 def run_worker(
     slot: int,
     listener: socket.socket,
     config: ServerConfig,
+    board: Scoreboard,
     record: memoryview,
     ready: Callable[[], None],
     place: str,
 ) -> None:
     """Be worker `slot` until RETIRE, with temporary files in folder `place` of the store. OSError when that cannot be
     opened."""
+    os.umask(config.umask)
     loop = uvloop.new_event_loop()
     try:
         asyncio.set_event_loop(loop)
-        worker = Worker(slot, listener, config, record, loop, place)
+        worker = Worker(slot, listener, config, board, record, loop, place)
         loop.run_until_complete(worker.run(ready))
     finally:
         loop.close()

@@ -16,10 +16,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import psutil
+from bench.raw_sender import framed
 from loads import free_port
 
+from server.ports import listening_root
+
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-SENDER = Path(__file__).with_name("bench") / "raw_sender.py"
+BENCH = Path(__file__).with_name("bench")
+SENDER, FLOOR = BENCH / "raw_sender.py", BENCH / "floor_server.py"
 PAIRS = 15
 
 
@@ -52,6 +57,35 @@ def our_server(*options: str) -> Iterator[int]:
     port = free_port()
     with pinned([sys.executable, "-m", "server", "--port", str(port), "--workers", "1", *options], port):
         yield port
+
+
+@contextmanager
+def floor_server(folder: Path, size: int, close: bool) -> Iterator[int]:
+    """The port of the bare loop that takes only such uploads."""
+    port = free_port()
+    frame = len(framed("bench-000-0.bin", bytes(size), close))
+    command = [sys.executable, str(FLOOR), "--port", str(port), "--store", str(folder)]
+    with pinned([*command, "--frame", str(frame), "--body", str(size), *["--close"] * close], port):
+        yield port
+
+
+@contextmanager
+def uvicorn(folder: Path) -> Iterator[int]:
+    """The port of one uvicorn worker that stores what is PUT."""
+    port = free_port()
+    folder.mkdir()
+    command = ["env", f"STORE={folder}", sys.executable, "-m", "uvicorn", "--app-dir", str(BENCH), "asgi_store:app"]
+    with pinned([*command, "--port", str(port), "--no-access-log", "--log-level", "critical"], port):
+        yield port
+
+
+def cpu_s(port: int) -> float:
+    """CPU that all processes of the server on this port have used so far, in seconds, as the scheduler counts it."""
+    root = listening_root(port)
+    assert root is not None, f"nobody listens on {port}"
+    there = [root, *(child.pid for child in psutil.Process(root).children(recursive=True))]
+    tasks = [task for pid in there for task in Path(f"/proc/{pid}/task").iterdir()]
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
 @contextmanager

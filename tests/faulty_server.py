@@ -26,11 +26,11 @@ def _at_bad(do: Callable[[], None]) -> None:
     DiscardStore.put_all = broken  # type: ignore[method-assign]
     begin = DiscardStore.begin
 
-    def broken_begin(store: DiscardStore, file_name: str) -> Incoming:
+    def broken_begin(store: DiscardStore, file_name: str, size_bytes: int) -> Incoming:
         """Of an upload that arrives in pieces."""
         if file_name == "bad":
             do()
-        return begin(store, file_name)
+        return begin(store, file_name, size_bytes)
 
     DiscardStore.begin = broken_begin  # type: ignore[method-assign]
 
@@ -60,10 +60,10 @@ def reload() -> None:
     """A new worker cannot start once the file `broken` is in the working directory."""
     original = worker_module._max_connections
 
-    def broken() -> int:
+    def broken(wanted: int) -> int:
         if os.path.exists("broken"):  # noqa: PTH110
             raise OSError(5, "the disk is broken")
-        return original()
+        return original(wanted)
 
     worker_module._max_connections = broken
 

@@ -62,8 +62,8 @@ FAULTS = {"more": more_comes_meanwhile, "answer": bad_answer, "parse": bad_parse
 def main(listener: str, store: str, board: str, fault: str, *arguments: str) -> None:
     FAULTS[fault](*arguments)
     config = ServerConfig(host="127.0.0.1", port=0, workers=1, store=Path(store), drain_timeout_s=DRAIN_TIMEOUT_S)
-    record = Scoreboard.create(Path(board), 1, FAILURE_CODES).record(0)
-    run_worker(0, socket.socket(fileno=int(listener)), config, record, lambda: None, "0")
+    shared = Scoreboard.create(Path(board), 1, FAILURE_CODES)
+    run_worker(0, socket.socket(fileno=int(listener)), config, shared, shared.record(0), lambda: None, "0")
 
 
 if __name__ == "__main__":

@@ -70,6 +70,27 @@ def test_the_end_resets_nobody(mode: str, tmp_path: Path) -> None:
     load.assert_stored(tmp_path / "store")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGTTOU])
+def test_who_waits_for_a_worker_that_keeps_dying_is_served_nevertheless(number: signal.Signals, tmp_path: Path) -> None:
+    """Its slot is empty for a while, and what the kernel has queued for it cannot go to another."""
+    with running(store=tmp_path / "store", workers=2) as server, ExitStack() as stack:
+        for births in range(1, 6):
+            eventually(
+                lambda n=births: server.slots()[1].births == n and server.slots()[1].state == "ready", "it lives"
+            )
+            os.kill(server.slots()[1].pid, signal.SIGKILL)
+        eventually(lambda: server.slots()[1].state == "empty", "its slot is empty")
+        clients = [stack.enter_context(Client(server.port)) for _ in range(20)]
+        for client in clients:
+            client.send(b"abc", connection="close")
+        server.process.send_signal(number)
+        assert [client.reply().code for client in clients] == ["ok"] * 20
+        if number == signal.SIGTERM:
+            assert server.wait() == 0
+        else:
+            eventually(lambda: len(server.workers()) == 1, "it has left")
+
+
 def test_the_last_worker_stays(tmp_path: Path) -> None:
     with running(workers=1) as server:
         server.process.send_signal(signal.SIGTTOU)

@@ -24,7 +24,7 @@ from server import durable, scoreboard
 from server.batch import ARENA_BYTES, AT_ONCE, RECEIVE_BYTES
 from server.config import Collision, Durability
 from server.connection import LINGER_BYTES, Connection, Next, serve_at_once
-from server.context import WorkerContext
+from server.context import Patience, WorkerContext
 from server.durable import DurableBatch, make_batch
 from server.protocol import FAILURE_CODES, LENGTH_BYTES, Limits, Reply, digest_of
 from server.storage import FileStore, StoreError, prepare_store
@@ -97,6 +97,9 @@ class Transport:
         return found
 
 
+PATIENCE = Patience(header_s=10, idle_s=75, min_rate=1024, grace_s=10)
+
+
 class Worker:
     """A store in a folder, a batch, and as many connections as a test wants."""
 
@@ -107,7 +110,7 @@ class Worker:
         self.loop = Turns()
         self.record = memoryview(bytearray(8 * (scoreboard.FAILURES + len(FAILURE_CODES)))).cast("Q")
         loop: asyncio.AbstractEventLoop = self.loop  # type: ignore[assignment]
-        self.context = WorkerContext(0, self.store, Limits(), self.record, 100, loop)
+        self.context = WorkerContext(0, self.store, Limits(), self.record, 100, PATIENCE, loop)
         self.batch = make_batch(self.context, durability)
         self.connections: set[Connection] = set()
 

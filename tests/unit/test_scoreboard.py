@@ -81,6 +81,8 @@ def test_every_field_has_its_own_word(board: Scoreboard) -> None:
     record[scoreboard.STATE] = scoreboard.DRAINING
     [slot] = board.read()
     for word, name in enumerate(scoreboard.FIELDS):
+        if name in ("store_change", "bytes_arriving"):
+            continue  # for the quota only
         assert getattr(slot, name) == ("draining" if name == "state" else word + 1)
     assert slot.failures == {"one": scoreboard.FAILURES + 1, "two": scoreboard.FAILURES + 2}
     record.release()

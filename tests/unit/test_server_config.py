@@ -145,6 +145,12 @@ def test_a_number_of_workers_that_does_not(workers: int) -> None:
         ("max_header_size", 1023, "max_header_size is 1023B, not 1KiB to 1MiB"),
         ("max_header_size", (1 << 20) + 1, "max_header_size is 1048577B, not 1KiB to 1MiB"),
         ("max_file_size", 0, "max_file_size is 0B, not 1B to 1048576GiB"),
+        ("max_connections", -1, "max_connections is -1, not 0 to 1000000"),
+        ("header_timeout_s", 0.9, "header_timeout is 0.9s, not 1s to 86400s"),
+        ("idle_timeout_s", 0.0, "idle_timeout is 0s, not 1s to 86400s"),
+        ("min_rate", -1, "min_rate is -1B, not 0B to 1GiB"),
+        ("min_rate_grace_s", 0.5, "min_rate_grace is 0.5s, not 1s to 86400s"),
+        ("umask", 0o700, "umask is 700, not 000 to 077: the server itself must read and write its files"),
         ("drain_timeout_s", 86401.0, "drain_timeout is 86401s, not 0s to 86400s"),
         ("backlog", 0, "backlog is 0, not 1 to 65535"),
         ("hang_timeout_s", 1.9, "hang_timeout is 1.9s, not 2s to 86400s"),
@@ -162,10 +168,11 @@ def test_a_value_that_cannot_work_is_told_with_what_can(field: str, value: objec
     assert caught.value.problems == (problem,)
 
 
-def test_the_least_and_the_most_work() -> None:
+def test_the_least_and_the_most_work(tmp_path: Path) -> None:
+    stored = dataclasses.replace(VALID, store=tmp_path)
     for field, (least, most, _) in config_module._BOUNDS.items():
         for value in (least, most):
-            changed = dataclasses.replace(VALID, **{field: type(getattr(VALID, field))(value)})
+            changed = dataclasses.replace(stored, **{field: type(getattr(VALID, field))(value)})
             assert getattr(changed, field) == value
 
 
@@ -177,10 +184,10 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("durability", "power"), ("collision", "unique"), ("collision", "reject")]
+    ("field", "value"), [("durability", "power"), ("collision", "unique"), ("collision", "reject"), ("max_store", 5)]
 )
 def test_what_only_a_store_can_keep_is_no_promise_of_discard(field: str, value: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"{field} is {value}, but discard keeps no"):
+    with pytest.raises(ConfigError, match=f"{field} is {value}B?, but discard keeps no"):
         dataclasses.replace(VALID, **{field: value})  # type: ignore[arg-type]
     dataclasses.replace(VALID, store=tmp_path, **{field: value})  # type: ignore[arg-type]
 
@@ -193,6 +200,8 @@ def test_another_system_is_refused_with_a_way_out(monkeypatch: pytest.MonkeyPatc
 
 def test_the_defaults_are_those_of_the_protocol() -> None:
     assert (VALID.max_header_size, VALID.max_file_size, VALID.drain_timeout_s) == (64 << 10, 16 << 30, 30.0)
+    assert (VALID.header_timeout_s, VALID.idle_timeout_s) == (10.0, 75.0)
+    assert (VALID.min_rate, VALID.min_rate_grace_s) == (1 << 10, 10.0)
 
 
 def test_the_shown_options_can_be_written_down(tmp_path: Path) -> None:

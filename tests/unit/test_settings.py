@@ -20,6 +20,14 @@ VALUES = {
     "store": ("some/folder", "/other"),
     "max_file_size": ("1B", "3GiB"),
     "max_header_size": ("1KiB", "5000B"),
+    "max_store": ("1GiB", "5000B"),
+    "max_connections": ("1", "1000000"),
+    "header_timeout": ("1s", "2.5s"),
+    "idle_timeout": ("1s", "300s"),
+    "min_rate": ("0B", "1MiB"),
+    "min_rate_grace": ("1s", "60s"),
+    "token_file": ("/proc/sys/kernel/ostype", "/proc/sys/kernel/osrelease"),  # a word each, on every machine
+    "umask": ("027", "000"),
     "collision": ("unique", "reject"),
     "durability": ("power", "power"),
     "drain_timeout": ("0s", "0.5s"),
@@ -59,7 +67,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_field_of_the_configuration_has_its_option() -> None:
     fields = {field.name for field in dataclasses.fields(ServerConfig)}
-    assert {option.field for option in OPTIONS} == fields | {"config", "discard"}
+    assert {option.field for option in OPTIONS} == fields - {"token"} | {"config", "discard", "token_file"}
     assert len({option.name for option in OPTIONS}) == len(OPTIONS)
 
 
@@ -81,7 +89,7 @@ def test_the_values_of_these_tests_are_of_all_options() -> None:
 
 
 def as_toml(option: Option, text: str) -> str:
-    bare = option.name in ("port", "workers", "max_deaths", "backlog")
+    bare = option.name in ("port", "workers", "max_deaths", "max_connections", "backlog")
     return f"{option.name} = {text}" if bare else f'{option.name} = "{text}"'
 
 
@@ -111,7 +119,10 @@ def test_the_strongest_source_wins_and_is_named(folder: Path, option: Option, pr
         assert (found.written(), found.source, found.origin) == (strong, ranked[0], origins[ranked[0]])
     else:
         assert (found.value, found.source, found.origin) == (option.default, "default", "")
-    assert getattr(settings.config, option.field) == found.value
+    if option.name == "token_file":
+        assert settings.config.token == (found.value and found.value.read_text().strip())
+    else:
+        assert getattr(settings.config, option.field) == found.value
 
 
 @given(st.sampled_from([option for option in OPTIONS if option.name in VALUES]), st.integers(0, 1))
@@ -297,6 +308,41 @@ def test_what_needs_a_restart_is_named() -> None:
         new = read({"store": "store", name: text}).config
         assert new != old, name
         changed[name] = needs_restart(old, new)
-    fixed = {"host", "port", "store", "accept", "backlog", "log_format"}
+    fixed = {"host", "port", "store", "max_store", "accept", "backlog", "log_format"}
     assert changed == {name: [name] if name in fixed else [] for name in VALUES}
     assert needs_restart(old, read({"discard": True, "port": "1", "workers": "9"}).config) == ["port", "store"]
+
+
+# ── The token ──
+
+
+@pytest.mark.parametrize(
+    ("content", "token"),
+    [(b"a", "a"), (b"two words\n", "two words"), ("ö\r\n".encode(), "ö"), (b"x" * 1024, "x" * 1024)],
+)
+def test_a_token_is_what_is_in_its_file(content: bytes, token: str, tmp_path: Path) -> None:
+    (tmp_path / "token").write_bytes(content)
+    (tmp_path / "token").chmod(0o600)
+    settings = read({"discard": True, "token_file": str(tmp_path / "token")})
+    assert settings.config.token == token
+    assert settings.warnings == ()
+    assert token == "a" or token not in repr(settings)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"two\nlines", b"x" * 1025, b"tab\t", b"\xff", b"\0"])
+def test_what_is_no_token_is_refused_without_showing_it(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "token").write_bytes(content)
+    [problem] = problems({"discard": True, "token_file": str(tmp_path / "token")})
+    assert problem.startswith(f"token_file is {tmp_path}/token (from --token-file), wh")
+
+
+def test_a_token_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    [problem] = problems({"discard": True, "token_file": str(tmp_path / "none")})
+    assert problem.endswith("none (from --token-file), which cannot be read: No such file or directory")
+
+
+def test_a_token_file_that_is_open_to_others_is_warned_of(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("t")
+    for mode, warnings in ((0o640, 1), (0o604, 1), (0o600, 0), (0o400, 0)):
+        (tmp_path / "token").chmod(mode)
+        assert len(read({"discard": True, "token_file": str(tmp_path / "token")}).warnings) == warnings

@@ -17,6 +17,8 @@ from server import storage
 from server.config import Collision
 from server.storage import INCOMING, DiscardStore, FileStore, StoreError, empty_slot, numbered_name, prepare_store
 
+MIB = 1 << 20
+
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
@@ -35,7 +37,7 @@ Keep = Callable[..., str]
 
 
 def keep_in_pieces(store: FileStore, name: str, *pieces: bytes) -> str:
-    incoming = store.begin(name)
+    incoming = store.begin(name, 0)
     try:
         for piece in pieces:
             incoming.write(memoryview(piece))
@@ -50,7 +52,7 @@ def keep_whole(store: FileStore, name: str, *pieces: bytes) -> str:
 
 
 def keep_in_pieces_durably(store: FileStore, name: str, *pieces: bytes) -> str:
-    incoming = store.begin(name)
+    incoming = store.begin(name, 0)
     try:
         for piece in pieces:
             incoming.write(memoryview(piece))
@@ -97,7 +99,7 @@ def open_descriptors() -> int:
 
 
 def test_a_file_appears_with_commit_and_not_before(root: Path, store: FileStore) -> None:
-    incoming = store.begin("a")
+    incoming = store.begin("a", 0)
     incoming.write(memoryview(b"one"))
     incoming.write(memoryview(b"two"))
     assert visible(root) == set()
@@ -113,7 +115,7 @@ def test_an_empty_file_is_a_file(root: Path, store: FileStore, keep: Keep) -> No
 
 
 def test_an_aborted_file_leaves_nothing(root: Path, store: FileStore) -> None:
-    incoming = store.begin("a")
+    incoming = store.begin("a", 0)
     incoming.write(memoryview(b"half"))
     incoming.abort()
     incoming.abort()
@@ -123,7 +125,12 @@ def test_an_aborted_file_leaves_nothing(root: Path, store: FileStore) -> None:
 
 def test_files_that_arrive_at_once_do_not_meet(root: Path, store: FileStore) -> None:
     other = FileStore(root, 1)
-    arriving = [(store.begin("a"), b"1"), (store.begin("a"), b"2"), (other.begin("a"), b"3"), (store.begin("b"), b"4")]
+    arriving = [
+        (store.begin("a", 0), b"1"),
+        (store.begin("a", 0), b"2"),
+        (other.begin("a", 0), b"3"),
+        (store.begin("b", 0), b"4"),
+    ]
     for incoming, data in arriving:
         incoming.write(memoryview(data))
     for incoming, data in arriving[:3]:
@@ -137,7 +144,7 @@ def test_files_that_arrive_at_once_do_not_meet(root: Path, store: FileStore) -> 
 def test_no_descriptor_is_left_open(root: Path, store: FileStore, keep: Keep) -> None:
     before = open_descriptors()
     keep(store, "a", b"1")
-    store.begin("b").abort()
+    store.begin("b", 0).abort()
     (root / "folder").mkdir()
     with pytest.raises(StoreError):
         keep(store, "folder", b"1")
@@ -215,22 +222,22 @@ def test_one_that_fails_harms_no_other(
 # ── Taken names ──
 
 
-class OldSystem:
-    """A C library on a system that cannot rename without replacing."""
+class OldLibrary:
+    """A C library that cannot rename without replacing."""
+
+    fallocate, fstatfs = storage._libc.fallocate, storage._libc.fstatfs
+    sync_file_range = storage._libc.sync_file_range
+
+
+class OldSystem(OldLibrary):
+    """One that could, on a system that cannot."""
 
     def __init__(self, number: int) -> None:
         self._number = number
-        self.sync_file_range = storage._libc.sync_file_range
 
     def renameat2(self, *_: object) -> int:
         ctypes.set_errno(self._number)
         return -1
-
-
-class OldLibrary:
-    """One that does not know of it."""
-
-    sync_file_range = storage._libc.sync_file_range
 
 
 SYSTEMS = {
@@ -299,13 +306,13 @@ def test_rejecting_leaves_what_has_the_name(root: Path, storing: Storing, keep: 
 def test_rejecting_tells_so_before_the_body_comes(storing: Storing, root: Path) -> None:
     (root / "a").write_bytes(b"old")
     with pytest.raises(StoreError, match="exists"):
-        storing("reject").begin("a")
+        storing("reject").begin("a", 0)
     assert temporary(root) == []
 
 
 @pytest.mark.usefixtures("any_system")
 def test_a_name_that_is_taken_meanwhile_is_refused_at_the_end(storing: Storing, root: Path) -> None:
-    incoming = storing("reject").begin("a")
+    incoming = storing("reject").begin("a", 0)
     incoming.write(memoryview(b"new"))
     (root / "a").write_bytes(b"old")
     with pytest.raises(StoreError, match="exists"):
@@ -462,7 +469,7 @@ def calls_of(monkeypatch: pytest.MonkeyPatch, *names: str) -> list[tuple[str, in
 def test_files_are_synced_then_named_then_their_folder_is_synced_once(
     root: Path, store: FileStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    in_pieces = store.begin("pieces")
+    in_pieces = store.begin("pieces", 0)
     in_pieces.write(memoryview(b"12"))
     calls = calls_of(monkeypatch, "fsync", "rename")
     assert store.put_all_durably([("a", b"1"), in_pieces, ("b", b"2")]) == ["a", "pieces", "b"]
@@ -565,7 +572,7 @@ def test_an_incoming_folder_swapped_for_a_link_leads_nothing_out(
 ) -> None:
     (root / INCOMING).rename(root / "moved")
     (root / INCOMING).symlink_to(outside)
-    store.begin("left").write(memoryview(b"half"))
+    store.begin("left", 0).write(memoryview(b"half"))
     assert keep(store, "a", b"x") == "a"
     assert (root / "a").read_bytes() == b"x"
     before = open_descriptors()
@@ -724,7 +731,11 @@ def test_a_store_that_went_away_is_an_internal_error(root: Path, store: FileStor
 
 def test_preparing_makes_the_folders_for_this_user_only(tmp_path: Path) -> None:
     root = tmp_path / "new" / "store"
-    prepare_store(root, 3)
+    before = os.umask(0o077)  # as `serve` sets it
+    try:
+        prepare_store(root, 3)
+    finally:
+        os.umask(before)
     assert {entry.name for entry in (root / INCOMING).iterdir()} == {"0", "1", "2"}
     for folder in (root, root / INCOMING, root / INCOMING / "0"):
         assert folder.stat().st_mode & 0o777 == 0o700
@@ -732,7 +743,7 @@ def test_preparing_makes_the_folders_for_this_user_only(tmp_path: Path) -> None:
 
 def test_preparing_again_removes_what_was_left_and_keeps_the_files(root: Path, store: FileStore, keep: Keep) -> None:
     keep(store, "kept", b"x")
-    store.begin("lost").write(memoryview(b"half"))
+    store.begin("lost", 0).write(memoryview(b"half"))
     (root / INCOMING / "stray").write_bytes(b"x")
     (root / INCOMING / "stray folder").mkdir()
     outside = root.parent / "outside"
@@ -766,7 +777,7 @@ def test_a_store_that_is_a_file_is_an_error(tmp_path: Path) -> None:
 
 def test_emptying_a_slot_leaves_the_others_alone(root: Path, store: FileStore) -> None:
     other = FileStore(root, 1)
-    for incoming in (store.begin("a"), store.begin("b"), other.begin("c")):
+    for incoming in (store.begin("a", 0), store.begin("b", 0), other.begin("c", 0)):
         incoming.write(memoryview(b"half"))
     assert empty_slot(root, 0) == 2
     assert [path.parent.name for path in temporary(root)] == ["1"]
@@ -775,7 +786,7 @@ def test_emptying_a_slot_leaves_the_others_alone(root: Path, store: FileStore) -
 
 
 def test_a_replacement_does_not_meet_its_predecessors_files(root: Path, store: FileStore, keep: Keep) -> None:
-    store.begin("a").write(memoryview(b"left by the dead"))
+    store.begin("a", 0).write(memoryview(b"left by the dead"))
     empty_slot(root, 0)
     successor = FileStore(root, 0)
     keep(successor, "a", b"new")
@@ -783,11 +794,37 @@ def test_a_replacement_does_not_meet_its_predecessors_files(root: Path, store: F
     successor.close()
 
 
+def test_a_large_file_is_preallocated_as_far_ahead_as_it_has_come(root: Path, store: FileStore) -> None:
+    """So that a client must send something for what it takes from the others."""
+    expected, piece = 20 * MIB, bytes(256 << 10)
+    incoming = store.begin("large", expected)
+    [temporary] = (root / ".incoming" / "0").iterdir()
+    ahead = []
+    for sent in range(len(piece), expected + 1, len(piece)):
+        incoming.write(memoryview(piece))
+        info = temporary.stat()
+        assert info.st_size == sent
+        assert info.st_blocks * 512 <= min(2 * sent, expected) + 64 * 1024
+        ahead.append(info.st_blocks * 512 - sent)
+    assert incoming.commit() == "large"
+    assert (root / "large").stat().st_size == expected
+    if store._preallocates:
+        assert max(ahead) > 4 * MIB
+
+
+def test_what_the_disk_has_no_room_for_is_refused_at_once(root: Path, store: FileStore) -> None:
+    with pytest.raises(StoreError) as caught:
+        store.begin("large", 1 << 60)
+    assert caught.value.code == "no_space"
+    assert "the disk has room for" in caught.value.message
+    assert list((root / ".incoming" / "0").iterdir()) == []
+
+
 def test_discarding_takes_everything_and_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    incoming = DiscardStore().begin(INCOMING)
+    incoming = DiscardStore().begin(INCOMING, 1)
     incoming.write(memoryview(b"x"))
     assert incoming.commit() == INCOMING
-    DiscardStore().begin("a").abort()
+    DiscardStore().begin("a", 0).abort()
     assert DiscardStore().put_all([("a", memoryview(b"x")), ("b", memoryview(b""))]) == ["a", "b"]
     assert list(tmp_path.iterdir()) == []
