@@ -171,9 +171,11 @@ def _side(name: str, common: Sequence[str], options: str) -> "Side":
     from loadtest.comparison import Side
 
     try:
-        arguments = [*COMPARED_RUN, *common, *shlex.split(options)]
+        arguments = [*common, *shlex.split(options)]
     except ValueError as error:
         raise click.BadParameter(f"{options!r}: {error}", param_hint=f"--{name.lower()}") from None
+    if not any(argument.startswith(COMPARED_RUN[0]) for argument in arguments):
+        arguments = [*COMPARED_RUN, *arguments]
     if not any(argument.startswith("--label") for argument in arguments):
         arguments += ["--label", " ".join([name, *options.replace("--", "").split()])]
     with run.make_context("python -m loadtest run", list(arguments)) as context:

@@ -117,7 +117,7 @@ def check_nothing_stayed(server: Server, worker: psutil.Process, rss: int, open_
     assert upload(server.port, b"abc", "after").code == "ok"
     eventually(lambda: server.slots()[0].connections_now == 0, "all connections are gone")
     assert server.temporary_files() == []
-    assert descriptors(worker.pid) <= open_before
+    eventually(lambda: descriptors(worker.pid) <= open_before, "their descriptors are closed")
     assert worker.memory_info().rss < rss + GROWTH_BYTES
     assert server.store is not None
     assert {path.parent for path in server.store.parent.rglob("*") if path.is_file()} == {server.store}

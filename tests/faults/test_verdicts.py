@@ -105,17 +105,12 @@ def test_a_server_that_lies(tmp_path):
         assert "size_differs" in report
 
 
-def test_a_server_that_dies(tmp_path):
-    with running(exit_code=-signal.SIGKILL) as server, ExitStack() as stack:
-        jobs = []
-        for name, model in BOTH.items():
-            (tmp_path / name).mkdir()
-            command = load(host_of(server), "--plan", "long", "--phase-seconds", "2", *model)
-            jobs.append(stack.enter_context(started(tmp_path / name, *command)))
-        for job in jobs:
+@pytest.mark.parametrize("model", BOTH.values(), ids=BOTH)
+def test_a_server_that_dies(model, tmp_path):
+    with running(exit_code=-signal.SIGKILL) as server:
+        with started(tmp_path, *load(host_of(server), "--plan", "long", "--phase-seconds", "2", *model)) as job:
             job.in_phase("long-1")
-        os.kill(server.pid, signal.SIGKILL)
-        for job in jobs:
+            os.kill(server.pid, signal.SIGKILL)
             job.wait()
             assert (outcome(job).verdict, outcome(job).exit_code) == ("INVALID", 4)
             assert "server was gone in phase long-1" in outcome(job).reason

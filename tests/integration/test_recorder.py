@@ -319,16 +319,19 @@ def test_signals_finish_with_a_last_sample(tmp_path, number):
 
 
 def test_missed_ticks_are_reported_and_not_made_up(tmp_path):
+    def missed_many():
+        """On a busy machine it may have missed a few before."""
+        return [event for event in events(tmp_path, "recorder-missed-ticks") if event.details["missed"] >= 6]
+
     with recorder(tmp_path, free_port()) as process:
         process.send_signal(signal.SIGSTOP)
         eventually(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED, "the stop")
         stopped_ns = time.monotonic_ns()
         eventually(lambda: time.monotonic_ns() - stopped_ns > 400_000_000, "ticks to be missed")
         process.send_signal(signal.SIGCONT)
-        [event, *_] = eventually(lambda: events(tmp_path, "recorder-missed-ticks"), "the event")
+        told = eventually(missed_many, "the event")
         finish(process)
-    assert event.source == "recorder"
-    assert event.details["missed"] >= 6
+    assert {event.source for event in told} == {"recorder"}
 
 
 def test_a_server_elsewhere_is_not_looked_for_here(tmp_path):
@@ -450,7 +453,7 @@ def test_slots_counters_and_events(tmp_path):
     [slot] = next(read_host(tmp_path)).scoreboard
     assert (slot.slot, slot.pid, slot.state, slot.births) == (2, worker, "ready", 1)
     assert (slot.uploads_stored, slot.bytes_stored, slot.failures) == (7, 700, {"truncated": 1})
-    kinds = [event.kind for event in read_events(tmp_path)]
+    kinds = [event.kind for event in read_events(tmp_path) if event.kind != "recorder-missed-ticks"]
     assert kinds == ["server-found", "worker-ended", "server-ended", "server-gone"]
     [ended] = events(tmp_path, "worker-ended")
     assert (ended.source, ended.text) == ("server", "worker 2 ended")
