@@ -25,6 +25,7 @@ from server.ports import listening_root
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 BENCH = Path(__file__).with_name("bench")
 SENDER, FLOOR = BENCH / "raw_sender.py", BENCH / "floor_server.py"
+RECEIVE_CORES = Path("/sys/class/net/lo/queues/rx-0/rps_cpus")
 PAIRS = 15
 
 
@@ -57,6 +58,24 @@ def our_server(*options: str) -> Iterator[int]:
     port = free_port()
     with pinned([sys.executable, "-m", "server", "--port", str(port), "--workers", "1", *options], port):
         yield port
+
+
+@contextmanager
+def received_on_core_0() -> Iterator[bool]:
+    """Let the kernel do the receiver's work of loopback on the server's core, as it does with a network card whose
+    interrupts go there (Receive Packet Steering, Documentation/networking/scaling.rst). Otherwise whoever sends does
+    it: of short connections, whose handshakes are most of the work, the sender's core is then busier than the server's.
+    Yields whether that could be had: it needs root."""
+    try:
+        before = RECEIVE_CORES.read_text()
+        RECEIVE_CORES.write_text("1")
+    except OSError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        RECEIVE_CORES.write_text(before)
 
 
 @contextmanager

@@ -19,7 +19,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benches import NGINX, PAIRS, cpu_s, floor_server, median_with_interval, nginx, our_server, send, uvicorn
+from benches import (
+    NGINX,
+    PAIRS,
+    cpu_s,
+    floor_server,
+    median_with_interval,
+    nginx,
+    our_server,
+    received_on_core_0,
+    send,
+    uvicorn,
+)
 
 SECONDS = 1.0
 WIRES = {"ours": "framed", "nginx": "http", "uvicorn": "http", "floor": "framed"}
@@ -50,6 +61,7 @@ def folder() -> Iterator[Path]:
 )
 def test_uploads_a_second(folder: Path, title: str, size: int, options: tuple[str, ...]) -> None:
     with ExitStack() as stack:
+        steered = "--close" in options and stack.enter_context(received_on_core_0())
         ports = {
             "ours": stack.enter_context(our_server("--store", str(folder / "ours"))),
             "nginx": stack.enter_context(nginx(folder, "dav_methods PUT;")),
@@ -76,7 +88,8 @@ def test_uploads_a_second(folder: Path, title: str, size: int, options: tuple[st
                     rates[name].append(result["uploads"] / result["seconds"])
                     costs[name].append((cpu_s(ports[name]) - before_s) / result["uploads"] * 1e6)
                     busiest = max(busiest, result["sender_cpu"])
-    print(f"\n{title}, {PAIRS} rounds; the sender was busy for at most {busiest:.0%} of its core:")
+    where = " (the kernel receives on the server's core)" * steered
+    print(f"\n{title}, {PAIRS} rounds; the sender{where} was busy for at most {busiest:.0%} of its core:")
     for name in ports:
         ratio, low, high = median_with_interval(
             [ours / other for ours, other in zip(rates["ours"], rates[name], strict=True)]
