@@ -48,6 +48,16 @@ def failing(*options: object, code: int = 1, prefix: tuple[str, ...] = ()) -> st
 # ── Several ──
 
 
+def has_ipv6() -> bool:
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            return False
+    return True
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
 def test_every_address_is_served_by_every_worker(tmp_path: Path, path: Path) -> None:
     authority = Authority(tmp_path)
     listen = f"127.0.0.1:0, [::1]:0,tls://127.0.0.1:0,unix://{path}"
