@@ -40,7 +40,7 @@ from reports.texts import percent
 
 # Of the environment, what is different in each run and says nothing about the machine.
 PASSING = ("load_1min", "load_5min", "load_15min", "store")
-OWN_TO_A_RUN = ("label", "port", "store")
+OWN_TO_A_RUN = ("label", "pid_file", "port", "store")
 
 
 def compare(folders: Sequence[Path], baseline: str | None, tolerance: float) -> Comparison:

@@ -32,6 +32,7 @@ _REFUSED = {
     "busy": "the worker had as many connections as it takes",
     "shutting_down": "the server stopped, and its drain was over",
     "truncated": "the connection ended before the file did",
+    "tls_handshake": "client and server could not agree on TLS, or on who they are",
 }
 _UNSENT = {
     DROPPED: "due while the most uploads were in flight",

@@ -20,7 +20,7 @@ def _flag(option: Option) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The option as click has it. Its text is read by `settings`, as that of the other sources is."""
     if option.kind is SWITCH:
         return click.option(option.flag, is_flag=True, default=None, help=option.help)
-    default = "" if option.default is None else f"  [default: {option.kind.write(option.default)}]"
+    default = "" if option.default in (None, ()) else f"  [default: {option.kind.write(option.default)}]"
     return click.option(option.flag, metavar=option.kind.metavar, help=option.help + default)
 
 
@@ -62,7 +62,7 @@ def main(context: click.Context, /, check_config: bool, print_config: bool, **fl
     if print_config or check_config:
         _tell(settings, print_config, check_config)
     else:
-        sys.exit(_serve(settings, sources.reread))
+        sys.exit(_serve(settings, sources))
 
 
 def _tell(settings: Settings, print_config: bool, check_config: bool) -> None:
@@ -80,22 +80,26 @@ def _tell(settings: Settings, print_config: bool, check_config: bool) -> None:
         click.echo("configuration is fine")
 
 
-def _serve(settings: Settings, reread: Callable[[], ServerConfig]) -> int:
+def _serve(settings: Settings, sources: Sources) -> int:
     from server import logs
     from server.listener import AddressError, PortInUseError
+    from server.pid_file import PidFileError
     from server.supervisor import StartError, serve  # after the check of the platform: uvloop has none for others
 
+    def warned(settings: Settings) -> ServerConfig:
+        for warning in settings.warnings:
+            logs.log.warning(warning)
+        return settings.config
+
     logs.set_up(settings.config.log_format)
-    for warning in settings.warnings:
-        logs.log.warning(warning)
     gc.disable()  # nothing here makes garbage before the fork; the workers switch it on again
     try:
-        return serve(settings.config, reread)
+        return serve(warned(settings), lambda: warned(sources.read()))
     except PortInUseError as error:
         from server import ports
 
         sys.exit(f"Error: {ports.describe_holder(error.port)}")
-    except (StartError, AddressError) as error:
+    except (StartError, AddressError, PidFileError) as error:
         sys.exit(f"Error: {error}")
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+from server.addresses import Address, write_addresses
+from server.certificates import Tls
 from server.units import write_duration, write_size
 
 MAX_WORKERS = 512
@@ -89,6 +91,10 @@ class ServerConfig:
     port: int
     workers: int
     store: Path | None
+    listen: tuple[Address, ...] = ()
+    """In place of `host` and `port`."""
+    tls: Tls | None = None
+    pid_file: Path | None = None
     max_header_size: int = 64 << 10
     max_file_size: int = 16 << 30
     max_store: int = 0
@@ -131,11 +137,19 @@ class ServerConfig:
         if problems:
             raise ConfigError(*(problem.told() for problem in problems))
 
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Where to listen."""
+        return self.listen or (Address("tcp" if self.tls is None else "tls", self.host, self.port),)
+
     def shown_options(self) -> dict[str, str | int | float | bool | None]:
         """The options as the state file and the report show them."""
         return {
             "host": self.host,
             "port": self.port,
+            "listen": write_addresses(self.listen) if self.listen else None,
+            "tls": None if self.tls is None else "client certificates" if self.tls.asks_clients else "yes",
+            "pid_file": None if self.pid_file is None else printable(self.pid_file),
             "workers": self.workers,
             "store": None if self.store is None else printable(self.store),
             "max_header_size_bytes": self.max_header_size,
@@ -164,6 +178,14 @@ def find_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
     """What is wrong with a ServerConfig of these values, by option. Whoever knows origins asks before making one."""
     if not values["host"] or not values["host"].isprintable():
         yield Problem("host", repr(values["host"]), "not an address: name one of this machine, such as 127.0.0.1")
+    if values["listen"]:
+        speaks_tls = any(address.scheme == "tls" for address in values["listen"])
+        if speaks_tls and values["tls"] is None:
+            yield Problem(
+                "listen", write_addresses(values["listen"]), "but TLS needs a certificate: name it as tls_cert"
+            )
+        if values["tls"] is not None and not speaks_tls:
+            yield Problem("listen", write_addresses(values["listen"]), "but there is a tls_cert: write tls:// for it")
     for name, (least, most, write) in _BOUNDS.items():
         if not least <= values[name] <= most:
             yield Problem(name.removesuffix("_s"), write(values[name]), f"not {write(least)} to {write(most)}")

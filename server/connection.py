@@ -30,7 +30,7 @@ from msgspec import UNSET
 
 from server import scoreboard
 from server.batch import Batch
-from server.context import WorkerContext
+from server.context import Looked, WorkerContext
 from server.protocol import (
     Data,
     DigestAlgorithm,
@@ -146,7 +146,7 @@ class Connection(asyncio.BufferedProtocol):
         self,
         worker: WorkerContext,
         batch: Batch,
-        connections: "set[Connection]",
+        connections: set[Looked],
         received: bytes = b"",
         *,
         accepted_ns: int | None = None,

@@ -5,7 +5,7 @@ import asyncio
 import logging
 import os
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from server import scoreboard
 from server.protocol import FAILURE_CODES, KeepOrClose, Limits, Reply, Timing, encode_reply
@@ -28,6 +28,19 @@ class Patience:
     idle_s: float
     min_rate: int
     grace_s: float
+
+
+class Looked(Protocol):
+    """One client, as the worker looks after all that are open."""
+
+    due_s: float
+    """When to look at its clocks."""
+
+    def look_at_clocks(self, now_s: float) -> None:
+        """`due_s` has come: end what has taken too long, or find when to look again."""
+
+    def shut_down(self) -> None:
+        """The drain timeout has passed: refuse what is under way, close what is idle."""
 
 
 @dataclass(slots=True)

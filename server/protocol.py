@@ -55,6 +55,7 @@ FAILURE_CODES = (
     "shutting_down",
     "internal",
     "truncated",
+    "tls_handshake",  # before an upload could begin
 )
 
 DigestAlgorithm = Literal["xxh3_128", "sha256"]

@@ -89,7 +89,9 @@ class ServerState(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     start_ticks: int
     addresses: list[str]
+    """All that it listens on: `127.0.0.1:12345`, `tls://[::1]:12345`, `unix:///run/upload.sock`."""
     port: int
+    """The first one's that has one; 0 if none has."""
     workers: int
     store: str | None
     """Folder that uploads go to, as people can read it; None when they are discarded."""

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from server import certificates
+from server.addresses import parse_addresses, write_addresses
+from server.certificates import CertificateError, Tls
 from server.config import (
     AcceptMode,
     Collision,
@@ -90,6 +93,7 @@ DURATION = Kind("TIME", parse_duration, write_duration)
 SWITCH = Kind("", _switch, lambda value: str(value).lower())
 FOLDER = Kind("DIR", _path, _write_path, is_text=True)
 FILE = Kind("FILE", _path, _write_path, is_text=True)
+ADDRESSES = Kind("ADDRESS,...", parse_addresses, write_addresses, is_text=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +125,27 @@ OPTIONS = (
     Option(name="config", kind=FILE, default=None, help="TOML file with any of these options, such as: workers = 8"),
     Option(name="host", kind=TEXT, default="127.0.0.1", help="address to listen on; loopback unless you say so"),
     Option(name="port", kind=NUMBER, default=12345, help="0 takes a free one"),
+    Option(
+        name="listen",
+        kind=ADDRESSES,
+        default=(),
+        help="in place of host and port, one or more of HOST:PORT, [IPV6]:PORT, tls://HOST:PORT and unix:///PATH",
+    ),
+    Option(
+        name="tls_cert",
+        kind=FILE,
+        default=None,
+        help="certificate with its chain (PEM): host and port, or the tls:// addresses of listen, speak TLS",
+        reloads=True,
+    ),
+    Option(name="tls_key", kind=FILE, default=None, help="its key, unless that is in the same file", reloads=True),
+    Option(
+        name="tls_client_ca",
+        kind=FILE,
+        default=None,
+        help="clients must show a certificate that one of these has signed (PEM)",
+        reloads=True,
+    ),
     Option(name="workers", kind=NUMBER, default=4, help="worker processes", reloads=True),
     Option(
         name="store",
@@ -218,6 +243,7 @@ OPTIONS = (
         help="a listening socket for each worker, or one that all accept from",
     ),
     Option(name="backlog", kind=NUMBER, default=4096, help="connections that may wait to be accepted, a socket"),
+    Option(name="pid_file", kind=FILE, default=None, help="has the server's pid from when it is ready to its end"),
     Option(name="log_format", kind=_choice(LogFormat), default="text", help="of what stderr says, a line an incident"),
 )
 _BY_NAME = {option.name: option for option in OPTIONS}
@@ -226,11 +252,14 @@ _IN_FILE = {name for name in _BY_NAME if name != "config"}
 
 def needs_restart(old: ServerConfig, new: ServerConfig) -> list[str]:
     """Names of the options that differ and that a running server cannot change."""
-    return [
+    changed = [
         option.name
         for option in OPTIONS
         if not option.reloads and getattr(old, option.field, None) != getattr(new, option.field, None)
     ]
+    if (old.tls is None) != (new.tls is None):
+        changed.append("tls")  # a socket speaks it or does not
+    return changed
 
 
 # ── Reading them ──
@@ -284,8 +313,14 @@ class Sources:
             layers.append(_file_layer(config_file))
         found = _settle_all(layers)
         found |= _destination(found["store"], found["discard"])
-        warnings = (*_unknown_variables(self.environment), *_readable_by_others(found["token_file"]))
-        return Settings(_configured(found), tuple(found.values()), warnings)
+        found |= _where_to_listen(found)
+        config = _configured(found)
+        warnings = (
+            *_unknown_variables(self.environment),
+            *_open_secrets(found),
+            *_expired(found["tls_cert"], config.tls),
+        )
+        return Settings(config, tuple(found.values()), warnings)
 
     def reread(self) -> ServerConfig:
         """The configuration as it is now, for a reload. ConfigError as from `read`."""
@@ -355,14 +390,35 @@ def _destination(store: Setting, discard: Setting) -> dict[str, Setting]:
     if store.source == discard.source:
         both = store.origin if store.origin == discard.origin else f"{store.origin} and {discard.origin}"
         raise ConfigError(f"say where uploads go: either --store DIR or --discard, not both (from {both})")
-    stronger, weaker = sorted((store, discard), key=lambda setting: get_args(Source).index(setting.source))
+    stronger, weaker = sorted((store, discard), key=_rank)
     return {weaker.option.name: Setting(weaker.option, weaker.option.default, stronger.source, stronger.origin)}
+
+
+def _where_to_listen(found: Mapping[str, Setting]) -> dict[str, Setting]:
+    """Of a list of addresses, and of host and port, the one from the stronger source counts."""
+    listen = found["listen"]
+    given = [found[name] for name in ("host", "port") if found[name].source != "default"]
+    if not listen.value or not given:
+        return {}
+    strongest = min(given, key=_rank)
+    if strongest.source == listen.source:
+        both = listen.origin if listen.origin == strongest.origin else f"{listen.origin} and {strongest.origin}"
+        raise ConfigError(f"say where to listen: either by listen or by host and port, not both (from {both})")
+    if _rank(listen) < _rank(strongest):
+        return {}
+    return {"listen": Setting(listen.option, (), strongest.source, strongest.origin)}
+
+
+def _rank(setting: Setting) -> int:
+    return get_args(Source).index(setting.source)
 
 
 def _configured(found: Mapping[str, Setting]) -> ServerConfig:
     values = {setting.option.field: setting.value for setting in found.values()}
-    del values["config"], values["discard"], values["token_file"]
+    for name in ("config", "discard", "token_file", "tls_cert", "tls_key", "tls_client_ca"):
+        del values[name]
     values["token"] = _token(found["token_file"])
+    values["tls"] = _tls(found)
     if problems := list(find_problems(values)):
         raise ConfigError(*(problem.told(found[problem.option].origin) for problem in problems))
     return ServerConfig(**values)
@@ -384,6 +440,22 @@ def _token(setting: Setting) -> str | None:
     return token
 
 
+def _tls(found: Mapping[str, Setting]) -> Tls | None:
+    """What is in the files of the certificate, its key and its clients' authority."""
+    cert, key, client_ca = (found[name] for name in ("tls_cert", "tls_key", "tls_client_ca"))
+    if cert.value is None:
+        for setting in (key, client_ca):
+            if setting.value is not None:
+                name = setting.option.name
+                raise ConfigError(f"{name} is {setting.written()} (from {setting.origin}), but there is no tls_cert")
+        return None
+    try:
+        return certificates.load(cert.value, key.value, client_ca.value)
+    except CertificateError as error:
+        setting = found[error.option]
+        raise ConfigError(f"{error.option} is {setting.written()} (from {setting.origin}), {error}") from None
+
+
 # ── Slips of the pen ──
 
 
@@ -396,14 +468,21 @@ def _unknown_variables(environment: Mapping[str, str]) -> Iterator[str]:
             yield f"{one_line(name)} in the environment is not known{meant}"
 
 
-def _readable_by_others(token_file: Setting) -> Iterator[str]:
-    try:
-        mode = 0 if token_file.value is None else token_file.value.stat().st_mode
-    except OSError:
-        return  # reading it says why
-    if mode & 0o077:
-        name = token_file.written()
-        yield f"{name} (from {token_file.origin}) is open to other users: chmod 600 it"
+def _open_secrets(found: Mapping[str, Setting]) -> Iterator[str]:
+    """Files with a token or a key that others may read."""
+    key = found["tls_cert" if found["tls_key"].value is None else "tls_key"]
+    for setting in (found["token_file"], key):
+        try:
+            mode = 0 if setting.value is None else setting.value.stat().st_mode
+        except OSError:
+            continue  # reading it says why
+        if mode & 0o077:
+            yield f"{setting.written()} (from {setting.origin}) is open to other users: chmod 600 it"
+
+
+def _expired(cert: Setting, tls: Tls | None) -> Iterator[str]:
+    if tls is not None and (since := tls.expired()):
+        yield f"the certificate in {cert.written()} (from {cert.origin}) expired on {since}: clients will refuse it"
 
 
 def _did_you_mean(name: str, known: set[str], prefix: str = "") -> str:

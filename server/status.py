@@ -99,8 +99,13 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 def read_servers(*, pid: int | None = None, port: int | None = None) -> list[ServerStatus]:
     """The running servers of this user, or those of them with this pid or port, in the order of their pids."""
     states = (scoreboard.read_state(number) for number in (_server_pids() if pid is None else [pid]))
-    wanted = (state for state in states if state is not None and port in (None, state.port))
+    wanted = (state for state in states if state is not None and (port is None or _listens_on(state, port)))
     return [status for state in wanted if (status := read_server(state)) is not None]
+
+
+def _listens_on(state: ServerState, port: int) -> bool:
+    ports = (address.rpartition(":")[2] for address in state.addresses if not address.startswith("unix:"))
+    return str(port) in ports
 
 
 def _server_pids() -> list[int]:

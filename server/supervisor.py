@@ -33,15 +33,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from types import FrameType
 
-from server import scoreboard
+from server import scoreboard, systemd
 from server.config import MAX_WORKERS, ConfigError, ServerConfig, printable
 from server.listener import Listeners
 from server.offspring import CAUGHT, Offspring, fork, how_it_ended, is_accident, show_title
+from server.pid_file import PidFile
 from server.protocol import FAILURE_CODES
 from server.quota import count_store
 from server.scoreboard import SEATS, EventLog, Scoreboard, ServerState
 from server.settings import needs_restart
 from server.storage import empty_slot, lock_store, prepare_store
+from server.systemd import Manager
 from server.worker import RETIRE, run_worker
 
 LONG_LIFE_S = 5.0  # who lived this long died of an accident; a shorter life counts towards the back-off
@@ -92,12 +94,17 @@ def serve(config: ServerConfig, reread: Callable[[], ServerConfig] | None = None
     """Run the server until TERM or INT and return its exit code: 0 when every worker ended by itself. `reread` gives
     the configuration anew at each HUP, or raises ConfigError.
 
-    Raises StartError, or PortInUseError and AddressError from `listener`, before anything was forked.
+    Raises StartError, PidFileError, or PortInUseError and AddressError from `listener`, before anything was forked.
     """
     os.umask(config.umask)
+    manager = systemd.take_manager(os.environ)
     with ExitStack() as at_the_end:
-        listeners = Listeners.open(config.host, config.port, config.workers, config.backlog, config.accept)
-        at_the_end.callback(listeners.close)
+        listeners = _listen(config)
+        at_the_end.callback(listeners.end)
+        pid_file = None
+        if config.pid_file is not None:
+            pid_file = PidFile(config.pid_file)
+            at_the_end.callback(pid_file.remove)
         try:
             _prepare(config)
             folder = scoreboard.create_runtime_folder()
@@ -106,12 +113,24 @@ def serve(config: ServerConfig, reread: Callable[[], ServerConfig] | None = None
             board = Scoreboard.create(folder / scoreboard.SCOREBOARD_FILE, room, FAILURE_CODES)
             if config.store is not None and config.max_store:
                 count_store(board, config.store)
-            supervisor = Supervisor(config, reread, listeners, board, EventLog(folder / scoreboard.EVENTS_FILE))
+            events = EventLog(folder / scoreboard.EVENTS_FILE)
+            supervisor = Supervisor(config, reread, listeners, board, events, manager, pid_file)
             scoreboard.write_state(folder, supervisor.state())
         except OSError as error:
             where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
             raise StartError(where) from error
         return supervisor.run()
+
+
+def _listen(config: ServerConfig) -> Listeners:
+    """On what a service manager lends, or else on the addresses of the configuration."""
+    try:
+        lent = systemd.take_sockets(os.environ)
+    except OSError as error:
+        raise StartError(f"the service manager passed a descriptor that is no socket: {error.strerror}") from None
+    if lent:
+        return Listeners.lent(lent, has_certificate=config.tls is not None)
+    return Listeners.open(config.addresses, config.workers, config.backlog, config.accept)
 
 
 def _prepare(config: ServerConfig) -> None:
@@ -135,12 +154,16 @@ class Supervisor:
         listeners: Listeners,
         board: Scoreboard,
         events: EventLog,
+        manager: Manager,
+        pid_file: PidFile | None,
     ) -> None:
         self._config = config
         self._reread = reread
         self._listeners = listeners
         self._board = board
         self._events = events
+        self._manager = manager
+        self._pid_file = pid_file
         self._slots = [_Slot(number) for number in range(config.workers)]
         self._leaving: list[_Slot] = []  # slots whose worker drains for good
         self._to_reload: deque[_Slot] = deque()
@@ -172,7 +195,7 @@ class Supervisor:
         return ServerState(
             pid=pid,
             start_ticks=ticks,
-            addresses=[self._listeners.address],
+            addresses=self._listeners.addresses,
             port=self._listeners.port,
             workers=len(self._slots),
             store=None if config.store is None else printable(config.store.resolve()),
@@ -182,12 +205,16 @@ class Supervisor:
             started_wall_ns=self._started_wall_ns,
         )
 
+    @property
+    def _where(self) -> str:
+        return ", ".join(self._listeners.addresses)
+
     def run(self) -> int:
         """Fork the workers and look after them until all are gone."""
         for number in CAUGHT:
             signal.signal(number, _woken)
         signal.set_wakeup_fd(self._signals_write, warn_on_full_buffer=False)
-        self._note("server-started", f"server started on {self._listeners.address} with {self._config.workers} workers")
+        self._note("server-started", f"server started on {self._where} with {self._config.workers} workers")
         gc.collect()
         gc.freeze()  # the workers share these pages; a collection in one would copy them
         try:
@@ -270,12 +297,14 @@ class Supervisor:
         store = "discarded" if self._config.store is None else printable(self._config.store)
         count = len(self._slots)
         workers = "1 worker" if count == 1 else f"{count} workers"
+        text = f"listening on {self._where} with {workers}, pid {os.getpid()}, store: {store}"
         try:
-            print(
-                f"listening on {self._listeners.address} with {workers}, pid {os.getpid()}, store: {store}", flush=True
-            )
+            if self._pid_file is not None:
+                self._pid_file.publish()
+            print(text, flush=True)
         except OSError as error:  # nobody reads it
             log.warning("it could not be said that the server is ready: %s", error.strerror)
+        self._manager.ready(text)
 
     # ── births ──
 
@@ -327,12 +356,12 @@ class Supervisor:
 
     def _be_worker(self, slot: int, record: memoryview, place: str) -> None:
         """In the child: keep only what a worker needs, and serve."""
-        listener = self._listeners.keep_only(slot)
+        doors = self._listeners.keep_only(slot)
         for fd in (self._signals_read, self._signals_write, self._ready_read):
             os.close(fd)
         self._events.close()
-        show_title(f"socketswarm: worker {slot} [{self._listeners.port}]")
-        run_worker(slot, listener, self._config, self._board, record, self._tell_ready, place)
+        show_title(f"socketswarm: worker {slot} [{self._listeners.port or self._where}]")
+        run_worker(slot, doors, self._config, self._board, record, self._tell_ready, place)
 
     def _tell_ready(self) -> None:
         os.write(self._ready_write, os.getpid().to_bytes(4, "little"))
@@ -455,11 +484,13 @@ class Supervisor:
         workers go on."""
         if self._stopping:
             return
+        self._tell_manager(self._manager.reloading)
         try:
             config = self._config if self._reread is None else self._reread()
         except ConfigError as error:
             log.error("not reloaded: %s", error)
             self._note("reload-failed", f"not reloaded: {error}")
+            self._tell_manager(partial(self._manager.ready, f"not reloaded: {error}"))
             return
         if fixed := needs_restart(self._config, config):
             log.warning("reloading, but %s can only change with a restart", ", ".join(fixed))
@@ -497,6 +528,7 @@ class Supervisor:
         self._reloading = False
         log.info("reloaded")
         self._note("reload-finished", "reloaded")
+        self._tell_manager(partial(self._manager.ready, "reloaded"))
 
     def _succeed(self, slot: _Slot) -> None:
         successor, old = slot.successor, slot.worker
@@ -525,6 +557,12 @@ class Supervisor:
         some = f", beside {new} with the new configuration" if new else ""
         log.error("reload given up, the old workers go on%s: %s", some, why)
         self._note("reload-failed", f"reload given up, the old workers go on{some}: {why}")
+        self._tell_manager(partial(self._manager.ready, f"reload given up: {why}"))
+
+    def _tell_manager(self, tell: Callable[[], None]) -> None:
+        """Of reloads it hears only when it knows that we are ready: the end of one would say so."""
+        if self._announced:
+            tell()
 
     # ── more and fewer workers ──
 
@@ -644,6 +682,7 @@ class Supervisor:
                 self._fill(slot)  # whoever waits for a worker that has died is served too
         self._stopping = True
         self._note("draining", f"draining: {why}")
+        self._manager.stopping(f"draining: {why}")
         self._listeners.ignore_new()
         self._drain_when_quiet(time.monotonic() + HANDSHAKE_S)
 
@@ -655,7 +694,7 @@ class Supervisor:
             self._later(LOOK_AGAIN_S, partial(self._drain_when_quiet, at_the_latest_s))
             return
         # Ours go first: then the kernel refuses new connections as soon as each worker has closed its own.
-        self._listeners.close()
+        self._listeners.end()
         for slot in self._slots:
             for worker in (slot.worker, slot.successor):
                 if worker is not None:

@@ -1,12 +1,12 @@
-"""One worker process: an event loop, a listening socket, connections until it is told to stop.
+"""One worker process: an event loop, listening sockets, connections until it is told to stop.
 
 The loop accepts from its own reader callback, in bursts of at most 64: uvloop's `create_server` accepts one
 connection per turn of a busy loop, and new connections beside keep-alive load then wait 4 to 5 times as long.
 
-RETIRE drains: the accept queue is emptied first, so that nobody who was already connected is reset, and only then the
-scoreboard says so; every upload on the open connections is served and answered with `"connection": "close"`, until all
-are gone or the drain timeout has passed. TERM and INT are ignored: a terminal or a service manager sends them to the
-whole process group, and the supervisor decides.
+RETIRE drains: the accept queues are emptied first, so that nobody who was already connected is reset, and only then the
+scoreboard says so; those of lent sockets wait for the next server. Every upload on the open connections is served and
+answered with `"connection": "close"`, until all are gone or the drain timeout has passed. TERM and INT are ignored: a
+terminal or a service manager sends them to the whole process group, and the supervisor decides.
 """
 
 import asyncio
@@ -14,25 +14,26 @@ import errno
 import logging
 import os
 import resource
-import select
 import signal
 import socket
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import uvloop
 
 from server import scoreboard
-from server.batch import AT_ONCE
+from server.batch import AT_ONCE, RECEIVE_BYTES
 from server.config import ServerConfig
 from server.connection import LINGER_S, Connection, Next, serve_at_once
-from server.context import Patience, WorkerContext
+from server.context import Looked, Patience, WorkerContext
 from server.durable import make_batch
+from server.listener import Door
 from server.protocol import Limits
 from server.quota import Quota
 from server.scoreboard import Scoreboard
 from server.storage import DiscardStore, FileStore, Store
+from server.tls import TlsLayer
 
 RETIRE = signal.SIGUSR1
 ACCEPT_BURST = 64
@@ -44,6 +45,9 @@ DRAIN_CHECK_S = 0.02
 SHUT_DOWN_GRACE_S = LINGER_S + 2 * BEAT_S
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
+Queue = Literal["more", "empty", "full"]
+"""What an accept queue may have left; the worker is what is full."""
+
 log = logging.getLogger("server")
 
 
@@ -53,7 +57,7 @@ class Worker:
     def __init__(
         self,
         slot: int,
-        listener: socket.socket,
+        doors: Sequence[Door],
         config: ServerConfig,
         board: Scoreboard,
         record: memoryview,
@@ -61,7 +65,9 @@ class Worker:
         place: str,
     ) -> None:
         self._loop = loop
-        self._listener: socket.socket | None = listener
+        self._doors = list(doors)
+        self._tls = config.tls
+        self._ciphertext = memoryview(bytearray(0 if config.tls is None else RECEIVE_BYTES))
         self._record = record
         self._drain_timeout_s = config.drain_timeout_s
         self._opening: set[asyncio.Task[object]] = set()  # a task that nobody holds may be collected
@@ -79,13 +85,13 @@ class Worker:
         self._beat_s = time.monotonic()  # when the heart beat last
         self._ran_s = 0.0
         self._batch = make_batch(self._context, config.durability)
-        self._connections: set[Connection] = set()
+        self._connections: set[Looked] = set()
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Serve until RETIRE and the end of the drain. `ready` is called when the first connection would be served."""
-        assert self._listener is not None
         self._loop.add_signal_handler(RETIRE, self._drain)
-        self._loop.add_reader(self._listener, self._accept)
+        for door in self._doors:
+            self._loop.add_reader(door.sock, self._accept, door)
         self._beat()
         self._record[scoreboard.STATE] = scoreboard.READY
         ready()
@@ -107,31 +113,31 @@ class Worker:
                 log.exception("worker %d: a connection could not be ended", context.slot)
         self._loop.call_later(BEAT_S, self._beat)
 
-    def _accept(self) -> bool:
-        """Accept until the queue is empty, at most a burst: the connections that are open want their turn too. Returns
-        whether there may be more."""
-        listener = self._listener
-        if listener is None:
-            return False
+    def _accept(self, door: Door) -> Queue:
+        """Accept until the queue is empty, at most a burst: the connections that are open want their turn too."""
+        if door not in self._doors:
+            return "empty"
         for _ in range(ACCEPT_BURST):
             held = len(self._connections) + len(self._opening) + len(self._answering)
             if held >= self._context.max_connections + MAX_REFUSALS:
-                self._pause_accepting("more connections than can be told that the worker is busy")
-                return False
+                self._pause_accepting(door, "more connections than can be told that the worker is busy")
+                return "full"
             try:
-                client, _ = listener.accept()
+                client, _ = door.sock.accept()
             except BlockingIOError:
-                return False
+                return "empty"
             except OSError as error:
                 if error.errno in _OUT_OF_DESCRIPTORS:
-                    self._pause_accepting(str(error.strerror))
-                    return False
+                    self._pause_accepting(door, str(error.strerror))
+                    return "full"
+                if error.errno == errno.EINVAL:
+                    return "empty"  # it was shut down, as a unix socket is in the end
                 continue  # that client is gone already (ECONNABORTED and the like)
-            if held >= self._context.max_connections:
-                self._open(client, is_too_many=True)
+            if door.is_tls or held >= self._context.max_connections:
+                self._open(client, is_tls=door.is_tls, is_too_many=held >= self._context.max_connections)
             else:
                 self._serve(client)
-        return True
+        return "more"
 
     def _serve(self, client: socket.socket) -> None:
         """Answer its first upload at once if that is here already, otherwise open it."""
@@ -163,9 +169,9 @@ class Worker:
         accepted_ns: int | None = None,
         is_over: bool = False,
         is_too_many: bool = False,
+        is_tls: bool = False,
     ) -> None:
-        factory = partial(
-            Connection,
+        connection = Connection(
             self._context,
             self._batch,
             self._connections,
@@ -174,34 +180,43 @@ class Worker:
             is_over=is_over,
             is_too_many=is_too_many,
         )
-        task = self._loop.create_task(self._loop.connect_accepted_socket(factory, client))
+        protocol = self._over_tls(connection, is_too_many) if is_tls else connection
+        task = self._loop.create_task(self._loop.connect_accepted_socket(lambda: protocol, client))
         self._opening.add(task)
         task.add_done_callback(self._opened)
+
+    def _over_tls(self, connection: Connection, is_too_many: bool) -> TlsLayer:
+        """One that is only to be told `busy` must not take long for it."""
+        assert self._tls is not None
+        patience_s = LINGER_S if is_too_many else self._context.patience.header_s
+        return TlsLayer(self._context, self._tls.context, self._ciphertext, self._connections, connection, patience_s)
 
     def _opened(self, task: asyncio.Task[object]) -> None:
         self._opening.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.info("worker %d: a connection could not be opened: %s", self._context.slot, task.exception())
 
-    def _pause_accepting(self, why: str) -> None:
+    def _pause_accepting(self, door: Door, why: str) -> None:
         log.warning("worker %d: not accepting for %g s: %s", self._context.slot, ACCEPT_PAUSE_S, why)
-        listener = self._listener
-        assert listener is not None
-        self._loop.remove_reader(listener)
-        self._loop.call_later(ACCEPT_PAUSE_S, self._resume_accepting)
+        self._loop.remove_reader(door.sock)
+        self._loop.call_later(ACCEPT_PAUSE_S, self._resume_accepting, door)
 
-    def _resume_accepting(self) -> None:
-        if self._listener is not None and not self._context.draining:
-            self._loop.add_reader(self._listener, self._accept)
+    def _resume_accepting(self, door: Door) -> None:
+        if not self._context.draining:
+            self._loop.add_reader(door.sock, self._accept, door)
 
     def _drain(self) -> None:
         if self._context.draining:
             return
         self._context.draining = True
-        if self._listener is not None:
-            self._loop.remove_reader(self._listener)
+        for door in self._doors:
+            self._loop.remove_reader(door.sock)
         self._loop.call_later(self._drain_timeout_s, self._shut_down)
-        self._empty_accept_queue()
+        for door in list(self._doors):
+            if door.is_lent:
+                self._close(door)
+            else:
+                self._empty_accept_queue(door)
 
     def _stop_when_idle(self) -> None:
         if self._connections or self._opening or self._answering:
@@ -209,21 +224,24 @@ class Worker:
         else:
             self._stop()
 
-    def _empty_accept_queue(self) -> None:
+    def _empty_accept_queue(self, door: Door) -> None:
         """A burst a turn, as ever: who is connected wants its turn too. Where no more can be held, those who wait are
         accepted when others have gone."""
-        listener = self._listener
-        assert listener is not None
-        if self._accept():
-            self._loop.call_soon(self._empty_accept_queue)
-            return
-        if select.select([listener], [], [], 0)[0] and not self._over:
-            self._loop.call_later(ACCEPT_PAUSE_S, self._empty_accept_queue)
-            return
-        self._listener = None
-        listener.close()
-        self._record[scoreboard.STATE] = scoreboard.DRAINING
-        self._stop_when_idle()
+        queue = self._accept(door)
+        if queue == "more":
+            self._loop.call_soon(self._empty_accept_queue, door)
+        elif queue == "full" and not self._over:
+            self._loop.call_later(ACCEPT_PAUSE_S, self._empty_accept_queue, door)
+        else:
+            self._close(door)
+
+    def _close(self, door: Door) -> None:
+        """The last one to be closed begins the drain of what is open."""
+        self._doors.remove(door)
+        door.sock.close()
+        if not self._doors:
+            self._record[scoreboard.STATE] = scoreboard.DRAINING
+            self._stop_when_idle()
 
     def _shut_down(self) -> None:
         self._over = True
@@ -250,7 +268,7 @@ def _max_connections(wanted: int) -> int:
 
 def run_worker(
     slot: int,
-    listener: socket.socket,
+    doors: Sequence[Door],
     config: ServerConfig,
     board: Scoreboard,
     record: memoryview,
@@ -263,7 +281,7 @@ def run_worker(
     loop = uvloop.new_event_loop()
     try:
         asyncio.set_event_loop(loop)
-        worker = Worker(slot, listener, config, board, record, loop, place)
+        worker = Worker(slot, doors, config, board, record, loop, place)
         loop.run_until_complete(worker.run(ready))
     finally:
         loop.close()

@@ -1,23 +1,28 @@
 """A crowd of clients that upload without a pause, for tests that do something to the server meanwhile.
 
-They are threads with the project's own client, each file under a name of its own with bytes of its own, so that
-afterwards each acknowledged upload can be looked up in the store. What fails is kept with its time; nothing is retried.
+They are threads with the project's own client or, over TLS and to unix sockets, with the tests' own. Each file has a
+name of its own with bytes of its own, so that afterwards each acknowledged upload can be looked up in the store. What
+fails is kept with its time; nothing is retried.
 """
 
 import random
+import select
+import ssl
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
-from servers import eventually
+from servers import DEADLINE_S, Client, eventually
 from xxhash import xxh3_128_hexdigest
 
 from loadtest.client import UploadClient
 from loadtest.wires import parse_target
+from server.protocol import RemoteProtocolError
 
 SIZES = (0, 100, 4_000, 4_000, 30_000, 300_000)
 
@@ -39,9 +44,78 @@ class Bytes:
         return f"xxh3_128:{xxh3_128_hexdigest(self.content)}"
 
 
+class Uploader(Protocol):
+    """Uploads one file after the other over its connection; returns the code of a failure."""
+
+    def upload(self, name: str, body: Bytes, last: bool) -> str | None: ...
+
+    def close(self) -> None: ...
+
+
+class LoadClient:
+    """The project's own."""
+
+    def __init__(self, port: int) -> None:
+        self._client = UploadClient(parse_target(f"tcp://127.0.0.1:{port}"), timeout_s=30)
+
+    def upload(self, name: str, body: Bytes, last: bool) -> str | None:
+        done = self._client.upload(name, body, last=last)
+        return None if done.error is None else str(done.error.code)
+
+    def close(self) -> None:
+        self._client.close()
+
+
+class OtherClient:
+    """With the same manners over any connection: one that the server has closed between two uploads is made anew."""
+
+    def __init__(self, connect: Callable[[], Client]) -> None:
+        self._connect = connect
+        self._client: Client | None = None
+
+    def upload(self, name: str, body: Bytes, last: bool) -> str | None:
+        try:
+            if self._client is None or _is_stale(self._client):
+                self.close()
+                self._client = self._connect()
+            reply = self._client.upload(body.content, name, **({"connection": "close"} if last else {}))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return "connect_refused"
+        except (OSError, RemoteProtocolError):
+            self.close()
+            return "connection_lost"
+        if reply.connection == "close":
+            self.close()
+        if reply.code == "ok" and reply.digest != body.digest():
+            return "digest_differs"
+        return None if reply.code == "ok" else reply.code
+
+    def close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            client.sock.close()
+
+
+def _is_stale(client: Client) -> bool:
+    """Whether the server has closed it. That something can be read proves nothing over TLS, which has messages of its
+    own."""
+    sock = client.sock
+    if not select.select([sock], [], [], 0)[0]:
+        return False
+    sock.setblocking(False)
+    try:
+        return sock.recv(1) == b""
+    except (BlockingIOError, ssl.SSLWantReadError):
+        return False
+    except OSError:
+        return True
+    finally:
+        sock.settimeout(DEADLINE_S)
+
+
 @dataclass
 class Crowd:
-    port: int
+    connect: Callable[[], Uploader]
     acknowledged: dict[str, str] = field(default_factory=dict)
     """Digest by name."""
     failures: list[tuple[float, str]] = field(default_factory=list)
@@ -64,25 +138,25 @@ class Crowd:
 
     def _user(self, number: int, per_connection: int) -> None:
         chance = random.Random(number)
-        client = UploadClient(parse_target(f"tcp://127.0.0.1:{self.port}"), timeout_s=30)
+        client = self.connect()
         upload = 0
         while not self._over.is_set():
             upload += 1
             name = f"user-{number}-{upload}"
             body = Bytes(chance.randbytes(chance.choice(SIZES)))
-            done = client.upload(name, body, last=bool(per_connection) and upload % per_connection == 0)
-            if done.error is None:
+            error = client.upload(name, body, last=bool(per_connection) and upload % per_connection == 0)
+            if error is None:
                 self.acknowledged[name] = str(body.digest())
             else:
-                self.failures.append((time.monotonic(), str(done.error.code)))
+                self.failures.append((time.monotonic(), error))
                 self._over.wait(0.02)  # a server that is gone refuses 10,000 times a second
         client.close()
 
 
 @contextmanager
-def crowd(port: int, *, long: int = 6, short: int = 6) -> Iterator[Crowd]:
-    """Users over long and over short connections until the block ends."""
-    found = Crowd(port)
+def crowd(to: int | Callable[[], Client], *, long: int = 6, short: int = 6) -> Iterator[Crowd]:
+    """Users over long and over short connections until the block ends, to a port or as `to` connects."""
+    found = Crowd((lambda: LoadClient(to)) if isinstance(to, int) else lambda: OtherClient(to))
     kinds = [0] * long + [1] * short
     threads = [threading.Thread(target=found._user, args=user) for user in enumerate(kinds)]
     for thread in threads:

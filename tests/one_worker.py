@@ -13,6 +13,7 @@ from pathlib import Path
 
 from server.config import ServerConfig
 from server.context import WorkerContext
+from server.listener import Door
 from server.protocol import FAILURE_CODES, ServerConnection
 from server.scoreboard import Scoreboard
 from server.storage import FileStore, StoreError
@@ -63,7 +64,7 @@ def main(listener: str, store: str, board: str, fault: str, *arguments: str) -> 
     FAULTS[fault](*arguments)
     config = ServerConfig(host="127.0.0.1", port=0, workers=1, store=Path(store), drain_timeout_s=DRAIN_TIMEOUT_S)
     shared = Scoreboard.create(Path(board), 1, FAILURE_CODES)
-    run_worker(0, socket.socket(fileno=int(listener)), config, shared, shared.record(0), lambda: None, "0")
+    run_worker(0, [Door(socket.socket(fileno=int(listener)))], config, shared, shared.record(0), lambda: None, "0")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The real server for tests, and a plain client to talk to it.
 
-`running()` starts `python -m server --port 0` as a process of its own, and makes every test that uses it a test of the
-end as well: exit code, no process left, runtime folder gone, no temporary file left.
+`running()` starts `python -m server --port 0`, or with `--listen`, as a process of its own, and makes every test that
+uses it a test of the end as well: exit code, no process left, runtime folder gone, no temporary file left.
 
 `Client` is a blocking socket joined to `protocol.ClientConnection`: what it sends is framed by the same code that real
 clients use, and `sock` is there for whoever wants to send something else.
@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -162,17 +163,19 @@ def running(
     prefix: Sequence[str] = (),
     script: Sequence[str] = ("-m", "server"),
     cwd: Path = ROOT,
+    fds: Sequence[int] = (),
     exit_code: int = 0,
 ) -> Iterator[Server]:
     """A server that is ready. Without `store` it discards. `prefix` is a command that becomes it, such as `prlimit`;
-    `script` is what Python runs, in `cwd`.
+    `script` is what Python runs, in `cwd`; it inherits `fds`.
 
     At the end it is told to stop, unless it has ended already, and everything it should have cleaned up is checked.
     With `exit_code` -9 (the test kills it) its runtime folder is nobody's duty and is removed here.
     """
     where = ["--discard"] if store is None else ["--store", str(store)]
     how_many = [] if workers is None else ["--workers", str(workers)]
-    command = [*prefix, sys.executable, *script, "--port", "0", *how_many, *where]
+    listen = [] if "--listen" in options else ["--port", "0"]
+    command = [*prefix, sys.executable, *script, *listen, *how_many, *where]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
             [*command, *map(str, options)],
@@ -183,19 +186,25 @@ def running(
             stderr=log,
             text=True,
             start_new_session=True,
+            pass_fds=fds,
         )
         server = Server(process, store, log)
         try:
             assert process.stdout is not None
             server.line = process.stdout.readline()
             assert server.line.startswith("listening on "), f"it printed {server.line!r}:\n{server.messages()}"
-            server.port = int(server.line.split()[2].rpartition(":")[2])
+            server.port = port_of(server.line.split()[2].rstrip(","))
             yield server
             if process.poll() is None:
                 process.terminate()
             _check_end(server, exit_code)
         finally:
             _end_by_force(server)
+
+
+def port_of(address: str) -> int:
+    """0 of a unix socket."""
+    return 0 if address.startswith("unix:") else int(address.rpartition(":")[2])
 
 
 def _check_end(server: Server, exit_code: int) -> None:
@@ -225,17 +234,37 @@ def _end_by_force(server: Server) -> None:
     shutil.rmtree(server.folder, ignore_errors=True)
 
 
+def _family(port: int | str, host: str) -> socket.AddressFamily:
+    if isinstance(port, str):
+        return socket.AF_UNIX
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
 class Client:
     """A blocking client; a context manager that closes its socket."""
 
-    def __init__(self, port: int, *, receive_buffer_bytes: int | None = None, timeout_s: float = DEADLINE_S) -> None:
-        self.sock = socket.socket()
+    def __init__(
+        self,
+        port: int | str,
+        *,
+        host: str = "127.0.0.1",
+        tls: ssl.SSLContext | None = None,
+        receive_buffer_bytes: int | None = None,
+        timeout_s: float = DEADLINE_S,
+    ) -> None:
+        """`port` may be the path of a unix socket."""
+        self.sock = socket.socket(_family(port, host))
         self.sock.settimeout(timeout_s)
-        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # or a body waits 40 ms for its header's ACK
+        if isinstance(port, int):
+            self.sock.setsockopt(
+                socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
+            )  # or a body waits 40 ms for its header's ACK
         if receive_buffer_bytes is not None:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
         try:
-            self.sock.connect(("127.0.0.1", port))
+            self.sock.connect((host, port) if isinstance(port, int) else port)
+            if tls is not None:
+                self.sock = tls.wrap_socket(self.sock, server_hostname=host)
         except OSError:
             self.sock.close()
             raise
@@ -251,7 +280,8 @@ class Client:
     def send(self, body: bytes = b"", file_name: str = "file", **header: Any) -> None:
         """Send one upload, without waiting for its reply."""
         self.send_header(len(body), file_name, **header)
-        self.sock.sendall(body)
+        if body:  # without one the server may have answered and closed already, which a unix socket tells at once
+            self.sock.sendall(body)
 
     def send_header(self, file_size: int, file_name: str = "file", **header: Any) -> None:
         """Send the length and the header of an upload; its body is the caller's."""
@@ -280,9 +310,11 @@ class Client:
         assert self.sock.recv(1) == b""
 
 
-def upload(port: int, body: bytes = b"", file_name: str = "file", **header: Any) -> Reply:
+def upload(
+    port: int | str, body: bytes = b"", file_name: str = "file", *, tls: ssl.SSLContext | None = None, **header: Any
+) -> Reply:
     """One upload over a connection of its own."""
-    with Client(port) as client:
+    with Client(port, tls=tls) as client:
         return client.upload(body, file_name, connection="close", **header)
 
 

@@ -4,21 +4,23 @@ Under load, workers and supervisor are treated as machines and people treat them
 is told to reload and to have more or fewer workers, processes stand still and go on. Afterwards every acknowledged
 upload is in the store with its digest, and only uploads failed that were in flight at a worker that was killed.
 
-15 s in the tests; `make soak` takes SOAK_SECONDS=600.
+20 s in the tests; `make soak` takes SOAK_SECONDS=600.
 """
 
 import os
 import random
 import signal
+import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from certificates import Authority
 from crowd import Crowd, crowd
-from servers import Server, eventually, running
+from servers import Client, Server, eventually, running
 
-SECONDS = float(os.environ.get("SOAK_SECONDS", "15"))
+SECONDS = float(os.environ.get("SOAK_SECONDS", "20"))
 LONG, SHORT = 8, 8
 KILLED_LATELY_S = 5.0  # a client may see it that late: its upload has to be answered, or time out of its hands
 
@@ -80,24 +82,42 @@ def send(pid: int, number: signal.Signals) -> bool:
     return True
 
 
+KINDS = ("per-worker", "shared", "tls", "unix")
+
+
+def listening(kind: str, folder: Path) -> list[str]:
+    """Options of a server with sockets of this kind."""
+    if kind == "tls":
+        return ["--tls-cert", str(Authority(folder).server())]
+    return ["--listen", f"unix://{folder}/s"] if kind == "unix" else ["--accept", kind]
+
+
+def connects(kind: str, server: Server, folder: Path) -> int | Callable[[], Client]:
+    """How the crowd comes to it."""
+    if kind == "tls":
+        context = ssl.create_default_context(cafile=folder / "ca.pem")
+        return lambda: Client(server.port, tls=context)
+    return (lambda: Client(f"{folder}/s")) if kind == "unix" else server.port
+
+
 def open_files(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 @pytest.mark.timeout(SECONDS * 3 + 60)
-@pytest.mark.parametrize("mode", ["per-worker", "shared"])
-def test_nothing_acknowledged_is_lost(mode: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_acknowledged_is_lost(kind: str, tmp_path: Path) -> None:
     seed = int(os.environ.get("SOAK_SEED", "1"))
     store = tmp_path / "store"
-    options = ("--accept", mode, "--drain-timeout", "5s", "--max-deaths", "1000")
+    options = (*listening(kind, tmp_path), "--drain-timeout", "5s", "--max-deaths", "1000")
     with running(*options, store=store, workers=3) as server:
         files = open_files(server.pid)
-        with crowd(server.port, long=LONG, short=SHORT) as load:
+        with crowd(connects(kind, server, tmp_path), long=LONG, short=SHORT) as load:
             mischief = Mischief(server, load, seed)
-            end_s = time.monotonic() + SECONDS / 2  # each mode takes half
+            end_s = time.monotonic() + SECONDS / len(KINDS)  # each kind takes its part
             while time.monotonic() < end_s:
                 mischief.do()
-            print(f"{mode}, seed {seed}: {mischief.done}, {len(load.acknowledged)} uploads, {load.codes()}")
+            print(f"{kind}, seed {seed}: {mischief.done}, {len(load.acknowledged)} uploads, {load.codes()}")
         for at_s, code in load.failures:
             assert code == "connection_lost", load.codes()
             assert any(0 <= at_s - kill_s < KILLED_LATELY_S for kill_s in mischief.kills), "nothing was killed then"

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from certificates import Authority
 from crowd import crowd
 from servers import ROOT, Client, Server, bindable, eventually, running, session, upload
 from terminals import at_a_terminal
@@ -89,6 +90,23 @@ def test_who_waits_for_a_worker_that_keeps_dying_is_served_nevertheless(number: 
             assert server.wait() == 0
         else:
             eventually(lambda: len(server.workers()) == 1, "it has left")
+
+
+def test_reloads_and_the_end_fail_no_upload_over_tls(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    context = authority.context()
+    with (
+        running("--tls-cert", authority.server(), store=tmp_path / "store", workers=2) as server,
+        crowd(lambda: Client(server.port, tls=context)) as load,
+    ):
+        for number, workers in ((signal.SIGHUP, 2), (signal.SIGTTIN, 3), (signal.SIGHUP, 3), (signal.SIGTTOU, 2)):
+            server.process.send_signal(number)
+            eventually(lambda wanted=workers: len(server.workers()) == wanted, f"{workers} workers")
+            load.go_on()
+        assert load.failures == []
+        assert server.stop() == 0
+    assert set(load.codes()) <= {"connect_refused"}
+    load.assert_stored(tmp_path / "store")
 
 
 def test_the_last_worker_stays(tmp_path: Path) -> None:

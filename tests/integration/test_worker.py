@@ -11,7 +11,8 @@ import pytest
 from servers import DEADLINE_S, ROOT, Client, eventually
 
 from server import scoreboard
-from server.listener import Listeners
+from server.addresses import Address
+from server.listener import Group
 from server.protocol import UploadHeader
 from server.scoreboard import Scoreboard
 from server.storage import prepare_store
@@ -27,8 +28,8 @@ class Bench:
         self.store = folder / "store"
         self._board = folder / "scoreboard"
         prepare_store(self.store, 1)
-        self.listeners = Listeners.open("127.0.0.1", 0, 1, 16)
-        self.listener = self.listeners.of(0)
+        self.listeners = Group.open(Address("tcp", "127.0.0.1", 0), 1, 16, "per-worker")
+        self.listener = self.listeners.of(0).sock
         self.port = self.listeners.port
 
     @contextmanager

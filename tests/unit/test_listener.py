@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from server.listener import AddressError, Listeners, PortInUseError, format_address
+from server.addresses import Address
+from server.config import AcceptMode
+from server.listener import AddressError, Group, Listeners, PortInUseError, format_address
 
 
 @pytest.fixture
@@ -21,15 +23,19 @@ def stack() -> Iterator[ExitStack]:
         yield stack
 
 
-def listen_on(stack: ExitStack, slots: int = 1, *, host: str = "127.0.0.1", port: int = 0) -> Listeners:
-    listeners = Listeners.open(host, port, slots, 128)
+def open_group(host: str, port: int, slots: int, mode: AcceptMode = "per-worker") -> Group:
+    return Group.open(Address("tcp", host, port), slots, 128, mode)
+
+
+def listen_on(stack: ExitStack, slots: int = 1, *, host: str = "127.0.0.1", port: int = 0) -> Group:
+    listeners = open_group(host, port, slots)
     stack.callback(listeners.close)
     return listeners
 
 
 def listen(stack: ExitStack, slots: int = 1, *, host: str = "127.0.0.1", port: int = 0) -> list[socket.socket]:
     listeners = listen_on(stack, slots, host=host, port=port)
-    return [listeners.of(slot) for slot in range(slots)]
+    return [listeners.of(slot).sock for slot in range(slots)]
 
 
 def accepted(sock: socket.socket) -> int:
@@ -81,7 +87,7 @@ def test_a_port_that_another_server_holds_is_an_error_although_both_would_share(
     port = port_of(listen(stack, 2)[0])
     before = descriptors()
     with pytest.raises(PortInUseError) as caught:
-        Listeners.open("127.0.0.1", port, 2, 128)
+        open_group("127.0.0.1", port, 2)
     assert caught.value.port == port
     assert str(port) in str(caught.value)
     assert descriptors() == before
@@ -93,11 +99,11 @@ def test_a_port_that_a_sharing_program_holds_is_an_error(stack: ExitStack) -> No
     other.bind(("127.0.0.1", 0))
     other.listen()
     with pytest.raises(PortInUseError):
-        Listeners.open("127.0.0.1", port_of(other), 1, 128)
+        open_group("127.0.0.1", port_of(other), 1)
 
 
 def test_a_port_with_connections_left_in_time_wait_can_be_taken_again(stack: ExitStack) -> None:
-    sock = Listeners.open("127.0.0.1", 0, 1, 128).of(0)
+    sock = open_group("127.0.0.1", 0, 1).of(0).sock
     port = port_of(sock)
     with socket.create_connection(("127.0.0.1", port)) as client:
         sock.setblocking(True)
@@ -112,7 +118,7 @@ def test_a_port_with_connections_left_in_time_wait_can_be_taken_again(stack: Exi
 def test_an_address_that_is_not_ours_is_an_error_that_names_it(host: str) -> None:
     before = descriptors()
     with pytest.raises(AddressError) as caught:
-        Listeners.open(host, 0, 1, 128)
+        open_group(host, 0, 1)
     assert host in str(caught.value)
     assert descriptors() == before
 
@@ -150,11 +156,11 @@ def test_a_socket_that_is_about_to_go_gets_no_new_connection(stack: ExitStack) -
     listeners = listen_on(stack, 3)
     listeners.steer_away(2)
     connect(stack, listeners.port, 100)
-    shares = [accepted(listeners.of(slot)) for slot in range(3)]
+    shares = [accepted(listeners.of(slot).sock) for slot in range(3)]
     assert sum(shares) == 100
     assert shares[2] == 0
     assert min(shares[:2]) > 10  # of 50: below has a probability of 1e-17
-    last = listeners.of(2)
+    last = listeners.of(2).sock
     listeners.remove_last()
     assert last.fileno() == -1
 
@@ -168,28 +174,28 @@ def test_one_that_is_added_gets_its_share(stack: ExitStack) -> None:
     listeners.steer_to_all()
     listeners.steer_to_all()  # to ask for what is so already is no error
     connect(stack, listeners.port, 150)
-    shares = [accepted(listeners.of(slot)) for slot in range(3)]
+    shares = [accepted(listeners.of(slot).sock) for slot in range(3)]
     assert sum(shares) == 150
     assert min(shares) > 10
 
 
 def test_shared_is_one_socket_for_any_number(stack: ExitStack) -> None:
-    listeners = Listeners.open("127.0.0.1", 0, 4, 128, "shared")
+    listeners = open_group("127.0.0.1", 0, 4, "shared")
     stack.callback(listeners.close)
-    assert len({listeners.of(slot) for slot in range(4)}) == 1
+    assert len({listeners.of(slot).sock for slot in range(4)}) == 1
     listeners.steer_away(2)
     listeners.remove_last()
     listeners.add()
     listeners.steer_to_all()
     connect(stack, listeners.port, 10)
-    assert accepted(listeners.of(9)) == 10
+    assert accepted(listeners.of(9).sock) == 10
 
 
 def test_a_worker_keeps_only_its_own(stack: ExitStack) -> None:
     listeners = listen_on(stack, 3)
-    others = [listeners.of(0), listeners.of(2)]
-    own = listeners.keep_only(1)
-    assert own is listeners.of(1) and own.fileno() >= 0
+    others = [listeners.of(0).sock, listeners.of(2).sock]
+    own = listeners.keep_only(1).sock
+    assert own is listeners.of(1).sock and own.fileno() >= 0
     assert [sock.fileno() for sock in others] == [-1, -1]
 
 
@@ -204,11 +210,83 @@ def test_before_the_end_nobody_connects_any_more_and_who_is_there_is_not_reset(s
     late.setblocking(False)
     assert late.connect_ex(("127.0.0.1", listeners.port)) == errno.EINPROGRESS
     assert listeners.is_quiet()
-    server_end = listeners.of(0).accept()[0]
+    server_end = listeners.of(0).sock.accept()[0]
     stack.callback(server_end.close)
-    assert accepted(listeners.of(0)) == 0
+    assert accepted(listeners.of(0).sock) == 0
     listeners.close()
     early.sendall(b"abc")
     assert server_end.recv(3) == b"abc"
     server_end.sendall(b"def")
     assert early.recv(3) == b"def"
+
+
+# ── Unix sockets ──
+
+
+def connect_unix(stack: ExitStack, path: Path) -> socket.socket:
+    sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+    sock.connect(str(path))
+    return sock
+
+
+def test_at_the_end_of_a_unix_socket_nobody_connects_any_more_and_who_waits_is_accepted(
+    stack: ExitStack, tmp_path: Path
+) -> None:
+    path = tmp_path / "s"
+    listeners = Listeners.open([Address("unix", path=str(path))], 2, 128, "per-worker")
+    copy = listeners.keep_only(1)[0].sock.dup()
+    stack.callback(copy.close)
+    early = connect_unix(stack, path)
+    late = stack.enter_context(socket.socket(socket.AF_UNIX))
+    path_fd = os.open(path, os.O_PATH)  # as one that has found it, and is just about to connect
+    stack.callback(os.close, path_fd)
+    listeners.ignore_new()
+    assert not path.exists()
+    listeners.end()
+    with pytest.raises(ConnectionRefusedError):
+        late.connect(f"/proc/self/fd/{path_fd}")
+    accepted_one, _ = copy.accept()
+    stack.callback(accepted_one.close)
+    with pytest.raises(OSError, match=r"Invalid argument|temporarily unavailable"):
+        copy.accept()
+    accepted_one.sendall(b"abc")
+    assert early.recv(3) == b"abc"
+
+
+def test_closing_a_unix_socket_here_changes_nothing_for_others(stack: ExitStack, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    listeners = Listeners.open([Address("unix", path=str(path))], 1, 128, "shared")
+    copy = listeners.keep_only(0)[0].sock.dup()
+    stack.callback(copy.close)
+    stack.callback(path.unlink)
+    listeners.close()
+    connect_unix(stack, path)
+    assert accepted(copy) == 1
+
+
+# ── Several addresses ──
+
+
+def test_when_one_address_cannot_be_had_none_is_kept(stack: ExitStack, tmp_path: Path) -> None:
+    taken = port_of(listen(stack, 1)[0])
+    before = descriptors()
+    path = tmp_path / "s"
+    with pytest.raises(PortInUseError):
+        addresses = [
+            Address("unix", path=str(path)),
+            Address("tcp", "127.0.0.1", 0),
+            Address("tcp", "127.0.0.1", taken),
+        ]
+        Listeners.open(addresses, 2, 128, "per-worker")
+    assert descriptors() == before
+    assert not path.exists()
+
+
+def test_the_first_port_stands_for_all(stack: ExitStack, tmp_path: Path) -> None:
+    unix, tcp, tls = Address("unix", path=f"{tmp_path}/s"), Address("tcp", "127.0.0.1"), Address("tls", "127.0.0.1")
+    listeners = Listeners.open([unix, tcp, tls], 2, 128, "per-worker")
+    stack.callback(listeners.end)
+    assert listeners.addresses[:2] == [f"unix://{tmp_path}/s", f"127.0.0.1:{listeners.port}"]
+    doors = listeners.keep_only(1)
+    assert [door.is_tls for door in doors] == [False, False, True]
+    assert not any(door.is_lent for door in doors)

@@ -35,6 +35,8 @@ VALUES = {
     "max_deaths": ("1", "99"),
     "death_window": ("1s", "2.5s"),
     "accept": ("shared", "shared"),
+    "listen": ("127.0.0.1:1,[::1]:0,unix:///run/a", "localhost:0"),
+    "pid_file": ("some/file", "/other"),
     "backlog": ("1", "128"),
     "log_format": ("json", "json"),
 }
@@ -67,7 +69,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_field_of_the_configuration_has_its_option() -> None:
     fields = {field.name for field in dataclasses.fields(ServerConfig)}
-    assert {option.field for option in OPTIONS} == fields - {"token"} | {"config", "discard", "token_file"}
+    read = {"token_file", "tls_cert", "tls_key", "tls_client_ca"}  # whose content is what counts
+    assert {option.field for option in OPTIONS} == fields - {"token", "tls"} | read | {"config", "discard"}
     assert len({option.name for option in OPTIONS}) == len(OPTIONS)
 
 
@@ -82,7 +85,13 @@ def test_an_option_is_spelled_after_its_name() -> None:
 
 
 def test_the_values_of_these_tests_are_of_all_options() -> None:
-    assert VALUES.keys() == {option.name for option in OPTIONS} - {"config", "discard"}
+    assert VALUES.keys() == {option.name for option in OPTIONS} - {
+        "config",
+        "discard",
+        "tls_cert",
+        "tls_key",
+        "tls_client_ca",
+    }
 
 
 # ── Precedence ──
@@ -308,7 +317,7 @@ def test_what_needs_a_restart_is_named() -> None:
         new = read({"store": "store", name: text}).config
         assert new != old, name
         changed[name] = needs_restart(old, new)
-    fixed = {"host", "port", "store", "max_store", "accept", "backlog", "log_format"}
+    fixed = {"host", "port", "listen", "pid_file", "store", "max_store", "accept", "backlog", "log_format"}
     assert changed == {name: [name] if name in fixed else [] for name in VALUES}
     assert needs_restart(old, read({"discard": True, "port": "1", "workers": "9"}).config) == ["port", "store"]
 

@@ -1,0 +1,56 @@
+"""The file with the server's pid, for scripts and init systems that want one.
+
+It appears whole, by a rename, when the server is ready, and goes at the end. Whether it can be written is found out at
+the start.
+"""
+
+import os
+from pathlib import Path
+
+from server.config import printable
+from server.scoreboard import read_state
+
+
+class PidFileError(Exception):
+    """The file cannot be had; the text says why and what to do."""
+
+
+class PidFile:
+    """One that is prepared, but not to be seen before `publish`."""
+
+    def __init__(self, path: Path) -> None:
+        """PidFileError when it cannot be written, or belongs to a living server."""
+        self._path = path.absolute()
+        self._prepared = self._path.with_name(f".{path.name}.{os.getpid()}")
+        _refuse_another(self._path)
+        try:
+            self._prepared.write_text(f"{os.getpid()}\n")
+            self._prepared.chmod(0o644)  # a pid is no secret, and the store's umask is not meant for it
+        except OSError as error:
+            raise PidFileError(f"pid_file {printable(path)} cannot be written: {error.strerror}") from None
+
+    def publish(self) -> None:
+        """OSError as from rename()."""
+        self._prepared.rename(self._path)
+
+    def remove(self) -> None:
+        """If it is still ours."""
+        self._prepared.unlink(missing_ok=True)
+        if _pid_in(self._path) == os.getpid():
+            self._path.unlink(missing_ok=True)
+
+
+def _refuse_another(path: Path) -> None:
+    pid = _pid_in(path)
+    if pid is None and path.exists():
+        raise PidFileError(f"pid_file {printable(path)} exists and holds no pid; remove it or name another file")
+    if pid is not None and read_state(pid) is not None:
+        raise PidFileError(f"pid_file {printable(path)} is that of a running server, pid {pid}; name another file")
+
+
+def _pid_in(path: Path) -> int | None:
+    try:
+        text = path.read_bytes()[:32].strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None

@@ -1,0 +1,96 @@
+"""Listening on a path: taking it from a dead server, never from a living one, and leaving it so that nobody is reset.
+
+A unix socket has no handshake: who connects is in its queue at once, and is reset when that is closed. So the path is
+removed first, which keeps others from finding it. Who found it just before is kept out by shutting its receiving side
+down, after which the kernel refuses to queue anybody, and still hands out who waits (net/unix/af_unix.c).
+"""
+
+import errno
+import os
+import socket
+import stat
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+_UCRED = struct.Struct("3i")  # pid, uid and gid: man 7 unix
+
+
+class PathError(Exception):
+    """The path cannot be listened on; the text says why and what to do."""
+
+
+class Bound(NamedTuple):
+    """A path with the file that is ours there: another server may have put its own in place."""
+
+    path: Path
+    device: int
+    inode: int
+
+
+def listen(path: Path, backlog: int) -> tuple[socket.socket, Bound]:
+    """A socket there, close-on-exec and non-blocking. Who may connect is what the umask leaves to read and write.
+    PathError when it cannot be had."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        _bind(sock, path)
+        path.chmod(0o666 & ~_umask())  # bind() gives the right to execute too
+        info = path.lstat()
+        sock.listen(backlog)
+    except OSError as error:
+        sock.close()
+        raise PathError(error.strerror or str(error)) from None
+    except PathError:
+        sock.close()
+        raise
+    return sock, Bound(path, info.st_dev, info.st_ino)
+
+
+def remove(bound: Bound) -> None:
+    """Take the path away, if it is still ours."""
+    try:
+        info = bound.path.lstat()
+        if (info.st_dev, info.st_ino) == (bound.device, bound.inode):
+            bound.path.unlink()
+    except OSError:
+        pass  # it is gone, or somebody closed the folder to us
+
+
+def deafen(sock: socket.socket) -> None:
+    """Let nobody into the queue any more; who is in it can still be accepted."""
+    try:
+        sock.shutdown(socket.SHUT_RD)
+    except OSError:
+        pass  # it is closed already
+
+
+def _bind(sock: socket.socket, path: Path) -> None:
+    try:
+        sock.bind(str(path))
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        _clear(path)
+        sock.bind(str(path))
+
+
+def _clear(path: Path) -> None:
+    """Remove what a dead server left. PathError for anything else."""
+    if not stat.S_ISSOCK(path.lstat().st_mode):
+        raise PathError("there is a file that is no socket; remove it or name another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+        except BlockingIOError:  # its queue is full
+            raise PathError("a server that is busy listens there; stop it or name another path") from None
+        pid, _, _ = _UCRED.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    raise PathError(f"pid {pid} listens there; stop it or name another path")
+
+
+def _umask() -> int:
+    umask = os.umask(0o777)
+    os.umask(umask)
+    return umask
