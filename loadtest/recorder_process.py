@@ -13,6 +13,7 @@ from typing import IO, cast
 
 import gevent
 import msgspec
+import psutil
 
 from loadtest.wires import Target
 from reports import environment as machine
@@ -35,7 +36,7 @@ def subject_of(target: Target) -> list[str]:
 
 def _listener_of(path: str) -> int | None:
     """Who listens at a unix socket: the kernel tells both ends who the other is, and a listener is who called listen().
-    For process 1 that is somebody else, whose socket it holds; 0 is a process of another container."""
+    That may have ended meanwhile. Process 1 holds the sockets of others; 0 is a process of another container."""
     try:
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(RECORDER_TIMEOUT_S)
@@ -44,7 +45,7 @@ def _listener_of(path: str) -> int | None:
     except OSError:
         return None
     pid: int = _UCRED.unpack(credentials)[0]
-    return pid if pid > 1 else None
+    return pid if pid > 1 and psutil.pid_exists(pid) else None
 
 
 class RecorderProcess:

@@ -2,7 +2,7 @@
 
 Records are made and read in memory (`ssl.MemoryBIO`), and a link moves them: so a handshake waits like everything else,
 nothing ever blocks the other users, and the kernel still says when bytes arrived. Letting OpenSSL have the socket
-itself was no cheaper, and has no such times.
+itself was no cheaper (120 µs of CPU an upload of 4 KiB either way, 2.5 and 2.9 ms of 3 MiB), and has no such times.
 
 - An end is a close-notify, with or without TCP's behind it. A server may send one and then wait for ours before it
   closes; so it gets ours, unless TCP is closed already: that would only be answered by a reset.

@@ -1,7 +1,10 @@
 """The upload client over a unix socket: what the kernel does not tell of it is not made up."""
 
+import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 
 import gevent
@@ -15,6 +18,7 @@ from loadtest.client import NOT
 from loadtest.green import HubWaiter
 from loadtest.link import Link, PollWaiter, UnixLink
 from loadtest.wires import parse_target
+from reports import run_folder
 
 both_waiters = pytest.mark.parametrize("waiter", [PollWaiter, HubWaiter])
 
@@ -164,6 +168,25 @@ def test_the_recorder_is_told_who_listens(path):
         assert recorder_process.subject_of(parse_target(host)) == ["--pid", str(os.getpid())]
     assert recorder_process.subject_of(parse_target(host)) == []
     assert recorder_process.subject_of(parse_target("tls://h:1")) == ["--host", "h", "--port", "1"]
+
+
+def test_who_has_ended_is_not_recorded(path):
+    """One process listens, and others serve."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.fspath(path))
+        listen = f"import socket; socket.socket(fileno={listener.fileno()}).listen()"
+        subprocess.run([sys.executable, "-c", listen], pass_fds=[listener.fileno()], check=True)
+        assert recorder_process.subject_of(parse_target(f"unix://{path}")) == []
+
+
+def test_a_recording_without_a_server(tmp_path):
+    """Of the load alone."""
+    command = [sys.executable, "-m", "reports", "record", "--out", str(tmp_path), "--load-pid", str(os.getpid())]
+    done = subprocess.run([*command, "--until-stdin-closes"], input=b"", capture_output=True, check=True)
+    assert json.loads(done.stdout)["server"] is None
+    roles = {sample.role for tick in run_folder.read_processes(tmp_path) for sample in tick.processes}
+    assert roles >= {"load-master", "recorder"}
+    assert not roles & {"server-master", "server-worker"}
 
 
 @pytest.mark.parametrize("pid", [0, 1])
