@@ -15,6 +15,7 @@ if __name__ == "__main__":
 
 import click
 
+from loadtest import credentials
 from loadtest.options import DEFAULTS, OPTIONS, Option, OptionError, is_open
 from reports.run_folder import new_run_id
 from server.units import parse_share
@@ -30,7 +31,15 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 def _load_options(command: _Command) -> _Command:
     """All of `options.OPTIONS`, as Locust has them."""
-    for option in reversed(OPTIONS):
+    return _with_options(command, OPTIONS)
+
+
+def _credential_options(command: _Command) -> _Command:
+    return _with_options(command, [option for option in OPTIONS if option.field in credentials.FIELDS])
+
+
+def _with_options(command: _Command, options: Sequence[Option]) -> _Command:
+    for option in reversed(options):
         command = _click_option(option)(command)
     return command
 
@@ -55,7 +64,11 @@ def cli() -> None:
 
 
 @cli.command()
-@click.option("--host", help="server under test, tcp:// or http://HOST:PORT; without it one is started on a free port")
+@click.option(
+    "--host",
+    help="server under test: tcp://, tls:// or http://HOST:PORT, or unix:///PATH; without it one is started on a free "
+    "port",
+)
 @click.option(
     "--users",
     type=click.IntRange(0, 100_000),
@@ -185,9 +198,10 @@ def _side(name: str, common: Sequence[str], options: str) -> "Side":
 
 @cli.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--host", default="tcp://127.0.0.1:12345", show_default=True, help="server to upload to")
+@click.option("--host", default="tcp://127.0.0.1:12345", show_default=True, help="server to upload to, as for `run`")
 @click.option("--close", is_flag=True, help="a connection for each file instead of one for all")
-def upload(files: tuple[Path, ...], host: str, close: bool) -> None:
+@_credential_options
+def upload(files: tuple[Path, ...], host: str, close: bool, **identity: str) -> None:
     """Upload FILES, check each reply's digest, and show the progress in bytes.
 
     Stops at the first file that is refused, with exit code 1 and the server's reason.
@@ -195,7 +209,7 @@ def upload(files: tuple[Path, ...], host: str, close: bool) -> None:
     from loadtest import upload_files
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on it ends in one line
-    sys.exit(upload_files.upload(files, host, close=close))
+    sys.exit(upload_files.upload(files, host, identity, close=close))
 
 
 if __name__ == "__main__":

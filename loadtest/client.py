@@ -5,17 +5,25 @@
 
 The reply's time is when the kernel received it: with 50 users in one process, 0.31 of the 0.43 ms of a naively timed
 upload were the generator's own delay in reading it. That delay is a duration of its own here, `read_lag`, so that it is
-never taken for the server's. What a connection is, `link.py` says; what is said over it, `wires.py`.
+never taken for the server's. What a connection is, `link.py` and `tls_link.py` say; what is said over it, `wires.py`.
+
+    tcp    Link       handshake is TCP's, which the kernel has timed
+    tls    TlsLink    connect has TLS's handshake too; bytes arrive when their record does
+    unix   UnixLink   there is no handshake, and no read_lag: bytes arrive when they are read
 """
 
 import errno
+import socket
+import ssl
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Literal, Protocol
 
 import msgspec
 
-from loadtest.link import Address, Link, PollWaiter, WaiterFactory, lookup
+from loadtest.link import Address, Link, PollWaiter, UnixLink, WaiterFactory, lookup
+from loadtest.tls_link import TlsError, TlsLink
 from loadtest.wires import CLIENT_FAILURES, Answer, Target, Wire, WireError, WireFactory, wire_of
 from reports.run_folder import NO_LOCAL_PORT
 
@@ -25,6 +33,9 @@ NOT = -1  # of a duration: it did not happen
 
 Closer = Literal["server", "client"]
 Close = Literal["fin", "rst"]
+
+AnyLink = Link | TlsLink
+LinkFactory = Callable[[Address, float, WaiterFactory], AnyLink]
 
 
 class UploadError(Exception):
@@ -73,23 +84,27 @@ class UploadClient:
         target: Target,
         *,
         wire: WireFactory | None = None,
+        tls: ssl.SSLContext | None = None,
         waiter: WaiterFactory = PollWaiter,
         timeout_s: float = 30.0,
         closer: Closer = "server",
         close: Close = "fin",
         addresses: dict[Target, Address] | None = None,
     ) -> None:
-        """`timeout_s` is how long the server may be silent. A connection's last upload asks the server to close first;
+        """`tls` is for a target of that scheme; without it the system's authorities are trusted.
+
+        `timeout_s` is how long the server may be silent. A connection's last upload asks the server to close first;
         with `closer` "client" we do, by `close`. Clients that share `addresses` look a host up once, not once each:
         under gevent that costs 200 µs."""
         self._target = target
         self._new_wire = wire or wire_of(target)
+        self._new_link = _links_to(target, tls)
         self._new_waiter = waiter
         self._timeout_s = timeout_s
         self._server_closes = closer == "server"
         self._resets = close == "rst"
         self._addresses = {} if addresses is None else addresses
-        self._link: Link | None = None
+        self._link: AnyLink | None = None
         self._wire: Wire
 
     def upload(self, name: str, body: Body, *, last: bool = False) -> Upload:
@@ -139,7 +154,7 @@ class UploadClient:
             handshake_ns=handshake_ns,
             send_ns=sent_ns - first_byte_ns,
             wait_ns=max(0, in_kernel_ns - sent_ns),  # a reply may be there before our last send returns
-            read_lag_ns=acked_ns - in_kernel_ns,
+            read_lag_ns=acked_ns - in_kernel_ns if link.stamps else NOT,
             close_ns=close_ns,
             service_ns=max(0, in_kernel_ns - first_byte_ns),
             transaction_ns=acked_ns - start_ns + max(0, close_ns),
@@ -151,7 +166,7 @@ class UploadClient:
         if link is not None:
             link.close()
 
-    def _connect(self) -> Link:
+    def _connect(self) -> AnyLink:
         """A new connection in place of the old one, if any. UploadError when there is none to be had."""
         self.close()
         try:
@@ -160,6 +175,8 @@ class UploadClient:
             raise UploadError("connect_refused") from None
         except TimeoutError:
             raise UploadError("timeout") from None
+        except TlsError as error:
+            raise UploadError("tls_failed", str(error)) from None
         except OSError as error:
             if error.errno == errno.EADDRNOTAVAIL:
                 raise UploadError(NO_LOCAL_PORT) from None
@@ -167,15 +184,17 @@ class UploadClient:
         self._wire = self._new_wire(self._target)
         return link
 
-    def _open(self) -> Link:
+    def _open(self) -> AnyLink:
         """Connect to the first address of the host that answers, and keep to it. OSError of the last otherwise."""
         known = self._addresses.get(self._target)
         if known is not None:
-            return Link(known, self._timeout_s, self._new_waiter)
-        found = lookup(*self._target.address)
+            return self._new_link(known, self._timeout_s, self._new_waiter)
+        found = _addresses_of(self._target)
         for number, address in enumerate(found, 1):
             try:
-                link = Link(address, self._timeout_s, self._new_waiter)
+                link = self._new_link(address, self._timeout_s, self._new_waiter)
+            except TlsError:
+                raise  # this address answered
             except OSError:
                 if number == len(found):
                     raise
@@ -184,7 +203,7 @@ class UploadClient:
                 return link
         raise AssertionError("a lookup finds an address or fails")
 
-    def _receive_answer(self, link: Link, send_error: OSError | None) -> tuple[Answer, int]:
+    def _receive_answer(self, link: AnyLink, send_error: OSError | None) -> tuple[Answer, int]:
         """The answer, and when the kernel had it."""
         try:
             while True:
@@ -194,12 +213,14 @@ class UploadClient:
                     return answer, in_kernel_ns
         except WireError as error:
             raise UploadError(error.code) from None
+        except TlsError as error:
+            raise UploadError("tls_failed", str(error)) from None
         except TimeoutError:
             raise UploadError("timeout") from None
         except OSError as error:
             raise _lost(send_error or error) from None
 
-    def _finish(self, link: Link) -> None:
+    def _finish(self, link: AnyLink) -> None:
         """End a connection whose last answer is in hand: whatever happens to it now changes nothing."""
         if self._server_closes:
             link.limit(CLOSE_LIMIT_S)
@@ -212,7 +233,19 @@ class UploadClient:
         link.close(reset=self._resets)
 
 
-def _send(link: Link, prefix: bytes, body: Body) -> OSError | None:
+def _links_to(target: Target, tls: ssl.SSLContext | None) -> LinkFactory:
+    if target.scheme == "unix":
+        return UnixLink
+    if target.scheme == "tls":
+        return partial(TlsLink, context=tls or ssl.create_default_context(), server_name=target.host)
+    return Link
+
+
+def _addresses_of(target: Target) -> list[Address]:
+    return [(socket.AF_UNIX, target.path)] if target.scheme == "unix" else lookup(*target.address)
+
+
+def _send(link: AnyLink, prefix: bytes, body: Body) -> OSError | None:
     """Send an upload. An error is returned, not raised: its reason may be waiting in a reply."""
     for piece in _with_prefix(prefix, iter(body.pieces())):
         try:

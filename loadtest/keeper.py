@@ -28,7 +28,7 @@ from loadtest import options as load_options
 from loadtest.load_process import BATCH_S, option_fields
 from loadtest.phases import PlannedPhase
 from loadtest.pulse import Pulse
-from loadtest.recorder_process import RecorderProcess, build_report
+from loadtest.recorder_process import RecorderProcess, build_report, subject_of
 from loadtest.roster import Roster
 from loadtest.telemetry import Merger
 from reports import environment as machine
@@ -199,7 +199,10 @@ class _Run:
         self._lines = 0
         self._info = self._describe(fields)
         self._save()
-        self._recorder = RecorderProcess(self.folder, *self._options.target.address)
+        subject = subject_of(self._options.target)
+        if not subject:
+            self._note("server-unknown", f"who listens at {environment.host} is not known: the server is not recorded")
+        self._recorder = RecorderProcess(self.folder, subject)
         self._info = msgspec.structs.replace(
             self._info, server=self._recorder.server, environment=self._info.environment | self._recorder.store()
         )

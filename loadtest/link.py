@@ -1,4 +1,4 @@
-"""One TCP connection, timed by the kernel where the kernel knows better. Knows no protocol.
+"""One connection, timed by the kernel where the kernel knows better. Knows no protocol.
 
 The socket never blocks; how its owner waits is a `Waiter` of its own. `PollWaiter`, here, blocks the thread: enough for
 the plain client. Under Locust `green.HubWaiter` lets the other users run meanwhile. The socket is the interpreter's own
@@ -10,6 +10,8 @@ made an upload cost the generator half (39 instead of 80 µs of CPU, 4 KiB, 50 u
   work queue); bytes before that have the time at which they were read.
 - How long the handshake took is the kernel's SYN to SYN-ACK time (tcp_info.tcpi_rtt right after connect), which has
   none of the caller's own delays in it.
+
+That is TCP. Of a unix socket (`UnixLink`) the kernel tells neither. TLS is `tls_link.py`.
 """
 
 import _socket  # the C module: `socket.socket` is gevent's under Locust
@@ -85,9 +87,12 @@ class PollWaiter:
 
 
 class Link:
-    """A connected socket. OSError, and TimeoutError among them, for whatever the network does."""
+    """A TCP connection. OSError, and TimeoutError among them, for whatever the network does."""
 
     __slots__ = ("_sock", "_waiter", "handshake_ns")
+
+    stamps = _LINUX
+    """Whether the kernel says when bytes arrived; if not, it is when they were read."""
 
     def __init__(self, address: Address, timeout_s: float, waiter: WaiterFactory) -> None:
         """Connect to `address`."""
@@ -121,6 +126,20 @@ class Link:
     def established(self) -> bool:
         """Whether neither side has closed, asked of the kernel: one system call, no byte is taken."""
         return not _LINUX or self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_ESTABLISHED
+
+    def peek(self) -> bytes | None:
+        """A byte of what has arrived, which stays there; b"" when the peer has closed, None when there is nothing."""
+        try:
+            return self._sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return None
+
+    def offer(self, data: bytes) -> None:
+        """Send what the kernel takes at once, if it takes any: last words, whose loss changes nothing."""
+        try:
+            self._sock.send(data)
+        except OSError:
+            pass
 
     def send(self, data: bytes | memoryview) -> None:
         """All of it."""
@@ -168,3 +187,34 @@ class Link:
             except OSError:
                 pass  # reset by the peer already
         self._sock.close()
+
+
+class UnixLink(Link):
+    """A unix stream socket, which has no handshake, and of whose bytes the kernel does not say when they arrived."""
+
+    __slots__ = ()
+
+    stamps = False
+
+    def __init__(self, address: Address, timeout_s: float, waiter: WaiterFactory) -> None:
+        """Connect to the path in `address`. That never waits: BlockingIOError when the server's queue is full."""
+        family, path = address
+        self._sock = sock = _socket.socket(family, socket.SOCK_STREAM)
+        self._waiter = waiter(sock.fileno(), timeout_s)
+        self.handshake_ns = -1
+        try:
+            sock.setblocking(False)
+            sock.connect(path)
+        except BlockingIOError as error:
+            self.close()
+            raise BlockingIOError(error.errno, "the server's queue of connections is full") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def established(self) -> bool:
+        """As of TCP, but that an end is only seen behind all that came before it."""
+        try:
+            return self.peek() != b""
+        except OSError:
+            return False

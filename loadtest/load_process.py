@@ -50,7 +50,9 @@ class Prepared:
 
     def get(self, host: str | None, fields: Mapping[str, Any]) -> tuple[LoadOptions, PayloadSet]:
         """OptionError or PayloadError when no test can start with these."""
-        key = (host, *(fields[field] for field in load_options.FIELDS), _contents(str(fields["payload_dir"]).strip()))
+        texts = [fields[field] for field in load_options.FIELDS]
+        named = [str(fields[option.field]).strip() for option in load_options.OPTIONS if option.reads_files]
+        key = (host, *texts, *map(_contents, named))
         if self._value is None or key != self._key:
             self._value = None  # its payloads may be large: not both at once
             options = load_options.validate(host or "", fields)
@@ -58,9 +60,10 @@ class Prepared:
         return self._value
 
 
-def _contents(folder: str) -> tuple[tuple[str, int, int], ...]:
-    """What tells one state of a payload folder from another; nothing of one that is not there."""
-    paths = [Path(base) / name for base, _, names in os.walk(folder) for name in names] if folder else []
+def _contents(name: str) -> tuple[tuple[str, int, int], ...]:
+    """What tells one state of a file, or of a folder's files, from another; nothing of one that is not there."""
+    below = [Path(base) / file for base, _, files in os.walk(name) for file in files]
+    paths = below or ([Path(name)] if name else [])
     try:
         return tuple(sorted((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths))
     except OSError:  # a file that has just gone, or points nowhere: reading them says so

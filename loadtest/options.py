@@ -7,22 +7,26 @@ command lines and the form are made from it, so that no option can be known to o
 
 import resource
 import socket
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from loadtest import arrivals, payloads, phases, wires
+from loadtest import arrivals, credentials, payloads, phases, wires
 from loadtest.arrivals import ArrivalError, Profile
 from loadtest.client import Close, Closer
+from loadtest.credentials import CredentialsError
 from loadtest.payloads import PayloadError
 from loadtest.phases import PlanError
+from loadtest.tls_link import in_words
 from loadtest.wires import HostError, Target, WireFactory, WireNameError
 from reports import thresholds
 from reports.thresholds import Threshold, ThresholdError
 from server.units import format_size, parse_duration, parse_size
 
 SHORTEST_PHASE_S = 1.0
+ANSWERS_WITHIN_S = 5.0  # a server that is looked for before a run
 SPARE_DESCRIPTORS = 200  # for all that is no connection: Locust's own, the run folder's, logs
 LONGEST_S = 30 * 86_400.0  # of anything: longer is a slip of the pen, and timers overflow
 
@@ -80,6 +84,28 @@ OPTIONS = (
     Option(
         "wire", "", "protocol, if not the one of the host's scheme: MODULE:CLASS, see loadtest/wires.py", in_form=False
     ),
+    Option(
+        "token_file",
+        "",
+        "file with the token that every upload carries; a server of this run's own then wants it",
+        in_form=False,
+        reads_files=True,
+    ),
+    Option(
+        "ca",
+        "",
+        "tls://: file with the certificates (PEM) of the authorities to trust, instead of the system's",
+        in_form=False,
+        reads_files=True,
+    ),
+    Option(
+        "cert",
+        "",
+        "tls://: file with a certificate of the load's own and its key (PEM), for a server that asks for one",
+        in_form=False,
+        reads_files=True,
+    ),
+    Option("key", "", "tls://: file with that key, if it is in another", in_form=False, reads_files=True),
     Option("verify_digest", True, "compare the digest in the reply"),
     Option("fail_if", "", "exit code 3 when this came true, such as 'p99(response) > 20ms'; several with ;"),
     Option("seed", "1", "of sizes, names, order, pauses and arrivals: the same seed, the same run"),
@@ -95,6 +121,8 @@ class LoadOptions:
 
     target: Target
     wire: WireFactory
+    tls: ssl.SSLContext | None
+    """Of a `tls://` target."""
     plan: tuple[phases.PlannedPhase, ...]
     drain_s: float
     profile: Profile | None
@@ -144,12 +172,16 @@ def validate(host: str, fields: Mapping[str, Any]) -> LoadOptions:
         raise OptionError("close is 'rst', but the server closes: set closer to client")
     try:
         target = wires.parse_target(host)
+        identity = credentials.read(target, text, wire=text["wire"])
+        if text["close"] == "rst" and target.scheme == "unix":
+            raise OptionError("close is 'rst', which unix sockets have not")
         profile = arrivals.parse_profile(text["arrival_profile"], text["arrival_rate"])
         if profile is not None and text["shape"] != "none":
             raise OptionError("shape belongs to the closed model: set it to none, or the arrival rate to 0")
         return LoadOptions(
             target=target,
-            wire=wires.wire_of(target, text["wire"]),
+            wire=wires.wire_of(target, text["wire"], identity.token),
+            tls=identity.tls,
             plan=phases.plan(
                 text["plan"],
                 phase_s,
@@ -173,7 +205,7 @@ def validate(host: str, fields: Mapping[str, Any]) -> LoadOptions:
             thresholds=thresholds.parse_all(text["fail_if"]),
             seed=_whole(text, "seed", at_least=0, at_most=10**18),
         )
-    except (ArrivalError, HostError, PayloadError, PlanError, ThresholdError, WireNameError) as error:
+    except (ArrivalError, CredentialsError, HostError, PayloadError, PlanError, ThresholdError, WireNameError) as error:
         raise OptionError(str(error)) from None
 
 
@@ -220,11 +252,25 @@ def check_descriptors(options: LoadOptions, users: int) -> None:
 
 
 def check_server(options: LoadOptions, host: str | None) -> None:
-    """OptionError when nobody answers there."""
+    """OptionError when nobody answers there, or not as TLS wants it."""
     try:
-        socket.create_connection(options.target.address, timeout=5).close()
+        _reach(options)
+    except ssl.SSLError as error:
+        raise OptionError(f"no TLS with {host}: {in_words(error)}") from None
     except OSError as error:
         raise OptionError(f"no server at {host}: {error.strerror or error}; start one with: make serve") from None
+
+
+def _reach(options: LoadOptions) -> None:
+    target = options.target
+    if target.scheme == "unix":
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(ANSWERS_WITHIN_S)
+            sock.connect(target.path)
+        return
+    with socket.create_connection(target.address, timeout=ANSWERS_WITHIN_S) as sock:
+        if options.tls is not None:
+            options.tls.wrap_socket(sock, server_hostname=target.host).close()
 
 
 def _seconds(text: Mapping[str, str], field: str, *, at_least: float = 0) -> float:

@@ -4,6 +4,8 @@ share its fate, so each is a process of its own."""
 import json
 import logging
 import os
+import socket
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -11,23 +13,49 @@ from typing import IO, cast
 
 import gevent
 import msgspec
+import psutil
 
+from loadtest.wires import Target
 from reports import environment as machine
 from reports.run_folder import ServerInfo
 
 RECORDER_TIMEOUT_S = 10.0
 REPORT_TIMEOUT_S = 120.0
+_UCRED = struct.Struct("iII")  # pid, uid, gid: linux/socket.h
 
 log = logging.getLogger("socketswarm")
+
+
+def subject_of(target: Target) -> list[str]:
+    """The recorder's options that name the server at `target`; none when nobody can tell which process it is."""
+    if target.scheme != "unix":
+        return ["--host", target.host, "--port", str(target.port)]
+    pid = _listener_of(target.path)
+    return [] if pid is None else ["--pid", str(pid)]
+
+
+def _listener_of(path: str) -> int | None:
+    """Who listens at a unix socket: the kernel tells both ends who the other is, and a listener is who called listen().
+    That may have ended meanwhile. Process 1 holds the sockets of others; 0 is a process of another container."""
+    try:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(RECORDER_TIMEOUT_S)
+            sock.connect(path)
+            credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    except OSError:
+        return None
+    pid: int = _UCRED.unpack(credentials)[0]
+    return pid if pid > 1 and psutil.pid_exists(pid) else None
 
 
 class RecorderProcess:
     """The recorder process, as its parent sees it. If it dies the run goes on; the report will say what is missing."""
 
-    def __init__(self, folder: Path, host: str, port: int) -> None:
+    def __init__(self, folder: Path, subject: list[str]) -> None:
+        """`subject` is what `subject_of` says."""
         self.server: ServerInfo | None = None
-        command = [sys.executable, "-m", "reports", "record", "--out", str(folder), "--host", host]
-        command += ["--port", str(port), "--load-pid", str(os.getpid()), "--until-stdin-closes"]
+        command = [sys.executable, "-m", "reports", "record", "--out", str(folder), *subject]
+        command += ["--load-pid", str(os.getpid()), "--until-stdin-closes"]
         with (folder / "recorder.log").open("wb") as errors:
             self._process = subprocess.Popen(
                 command,

@@ -146,6 +146,8 @@ def _store_parent() -> str:
 
 def _start_server(job: Job, store: Path) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "server", "--port", "0", "--workers", str(job.workers), "--store", str(store)]
+    if token_file := str(job.fields["token_file"]).strip():
+        command += ["--token-file", token_file]
     with (job.folder / "server.log").open("wb") as log:
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
 

@@ -6,13 +6,15 @@ read is compared with the server's.
 
 import stat
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
+from loadtest import credentials
 from loadtest.client import UploadClient
-from loadtest.wires import HostError, parse_target
+from loadtest.credentials import CredentialsError
+from loadtest.wires import HostError, parse_target, wire_of
 from server.protocol import new_hasher
 
 PIECE_BYTES = 1 << 20
@@ -52,12 +54,12 @@ class FileBody:
         return f"xxh3_128:{self._hasher.hexdigest()}"
 
 
-def upload(files: Sequence[Path], host: str, *, close: bool) -> int:
+def upload(files: Sequence[Path], host: str, identity: Mapping[str, str], *, close: bool) -> int:
     """Upload the files in order and return the exit code: 0, or 1 at the first that was refused or could not be read,
-    2 when `host` is none."""
+    2 when `host` is none, or one of the files in `identity` (keyed as `credentials.FIELDS`) cannot be used."""
     try:
-        client = UploadClient(parse_target(host))
-    except HostError as error:
+        client = _client(host, identity)
+    except (CredentialsError, HostError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
     try:
@@ -80,3 +82,9 @@ def upload(files: Sequence[Path], host: str, *, close: bool) -> int:
         client.close()
     print(f"{len(files)} file{'s' * (len(files) != 1)}, {total:,} bytes stored at {host}")
     return 0
+
+
+def _client(host: str, identity: Mapping[str, str]) -> UploadClient:
+    target = parse_target(host)
+    found = credentials.read(target, identity)
+    return UploadClient(target, wire=wire_of(target, token=found.token), tls=found.tls)

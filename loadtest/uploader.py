@@ -46,6 +46,7 @@ class Uploader:
         self._client = UploadClient(
             options.target,
             wire=load.wire,
+            tls=options.tls,
             waiter=HubWaiter,
             timeout_s=options.timeout_s,
             closer=options.closer,

@@ -13,12 +13,14 @@ anew for each connection, with the target as its only argument:
         def end(self):                                    # the server closed; raise WireError if an answer is missing
             raise WireError("connection_lost")
 
-Without it the host's scheme decides: `tcp://` is the framed upload protocol, `http://` is PUT.
+Without it the host's scheme decides: `tcp://`, `tls://` and `unix://` are the framed upload protocol, `http://` is PUT.
 """
 
 import importlib
+import os
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -27,10 +29,16 @@ import msgspec
 from reports.run_folder import NO_LOCAL_PORT
 from server.protocol import ClientConnection, RemoteProtocolError, UploadHeader
 
+FRAMED = ("tcp", "tls", "unix")
+"""Schemes of the framed upload protocol: it goes over any stream."""
+
+LONGEST_PATH_BYTES = 107  # of a unix socket: what sockaddr_un holds, linux/un.h, without the NUL
+
 # What a client can see go wrong, beside the codes of the server's replies. Texts are constant: people group by them.
 CLIENT_FAILURES = {
     "connect_refused": "nobody listens at the address",
     "connect_failed": "the connection could not be made",
+    "tls_failed": "no TLS with the server: its certificate is not to be trusted, or the handshake failed",
     NO_LOCAL_PORT: "every local port is taken, by connections or in TIME_WAIT",
     "connection_lost": "the server closed the connection before it replied",
     "timeout": "no answer in time",
@@ -44,7 +52,7 @@ CLIENT_FAILURES = {
 
 
 class HostError(ValueError):
-    """A host that is not `tcp://HOST:PORT` or `http://HOST:PORT/PATH`."""
+    """A host that is none of what Target says."""
 
 
 class WireNameError(ValueError):
@@ -74,13 +82,14 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
 
 
 class Target(msgspec.Struct, frozen=True):
-    """Where uploads go: `tcp://HOST:PORT` or `http://HOST:PORT/PATH`."""
+    """Where uploads go: `tcp://HOST:PORT`, `tls://HOST:PORT`, `unix:///PATH` or `http://HOST:PORT/PATH`."""
 
     scheme: str
     host: str
+    """Empty for unix, whose port is 0."""
     port: int
     path: str = "/"
-    """Of http: the folder that names are put into; ends in a slash."""
+    """Of http: the folder that names are put into; ends in a slash. Of unix: the socket."""
 
     @property
     def address(self) -> tuple[str, int]:
@@ -104,15 +113,18 @@ WireFactory = Callable[[Target], Wire]
 
 
 class FramedWire:
-    """The framed upload protocol of `server.protocol`."""
+    """The framed upload protocol of `server.protocol`; with a token, if there is one, in each header."""
 
-    __slots__ = ("_connection",)
+    __slots__ = ("_connection", "_new_header")
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, token: str | None = None) -> None:
         self._connection = ClientConnection()
+        self._new_header: Callable[..., UploadHeader] = UploadHeader
+        if token is not None:
+            self._new_header = partial(UploadHeader, token=token)
 
     def encode(self, name: str, size_bytes: int, *, close: bool) -> bytes:
-        header = UploadHeader(size_bytes, name, connection="close" if close else "keep-alive")
+        header = self._new_header(size_bytes, name, connection="close" if close else "keep-alive")
         return self._connection.send_upload(header)
 
     def decode(self, data: bytes) -> Answer | None:
@@ -130,6 +142,8 @@ class FramedWire:
 
 def parse_target(host: str) -> Target:
     """HostError says what is wrong with a text that names no target."""
+    if host.startswith("unix:"):
+        return _parse_unix(host)
     try:
         parts = urlsplit(host)
         name, port = parts.hostname, parts.port
@@ -138,21 +152,38 @@ def parse_target(host: str) -> Target:
         name, port, parts = None, None, urlsplit("")
     if parts.scheme == "http":
         port = port or 80
-    elif parts.scheme != "tcp" or parts.path not in ("", "/"):
+    elif parts.scheme not in ("tcp", "tls") or parts.path not in ("", "/"):
         name = None
     path = parts.path.rstrip("/") + "/"
     if not name or not port or parts.query or parts.fragment or not re.fullmatch(r"[!-~]+", path):
         raise HostError(
-            f"{host!r} is not a host: write tcp://HOST:PORT, such as tcp://127.0.0.1:12345, or http://HOST:PORT/PATH"
+            f"{host!r} is not a host: write tcp://HOST:PORT, such as tcp://127.0.0.1:12345, tls://HOST:PORT, "
+            "unix:///PATH or http://HOST:PORT/PATH"
         )
     return Target(parts.scheme, name, port, path)
 
 
-def wire_of(target: Target, name: str = "") -> WireFactory:
-    """The wire `name` (MODULE:CLASS), or the one of the target's scheme. WireNameError when there is none such."""
+def _parse_unix(host: str) -> Target:
+    """A path may have any character, so nothing in it is taken for anything else."""
+    path = host.removeprefix("unix://")
+    try:
+        length = len(os.fsencode(path))
+    except UnicodeError:
+        length = 0
+    if not path.startswith("/") or path.endswith("/") or "\0" in path or not 0 < length <= LONGEST_PATH_BYTES:
+        raise HostError(
+            f"{host!r} is not a host: write unix:///PATH of a socket, such as unix:///run/uploads.sock, of at most "
+            f"{LONGEST_PATH_BYTES} bytes"
+        )
+    return Target("unix", "", 0, path)
+
+
+def wire_of(target: Target, name: str = "", token: str | None = None) -> WireFactory:
+    """The wire `name` (MODULE:CLASS), or the one of the target's scheme, whose headers carry `token`. WireNameError
+    when there is none such."""
     if not name:
-        if target.scheme == "tcp":
-            return FramedWire
+        if target.scheme in FRAMED:
+            return FramedWire if token is None else _framed_with(token)
         from loadtest.http_put import HttpPutWire  # its parser comes with gevent, which the plain client does not need
 
         return HttpPutWire
@@ -166,3 +197,12 @@ def wire_of(target: Target, name: str = "") -> WireFactory:
     if not callable(found):
         raise WireNameError(f"wire is {name!r}: write MODULE:CLASS, such as my_wire:MyWire")
     return found  # type: ignore[no-any-return]  # what it returns is its author's promise
+
+
+def _framed_with(token: str) -> WireFactory:
+    """A function and no `partial`, whose repr would show the token."""
+
+    def framed(target: Target) -> FramedWire:
+        return FramedWire(target, token)
+
+    return framed

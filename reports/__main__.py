@@ -87,7 +87,7 @@ def record(
     --pid, or of COMMAND (after --), which is started and ends the recording when it ends. Any server will do."""
     from reports import recorder, recording
 
-    if port is None and pid is None and not command:
+    if port is None and pid is None and not command and not until_stdin_closes:
         raise click.UsageError("name the server: --port PORT, --pid PID, or -- COMMAND")
     if pid is not None and command:
         raise click.UsageError("--pid and a COMMAND both name the server: give one of them")

@@ -41,6 +41,7 @@ _UNSENT = {
     "connect_failed": "the connection could not be made",
 }
 _UNCLEAR = {
+    "tls_failed": "no TLS with the server: a certificate is not to be trusted, or the handshake failed",
     "internal": "the server met something unforeseen; its log says what",
     "connection_lost": "the connection ended before the answer",
     "timeout": "no answer in time",

@@ -85,8 +85,8 @@ def record(
     started: Callable[[ServerInfo | None], None],
     on_first_signal: Callable[[int, FrameType | None], bool] = lambda *_: False,
 ) -> ServerInfo | None:
-    """Record into the run folder `out` (made when missing) until SIGTERM, SIGINT, SIGHUP, the end of `control`, or that
-    of the process that the subject names. Returns the server that was seen last, if any.
+    """Record into the run folder `out` (made when missing) until SIGTERM, SIGINT, SIGHUP, or the end of `control`;
+    without one, of the process that the subject names. Returns the server that was seen last, if any.
 
     `control` is a file descriptor that orders come from, one JSON line each: `{"follow": PID, "role": ROLE}`.
     `started` is called when the first sample is on disk. `on_first_signal` may ask for the recording to go on until
@@ -100,18 +100,23 @@ def record(
         _Orders(control, on_first_signal) as orders,
         closing(Recorder(lines, subject, load_pid=load_pid)) as recorder,
     ):
-        _run(recorder, orders, round(interval_s * _SECOND_NS), started)
+        _run(recorder, orders, round(interval_s * _SECOND_NS), started, outlives=control is not None)
         return recorder.last_seen
 
 
 def _run(
-    recorder: "Recorder", orders: "_Orders", interval_ns: int, started: Callable[[ServerInfo | None], None]
+    recorder: "Recorder",
+    orders: "_Orders",
+    interval_ns: int,
+    started: Callable[[ServerInfo | None], None],
+    *,
+    outlives: bool,
 ) -> None:
     due = time.monotonic_ns()
     recorder.tick(slow=True)
     slow_due = due + recorder.slow_pause_ns
     started(recorder.last_seen)
-    while not recorder.over:
+    while outlives or not recorder.over:
         due, missed = next_due(due, time.monotonic_ns(), interval_ns)
         if missed:
             recorder.report("recorder-missed-ticks", f"{missed} ticks missed: the recorder was late", missed=missed)
@@ -264,7 +269,7 @@ class Recorder:
         self._roots: list[Root] = []
         self.last_seen: ServerInfo | None = None
         self.over = False
-        """Whether the process that the subject names has ended: there is nothing left to record."""
+        """Whether the process that the subject names has ended: there is no server left to record."""
         self.slow_pause_ns = _SLOW_EVERY_NS
         """From one reading of what is dear to the next."""
         if not self._here:
@@ -340,7 +345,8 @@ class Recorder:
 
     def _look_for_server(self) -> None:
         now = time.monotonic_ns()
-        if not self._here or now < self._look_due_ns or (self._server and self._server.is_ours):
+        found = self._server is not None and self._server.is_ours
+        if not self._here or self.over or now < self._look_due_ns or found:
             return
         self._look_due_ns = now + _LOOK_EVERY_NS
         if self._server is None:

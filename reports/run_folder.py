@@ -48,8 +48,10 @@ PhaseKind = Literal["warm-up", "measure", "drain"]
 # The durations of one upload, each with a histogram of its own, all in microseconds:
 #   schedule_lag   open model: intended until the load process woke to it
 #   pool_wait      open model: from there until a connection was free to start it
-#   connect, send, wait, read_lag, close   the parts, in order
-#   handshake      the kernel's own SYN to SYN-ACK time, within `connect` (tcp_info.tcpi_rtt right after it)
+#   connect, send, wait, read_lag, close   the parts, in order; over TLS its handshake is in `connect`, and over a unix
+#                  socket there is no read_lag, since the kernel does not say when bytes arrived: `wait` ends when they
+#                  were read
+#   handshake      TCP: the kernel's own SYN to SYN-ACK time, within `connect` (tcp_info.tcpi_rtt right after it)
 #   service        connected (or first byte sent, on a reused connection) until the reply was in the kernel
 #   transaction    start until acknowledged, connect and close included where they happened
 #   response       open model: intended until acknowledged

@@ -107,9 +107,9 @@ def histogram(folder: Path, phase: str, duration: str) -> HdrHistogram:
 
 
 @contextmanager
-def serving(script: Callable[[socket.socket], None]) -> Iterator[str]:
+def serving(script: Callable[[socket.socket], None], path: Path | None = None) -> Iterator[str]:
     """The host of a server that plays `script` for each connection, in a thread of its own, until the block ends; then
-    all connections are shut, which a script sees as an end or an OSError."""
+    all connections are shut, which a script sees as an end or an OSError. With a `path`, of a unix socket there."""
     accepted: list[socket.socket] = []
     threads: list[threading.Thread] = []
     problems: list[Exception] = []
@@ -133,11 +133,11 @@ def serving(script: Callable[[socket.socket], None]) -> Iterator[str]:
             threads.append(threading.Thread(target=play, args=(sock,)))
             threads[-1].start()
 
-    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
+    with _listener(path) as listener:
         accepting = threading.Thread(target=accept)
         accepting.start()
         try:
-            yield f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+            yield f"tcp://127.0.0.1:{listener.getsockname()[1]}" if path is None else f"unix://{path}"
         finally:
             listener.shutdown(socket.SHUT_RDWR)  # wakes accept
             accepting.join(DEADLINE_S)
@@ -149,6 +149,15 @@ def serving(script: Callable[[socket.socket], None]) -> Iterator[str]:
             for thread in threads:
                 thread.join(DEADLINE_S)
     assert not problems, problems
+
+
+def _listener(path: Path | None) -> socket.socket:
+    if path is None:
+        return socket.create_server(("127.0.0.1", 0), backlog=1024)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen(1024)
+    return listener
 
 
 def read_exactly(sock: socket.socket, size: int) -> bytes:

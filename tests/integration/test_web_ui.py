@@ -109,7 +109,7 @@ def page(session):
 def test_the_form_has_our_fields(page):
     html = page.get("/")
     for option in OPTIONS:
-        assert (f'"{option.field}"' in html) is option.in_form
+        assert (f'"{option.field}": {{' in html) is option.in_form
     for field in ("run_folder", "run_command", "no_report"):
         assert f'"{field}"' not in html
 
@@ -142,6 +142,10 @@ def test_the_form_has_our_fields(page):
         ({"max_store": "1KiB"}, "over 1 KiB: allow it with --max-store"),
         ({"fail_if": "p99 > 1ms"}, "there is no metric 'p99'"),
         ({"wire": "loadtest.wires:FramedWire"}, "wire can be set on the command line only"),
+        ({"token_file": "/etc/hostname"}, "token_file can be set on the command line only"),
+        ({"key": "/etc/hostname"}, "key can be set on the command line only"),
+        ({"host": "tls://127.0.0.1:{closed}"}, "no server at tls://127.0.0.1:{closed}: Connection refused"),
+        ({"host": "unix:///no/socket"}, "no server at unix:///no/socket: No such file or directory"),
     ],
     ids=str,
 )

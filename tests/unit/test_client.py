@@ -534,6 +534,34 @@ def test_the_real_server():
 )
 def test_hosts(text, address):
     assert parse_target(text) == Target("tcp", *address)
+    assert parse_target(text.replace("tcp", "tls")) == Target("tls", *address)
+
+
+@pytest.mark.parametrize("path", ["/run/uploads.sock", "/a b/ä?#%20:1", "/" + "x" * 106])
+def test_hosts_of_unix_sockets(path):
+    assert parse_target(f"unix://{path}") == Target("unix", "", 0, path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "unix:",
+        "unix://",
+        "unix:///",
+        "unix:/run/s",
+        "unix://s",
+        "unix://host/s",
+        "unix:///a/",
+        "unix:///a\0b",
+        "unix:///" + "x" * 107,
+        "unix:///" + "ä" * 54,
+        "unix:///\ud800",
+    ],
+    ids=ascii,
+)
+def test_what_is_no_unix_socket(text):
+    with pytest.raises(HostError, match="is not a host: write unix:///PATH of a socket"):
+        parse_target(text)
 
 
 @pytest.mark.parametrize(
@@ -552,6 +580,9 @@ def test_hosts(text, address):
         "tcp://127.0.0.1:65536",
         "tcp://127.0.0.1:port",
         "tcp://127.0.0.1:1/path",
+        "tls://127.0.0.1:1/path",
+        "tls://127.0.0.1",
+        "ssl://127.0.0.1:1",
         "tcp://127.0.0.1:1?query",
         "tcp://[::1:1",
         "tcp://a..b:1",
@@ -578,7 +609,7 @@ def test_hosts_of_http(text, target):
 
 @given(st.text())
 def test_any_text_is_a_host_or_a_host_error(text):
-    for host in (text, f"tcp://{text}", f"tcp://{text}:1", f"http://{text}", f"http://h:1/{text}"):
+    for host in (text, f"tcp://{text}", f"tls://{text}:1", f"http://{text}", f"http://h:1/{text}"):
         try:
             target = parse_target(host)
         except HostError:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest import payloads, phases
+from loadtest import credentials, payloads, phases
 from loadtest.arrivals import Profile
 from loadtest.http_put import HttpPutWire
 from loadtest.options import (
@@ -31,6 +31,7 @@ SWITCHES = ("compressible", "verify_digest")
 DEFAULT_OPTIONS = LoadOptions(
     target=Target("tcp", "127.0.0.1", 12345),
     wire=FramedWire,
+    tls=None,
     plan=phases.plan("compare", 10.0, warm_up_s=2.0),
     drain_s=10.0,
     profile=None,
@@ -70,8 +71,8 @@ def test_the_table_is_complete():
         assert not option.choices or option.default in option.choices
 
 
-def test_what_imports_code_is_for_command_lines_only():
-    assert [option.field for option in OPTIONS if not option.in_form] == ["wire"]
+def test_what_imports_code_or_names_secrets_is_for_command_lines_only():
+    assert [option.field for option in OPTIONS if not option.in_form] == ["wire", "token_file", "ca", "cert", "key"]
 
 
 # ── values ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -134,7 +135,8 @@ def test_good_values(fields, changed):
 
 
 def test_every_option_has_good_values_here():
-    assert {field for fields, _ in GOOD for field in fields} == set(FIELDS)
+    """Those of credentials are in test_credentials.py."""
+    assert {field for fields, _ in GOOD for field in fields} == set(FIELDS) - set(credentials.FIELDS)
 
 
 @pytest.mark.parametrize("number", [2, 2.5])
@@ -146,12 +148,19 @@ def test_numbers_do_as_well_as_texts(number):
     ("host", "target", "wire"),
     [
         ("tcp://[::1]:1", Target("tcp", "::1", 1), FramedWire),
+        ("unix:///run/socket", Target("unix", "", 0, "/run/socket"), FramedWire),
         ("http://127.0.0.1", Target("http", "127.0.0.1", 80, "/"), HttpPutWire),
         ("http://localhost:8080/a/b", Target("http", "localhost", 8080, "/a/b/"), HttpPutWire),
     ],
 )
 def test_the_host_decides_the_wire(host, target, wire):
     assert valid(host) == replace(DEFAULT_OPTIONS, target=target, wire=wire)
+
+
+def test_tls_has_a_wire_and_whom_to_trust():
+    options = valid("tls://h:1")
+    assert options.tls is not None
+    assert replace(options, tls=None) == replace(DEFAULT_OPTIONS, target=Target("tls", "h", 1))
 
 
 def test_another_wire_for_any_host():
@@ -244,8 +253,13 @@ def test_mistakes(field, value, said):
 
 
 def test_every_option_has_mistakes_here():
-    """Any label is a label, and a switch is on or off."""
-    assert {field for field, _, _ in MISTAKES} == set(FIELDS) - {"label", *SWITCHES}
+    """Any label is a label, and a switch is on or off. Those of credentials are in test_credentials.py."""
+    assert {field for field, _, _ in MISTAKES} == set(FIELDS) - {"label", *SWITCHES, *credentials.FIELDS}
+
+
+def test_a_unix_socket_has_no_reset():
+    with pytest.raises(OptionError, match=r"^close is 'rst', which unix sockets have not$"):
+        valid("unix:///run/socket", closer="client", close="rst")
 
 
 @pytest.mark.parametrize(
@@ -276,7 +290,10 @@ def test_options_that_do_not_go_together(fields, said):
     ],
 )
 def test_bad_hosts(host):
-    said = f"{host!r} is not a host: write tcp://HOST:PORT, such as tcp://127.0.0.1:12345, or http://HOST:PORT/PATH"
+    said = (
+        f"{host!r} is not a host: write tcp://HOST:PORT, such as tcp://127.0.0.1:12345, tls://HOST:PORT, unix:///PATH "
+        "or http://HOST:PORT/PATH"
+    )
     with pytest.raises(OptionError, match=f"^{re.escape(said)}$"):
         valid(host)
 

@@ -80,7 +80,8 @@ def test_an_end_instead_of_an_answer():
 
 
 def test_the_scheme_picks_a_wire():
-    assert wire_of(parse_target("tcp://h:1")) is FramedWire
+    for host in ("tcp://h:1", "tls://h:1", "unix:///run/socket"):
+        assert wire_of(parse_target(host)) is FramedWire
     assert wire_of(parse_target("http://h:1")).__name__ == "HttpPutWire"
 
 
