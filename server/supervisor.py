@@ -35,6 +35,7 @@ from types import FrameType
 
 from server import scoreboard
 from server.config import MAX_WORKERS, ConfigError, ServerConfig, printable
+from server.helper import StatusHelper, open_page
 from server.listener import Listeners
 from server.offspring import CAUGHT, Offspring, fork, how_it_ended, is_accident, show_title
 from server.protocol import FAILURE_CODES
@@ -98,6 +99,9 @@ def serve(config: ServerConfig, reread: Callable[[], ServerConfig] | None = None
     with ExitStack() as at_the_end:
         listeners = Listeners.open(config.host, config.port, config.workers, config.backlog, config.accept)
         at_the_end.callback(listeners.close)
+        page = open_page(config)
+        if page is not None:
+            at_the_end.callback(page.close)
         try:
             _prepare(config)
             folder = scoreboard.create_runtime_folder()
@@ -106,7 +110,8 @@ def serve(config: ServerConfig, reread: Callable[[], ServerConfig] | None = None
             board = Scoreboard.create(folder / scoreboard.SCOREBOARD_FILE, room, FAILURE_CODES)
             if config.store is not None and config.max_store:
                 count_store(board, config.store)
-            supervisor = Supervisor(config, reread, listeners, board, EventLog(folder / scoreboard.EVENTS_FILE))
+            events = EventLog(folder / scoreboard.EVENTS_FILE)
+            supervisor = Supervisor(config, reread, listeners, board, events, page)
             scoreboard.write_state(folder, supervisor.state())
         except OSError as error:
             where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
@@ -135,6 +140,7 @@ class Supervisor:
         listeners: Listeners,
         board: Scoreboard,
         events: EventLog,
+        page: Listeners | None,
     ) -> None:
         self._config = config
         self._reread = reread
@@ -163,6 +169,7 @@ class Supervisor:
         # Both ends of both pipes are non-blocking: a full pipe must not stop a signal or a worker.
         self._signals_read, self._signals_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._ready_read, self._ready_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._helper = None if page is None else StatusHelper(page, board, self.state, self._note, self._later)
 
     def state(self) -> ServerState:
         pid = os.getpid()
@@ -180,6 +187,7 @@ class Supervisor:
             scoreboard=str(folder / scoreboard.SCOREBOARD_FILE),
             events=str(self._events.path),
             started_wall_ns=self._started_wall_ns,
+            page=None if self._helper is None else self._helper.url,
         )
 
     def run(self) -> int:
@@ -193,10 +201,14 @@ class Supervisor:
         try:
             for slot in self._slots:
                 self._fill(slot)
+            if self._helper is not None:
+                self._helper.start()
             self._look_for_hangs()
             self._watch()
         finally:
             self._end_at_once()
+            if self._helper is not None:
+                self._helper.end()
             self._note_end()
             self._close()
         return self._exit_code
@@ -270,9 +282,11 @@ class Supervisor:
         store = "discarded" if self._config.store is None else printable(self._config.store)
         count = len(self._slots)
         workers = "1 worker" if count == 1 else f"{count} workers"
+        page = f", status page: {self._helper.url}" if self._helper is not None else ""
         try:
             print(
-                f"listening on {self._listeners.address} with {workers}, pid {os.getpid()}, store: {store}", flush=True
+                f"listening on {self._listeners.address} with {workers}, pid {os.getpid()}{page}, store: {store}",
+                flush=True,
             )
         except OSError as error:  # nobody reads it
             log.warning("it could not be said that the server is ready: %s", error.strerror)
@@ -317,7 +331,7 @@ class Supervisor:
         record[scoreboard.STATE] = scoreboard.STARTING
         record[scoreboard.STARTED_NS] = record[scoreboard.HEARTBEAT_NS] = time.monotonic_ns()
         try:
-            pid = fork(partial(self._be_worker, slot.number, record, place), slot.number)
+            pid = fork(partial(self._be_worker, slot.number, record, place), f"worker {slot.number}")
         except OSError:
             record[scoreboard.STATE] = scoreboard.EMPTY
             raise
@@ -331,6 +345,8 @@ class Supervisor:
         for fd in (self._signals_read, self._signals_write, self._ready_read):
             os.close(fd)
         self._events.close()
+        if self._helper is not None:
+            self._helper.close()
         show_title(f"socketswarm: worker {slot} [{self._listeners.port}]")
         run_worker(slot, listener, self._config, self._board, record, self._tell_ready, place)
 
@@ -348,6 +364,8 @@ class Supervisor:
                 return
             if pid == 0:
                 return
+            if self._helper is not None and self._helper.bury(pid, status, usage):
+                continue
             for slot in (*self._slots, *self._leaving):
                 for worker in slot.living:
                     if worker.pid == pid:
@@ -422,6 +440,8 @@ class Supervisor:
         self._later(LOOK_FOR_HANGS_S, self._look_for_hangs)
         if self._had_terminal and not _has_terminal():
             self._had_terminal = False  # it went, and nobody told us to go with it: from now on HUP means reload
+        if self._helper is not None:
+            self._helper.look(self._config.hang_timeout_s, self._trust_beats_from_s)
         for worker in self._living():
             silent_s = now - max(worker.beat_s, self._trust_beats_from_s)
             if silent_s > self._config.hang_timeout_s:
@@ -627,6 +647,8 @@ class Supervisor:
             scoreboard.write_state(self._events.path.parent, self.state())
         except OSError as error:
             log.warning("the state file could not be written: %s", error.strerror)
+        if self._helper is not None:
+            self._helper.tell()
 
     # ── the end ──
 

@@ -29,6 +29,8 @@ VALUES = {
     "accept": ("shared", "shared"),
     "backlog": ("1", "128"),
     "log_format": ("json", "json"),
+    "status_port": ("0", "9101"),
+    "status_host": ("127.0.0.2", "::1"),
 }
 STORE = {"SOCKETSWARM_STORE": "store"}
 
@@ -297,6 +299,6 @@ def test_what_needs_a_restart_is_named() -> None:
         new = read({"store": "store", name: text}).config
         assert new != old, name
         changed[name] = needs_restart(old, new)
-    fixed = {"host", "port", "store", "accept", "backlog", "log_format"}
+    fixed = {"host", "port", "store", "accept", "backlog", "log_format", "status_port", "status_host"}
     assert changed == {name: [name] if name in fixed else [] for name in VALUES}
     assert needs_restart(old, read({"discard": True, "port": "1", "workers": "9"}).config) == ["port", "store"]
