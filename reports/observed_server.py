@@ -10,11 +10,13 @@ import msgspec
 import psutil
 
 from reports import procfs
+from reports.census import Present
 from reports.procfs import Stat
 from reports.run_folder import Event, ServerInfo
 from server.scoreboard import Scoreboard, SlotView, read_state
 
 CHUNK_BYTES = 64 << 10
+_WORKER_TITLE = b"socketswarm: worker"
 _LINE_LIMIT_BYTES = 1 << 20
 """A line that grows longer than this is no line of ours: the rest of it is dropped, so that memory stays bounded."""
 
@@ -55,6 +57,15 @@ class Server:
     def slots(self) -> list[SlotView] | None:
         return list(self._scoreboard.read()) if self._scoreboard else None
 
+    def recognised(self, present: Present, slot: int | None) -> Present:
+        """One of its processes with its role. A child of ours that has no slot and does not call itself a worker is the
+        status helper. Asked at every tick: what was just forked has no title yet."""
+        if not self.is_ours or slot is not None or present.stat.parent != self.info.pid:
+            return present
+        return (
+            present if _title(present.process.pid).startswith(_WORKER_TITLE) else present._replace(role="server-status")
+        )
+
     def new_events(self) -> Iterator[Event]:
         if self._events:
             yield from self._events.read()
@@ -73,6 +84,14 @@ def _command(pid: int) -> list[str]:
         return [os.fsencode(word).decode(errors="replace") for word in psutil.Process(pid).cmdline()]
     except psutil.Error:
         return []
+
+
+def _title(pid: int) -> bytes:
+    """As `ps` shows it; empty once it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 class EventTail:

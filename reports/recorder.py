@@ -317,6 +317,8 @@ class Recorder:
         stamp = now_ns()
         host = sample_host(stamp, self._port, slots, slow=slow)
         there = self._census.take(roots)
+        if self._server:
+            there = [self._server.recognised(present, slot_of.get(present.process.pid)) for present in there]
         samples = [
             sample_process(present, slot_of.get(present.process.pid), footprints.get(present.stat.identity), slow=slow)
             for present in there

@@ -39,7 +39,7 @@ class _Child:
 
 @dataclass(frozen=True, slots=True)
 class _Ending:
-    """A worker's end as the supervisor wrote it down, with all CPU that it ever used."""
+    """A child's end as the supervisor wrote it down, with all CPU that it ever used."""
 
     pid: int
     at_s: float
@@ -95,7 +95,7 @@ def _endings(evidence: Evidence) -> list[_Ending]:
     found = []
     for event in evidence.events:
         pid, cpu_s = event.details.get("pid"), reported_cpu(event, "cpu_user_s", "cpu_system_s")
-        if event.kind == "worker-ended" and isinstance(pid, int) and cpu_s is not None:
+        if event.kind in ("worker-ended", "status-ended") and isinstance(pid, int) and cpu_s is not None:
             found.append(_Ending(pid, evidence.s(event.mono_ns), cpu_s))
     return found
 

@@ -27,6 +27,7 @@ _DAY_S = 86_400.0
 # ones; poll() and listen() do not take arbitrarily large numbers.
 _BOUNDS: dict[str, tuple[float, float, Callable[[Any], str]]] = {
     "port": (0, 65_535, str),
+    "status_port": (0, 65_535, str),
     "workers": (1, MAX_WORKERS, str),
     "max_header_size": (1 << 10, 1 << 20, write_size),
     "max_file_size": (1, 1 << 50, write_size),
@@ -126,6 +127,9 @@ class ServerConfig:
     """So many workers that died by themselves within `death_window_s`, and the server gives up."""
     death_window_s: float = 60.0
     log_format: LogFormat = "text"
+    status_port: int | None = None
+    """Where the status page is; None for no page."""
+    status_host: str = "127.0.0.1"
 
     def __post_init__(self) -> None:
         if sys.platform != "linux":
@@ -171,13 +175,16 @@ class ServerConfig:
             "max_deaths": self.max_deaths,
             "death_window_s": self.death_window_s,
             "log_format": self.log_format,
+            "status_port": self.status_port,
+            "status_host": self.status_host,
         }
 
 
 def find_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
     """What is wrong with a ServerConfig of these values, by option. Whoever knows origins asks before making one."""
-    if not values["host"] or not values["host"].isprintable():
-        yield Problem("host", repr(values["host"]), "not an address: name one of this machine, such as 127.0.0.1")
+    for name in ("host", "status_host"):
+        if not values[name] or not values[name].isprintable():
+            yield Problem(name, repr(values[name]), "not an address: name one of this machine, such as 127.0.0.1")
     if values["listen"]:
         speaks_tls = any(address.scheme == "tls" for address in values["listen"])
         if speaks_tls and values["tls"] is None:
@@ -187,8 +194,10 @@ def find_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
         if values["tls"] is not None and not speaks_tls:
             yield Problem("listen", write_addresses(values["listen"]), "but there is a tls_cert: write tls:// for it")
     for name, (least, most, write) in _BOUNDS.items():
-        if not least <= values[name] <= most:
+        if values[name] is not None and not least <= values[name] <= most:
             yield Problem(name.removesuffix("_s"), write(values[name]), f"not {write(least)} to {write(most)}")
+    if values["status_port"] and all(values[f"status_{name}"] == values[name] for name in ("port", "host")):
+        yield Problem("status_port", str(values["status_port"]), "the port of the uploads: choose another")
     for name, choices in _CHOICES.items():
         if values[name] not in choices:
             yield Problem(name, repr(values[name]), f"not {', '.join(choices[:-1])} or {choices[-1]}")

@@ -1,5 +1,5 @@
-"""How a worker process is born, and what its end means. No policy: when to fork and what to do about a death is the
-supervisor's.
+"""How a child of the supervisor is born, a worker or the status helper, and what its end means. No policy: when to fork
+and what to do about a death is the supervisor's.
 
 A fork copies only the thread that calls it, and locks held by the others would stay locked for ever in the child. So
 the supervisor must have one thread, which is asserted at each birth.
@@ -55,8 +55,9 @@ class Offspring:
         return self.record[scoreboard.STATE] in (scoreboard.STARTING, scoreboard.READY)
 
 
-def fork(become: Callable[[], None], slot: int) -> int:
-    """Fork a child that calls `become` and ends; returns its pid. OSError when there can be no child."""
+def fork(become: Callable[[], None], name: str) -> int:
+    """Fork a child that calls `become` and ends; returns its pid. `name` is what its errors are logged under. OSError
+    when there can be no child."""
     threads = Path("/proc/self/task").stat().st_nlink - 2  # one folder a thread
     assert threads == 1, f"the supervisor has {threads} threads and must not fork"
     # Signals wait until the child has its own handlers: it must not write into our pipe.
@@ -65,17 +66,17 @@ def fork(become: Callable[[], None], slot: int) -> int:
     try:
         pid = os.fork()
         if pid == 0:
-            _live(become, slot, parent, mask)
+            _live(become, name, parent, mask)
         return pid
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _live(become: Callable[[], None], slot: int, parent: int, mask: set[int | signal.Signals]) -> NoReturn:
+def _live(become: Callable[[], None], name: str, parent: int, mask: set[int | signal.Signals]) -> NoReturn:
     """In the child: never return into the supervisor's code."""
     code = 1
     try:
-        _die_with(parent)
+        die_with(parent)
         signal.set_wakeup_fd(-1)
         # A terminal or a service manager sends these to the whole group; they are meant for the supervisor, which
         # decides: a worker that drained by itself would leave its slot without service.
@@ -87,15 +88,15 @@ def _live(become: Callable[[], None], slot: int, parent: int, mask: set[int | si
         become()
         code = 0
     except OSError as error:
-        log.error("worker %d: %s", slot, error)
+        log.error("%s: %s", name, error)
     except BaseException:
-        log.exception("worker %d: ended by an error", slot)
+        log.exception("%s: ended by an error", name)
     finally:
         logging.shutdown()
         os._exit(code)
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """Ask the kernel to kill this process when its parent dies (prctl(2)); for a parent already dead, end here."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:

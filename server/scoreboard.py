@@ -27,6 +27,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,8 @@ class ServerState(msgspec.Struct, frozen=True, kw_only=True):
     scoreboard: str
     events: str
     started_wall_ns: int
+    page: str | None = None
+    """Where its status page is, if it has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +199,16 @@ class Scoreboard:
             failures={code: count for code, count in failures.items() if count},
             retiring=tuple(words[PID] for words in seats if words[STATE] == DRAINING and words is not serving),
         )
+
+    @contextmanager
+    def withheld(self) -> Iterator[None]:
+        """A process that is forked meanwhile does not get the mapping (madvise(2), MADV_DONTFORK), and must not touch
+        this scoreboard."""
+        self._mapping.madvise(mmap.MADV_DONTFORK)
+        try:
+            yield
+        finally:
+            self._mapping.madvise(mmap.MADV_DOFORK)
 
     def close(self) -> None:
         """Unmap. Records handed out before must not be used afterwards."""

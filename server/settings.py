@@ -57,6 +57,10 @@ def _number(text: str) -> int:
     return int(text)
 
 
+def _port_or_off(text: str) -> int | None:
+    return None if text.strip().lower() == "off" else _number(text)
+
+
 def _octal(text: str) -> int:
     if re.fullmatch(r"\s*(0o)?[0-7]{1,4}\s*", text) is None:
         raise ValueError(f"{text!r} is not an octal number, such as 027")
@@ -87,6 +91,7 @@ def _choice(choices: object) -> Kind:
 
 TEXT = Kind("ADDRESS", str, is_text=True)
 NUMBER = Kind("N", _number)
+PORT_OR_OFF = Kind("N|off", _port_or_off, lambda value: "off" if value is None else str(value))
 OCTAL = Kind("OCTAL", _octal, lambda value: f"{value:03o}", is_text=True)
 SIZE = Kind("SIZE", parse_size, write_size)
 DURATION = Kind("TIME", parse_duration, write_duration)
@@ -245,6 +250,18 @@ OPTIONS = (
     Option(name="backlog", kind=NUMBER, default=4096, help="connections that may wait to be accepted, a socket"),
     Option(name="pid_file", kind=FILE, default=None, help="has the server's pid from when it is ready to its end"),
     Option(name="log_format", kind=_choice(LogFormat), default="text", help="of what stderr says, a line an incident"),
+    Option(
+        name="status_port",
+        kind=PORT_OR_OFF,
+        default=None,
+        help="of a page of what the workers do, with /metrics and /healthz; 0 takes a free one; off by default",
+    ),
+    Option(
+        name="status_host",
+        kind=TEXT,
+        default="127.0.0.1",
+        help="address of that page, which whoever reaches it may read",
+    ),
 )
 _BY_NAME = {option.name: option for option in OPTIONS}
 _IN_FILE = {name for name in _BY_NAME if name != "config"}

@@ -1,4 +1,4 @@
-"""What running servers do, read from outside: `python -m server status`.
+"""What running servers do, read from outside: `python -m server status`, and the status page.
 
 It only reads what a server shows anyway (see `scoreboard`): its state file, its shared counters, its events. The server
 is not asked, so it is not disturbed, and one that starts, drains or hangs is seen as well as any other. One that ends
@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
 import msgspec
 
@@ -22,29 +21,12 @@ from server.scoreboard import Scoreboard, ServerState, SlotView
 from server.units import format_age, format_size, write_duration, write_size
 
 SCHEMA_VERSION = 1
+SILENT_S = 5.0
+"""A worker beats twice a second: one that has been silent for so long does not serve."""
 _EVENTS_SHOWN = 8
 _TAIL_BYTES = 64 << 10  # a server that replaces workers for months has a long list of events: only its end is read
-_ROUTINE = frozenset({"server-started", "worker-started", "worker-ready", "worker-replaced"})
+_ROUTINE = frozenset({"server-started", "status-started", "worker-started", "worker-ready", "worker-replaced"})
 _IN_ORDER = "ended with exit code 0"
-
-
-class SlotStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One worker slot. `pid` and `uptime_s` are those of the worker in it, None while it is empty."""
-
-    slot: int
-    pid: int | None
-    state: str
-    """empty, starting, ready or draining"""
-    uptime_s: float | None
-    restarts: int
-    connections_now: int
-    connections_accepted: int
-    uploads_stored: int
-    bytes_stored: int
-    failures: dict[str, int]
-    """Failed uploads by code; codes that did not happen are left out."""
-    retiring: tuple[int, ...]
-    """Pids of workers that had the slot before a reload and still drain."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +39,29 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     pid: int | None = None
     how: str | None = None
     """How a worker ended, and who ended it."""
+
+
+class SlotStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker slot. `pid`, `uptime_s` and `silent_s` are those of the worker in it, None while it is empty."""
+
+    slot: int
+    pid: int | None
+    state: str
+    """empty, starting, ready or draining"""
+    uptime_s: float | None
+    silent_s: float | None
+    """Since its event loop turned last."""
+    restarts: int
+    last_end: Event | None
+    """Of its workers, the last that did not end in order; None where the last events know of none."""
+    connections_now: int
+    connections_accepted: int
+    uploads_stored: int
+    bytes_stored: int
+    failures: dict[str, int]
+    """Failed uploads by code; codes that did not happen are left out."""
+    retiring: tuple[int, ...]
+    """Pids of workers that had the slot before a reload and still drain."""
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +81,9 @@ class ServerStatus(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     addresses: list[str]
     port: int
+    page: str | None
+    """Where its status page is; None when it has none."""
+    started_wall_ns: int
     uptime_s: float
     draining: bool
     workers: int
@@ -119,14 +127,28 @@ def _server_pids() -> list[int]:
 def read_server(state: ServerState) -> ServerStatus | None:
     """What this server does now; None when it has just ended."""
     try:
-        slots = _read_slots(state.scoreboard)
-        tail = _read_tail(state.events)
+        with open(state.events, "rb") as events:
+            board = Scoreboard.open(state.scoreboard)
+            try:
+                return describe(state, board, events.fileno())
+            finally:
+                board.close()
     except (OSError, ValueError):
         return None
+
+
+def describe(state: ServerState, board: Scoreboard, events: int) -> ServerStatus:
+    """What this server does now, by its open scoreboard and a descriptor of its events file. OSError as from pread."""
+    tail = _read_tail(events)
+    ends = {event.slot: event for event in tail if event.kind == "worker-ended" and not _is_routine(event)}
+    now_ns = time.monotonic_ns()
+    slots = [_slot_status(view, ends.get(view.slot), now_ns) for view in board.read()]
     return ServerStatus(
         pid=state.pid,
         addresses=state.addresses,
         port=state.port,
+        page=state.page,
+        started_wall_ns=state.started_wall_ns,
         uptime_s=time.clock_gettime(time.CLOCK_BOOTTIME) - state.start_ticks / os.sysconf("SC_CLK_TCK"),
         draining=any(event.kind == "draining" for event in tail),
         workers=state.workers,
@@ -138,22 +160,15 @@ def read_server(state: ServerState) -> ServerStatus | None:
     )
 
 
-def _read_slots(path: str) -> list[SlotStatus]:
-    board = Scoreboard.open(path)
-    try:
-        now_ns = time.monotonic_ns()
-        return [_slot_status(view, now_ns) for view in board.read()]
-    finally:
-        board.close()
-
-
-def _slot_status(view: SlotView, now_ns: int) -> SlotStatus:
+def _slot_status(view: SlotView, last_end: Event | None, now_ns: int) -> SlotStatus:
     return SlotStatus(
         slot=view.slot,
         pid=view.pid or None,
         state=view.state,
-        uptime_s=max(0, now_ns - view.started_ns) / 1e9 if view.pid else None,
+        uptime_s=_seconds_since(view.started_ns, now_ns) if view.pid else None,
+        silent_s=_seconds_since(view.heartbeat_ns, now_ns) if view.pid else None,
         restarts=view.births - 1,
+        last_end=last_end,
         connections_now=view.connections_now,
         connections_accepted=view.connections_accepted,
         uploads_stored=view.uploads_stored,
@@ -163,11 +178,13 @@ def _slot_status(view: SlotView, now_ns: int) -> SlotStatus:
     )
 
 
-def _read_tail(path: str) -> list[Event]:
-    with Path(path).open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - _TAIL_BYTES))
-        lines = file.read().splitlines()
+def _seconds_since(then_ns: int, now_ns: int) -> float:
+    return max(0, now_ns - then_ns) / 1e9
+
+
+def _read_tail(events: int) -> list[Event]:
+    start = max(0, os.fstat(events).st_size - _TAIL_BYTES)
+    lines = os.pread(events, _TAIL_BYTES, start).splitlines()
     return [event for line in lines if (event := _event(line)) is not None]
 
 
@@ -197,6 +214,27 @@ def _totals(slots: Sequence[SlotStatus]) -> Totals:
     )
 
 
+def why_not_ready(server: ServerStatus) -> list[str]:
+    """Why nobody should be sent to it now, a line for each reason; empty when it is ready."""
+    if server.draining:
+        return ["draining"]
+    slots = {slot.slot: slot for slot in server.slots}
+    return [why for number in range(server.workers) if (why := _why_not(number, slots.get(number)))]
+
+
+def _why_not(number: int, slot: SlotStatus | None) -> str | None:
+    """Of one worker that there should be."""
+    if slot is None:
+        return f"worker {number} has not started yet"
+    if slot.state == "starting":
+        return f"worker {number} is starting"
+    if slot.state != "ready":
+        return f"worker {number} is down" + (f": the last one {slot.last_end.how}" if slot.last_end else "")
+    if slot.silent_s is not None and slot.silent_s > SILENT_S:
+        return f"worker {number} hangs: its loop has not turned for {slot.silent_s:.0f} s"
+    return None
+
+
 # ── Telling ──
 
 
@@ -223,7 +261,8 @@ def _headline(server: ServerStatus) -> str:
     state = "draining" if server.draining else f"{ready} of {server.workers} workers ready"
     store = "discarded" if server.store is None else server.store
     where = ", ".join(server.addresses)
-    return f"{where}: pid {server.pid}, up {format_age(server.uptime_s)}, {state}, store: {store}"
+    page = f", page: {server.page}" if server.page else ""
+    return f"{where}: pid {server.pid}, up {format_age(server.uptime_s)}, {state}{page}, store: {store}"
 
 
 def _options(server: ServerStatus) -> Iterator[str]:

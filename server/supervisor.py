@@ -35,7 +35,8 @@ from types import FrameType
 
 from server import scoreboard, systemd
 from server.config import MAX_WORKERS, ConfigError, ServerConfig, printable
-from server.listener import Listeners
+from server.helper import StatusHelper, open_page
+from server.listener import Group, Listeners
 from server.offspring import CAUGHT, Offspring, fork, how_it_ended, is_accident, show_title
 from server.pid_file import PidFile
 from server.protocol import FAILURE_CODES
@@ -105,6 +106,9 @@ def serve(config: ServerConfig, reread: Callable[[], ServerConfig] | None = None
         if config.pid_file is not None:
             pid_file = PidFile(config.pid_file)
             at_the_end.callback(pid_file.remove)
+        page = open_page(config)
+        if page is not None:
+            at_the_end.callback(page.close)
         try:
             _prepare(config)
             folder = scoreboard.create_runtime_folder()
@@ -114,7 +118,7 @@ def serve(config: ServerConfig, reread: Callable[[], ServerConfig] | None = None
             if config.store is not None and config.max_store:
                 count_store(board, config.store)
             events = EventLog(folder / scoreboard.EVENTS_FILE)
-            supervisor = Supervisor(config, reread, listeners, board, events, manager, pid_file)
+            supervisor = Supervisor(config, reread, listeners, board, events, manager, pid_file, page)
             scoreboard.write_state(folder, supervisor.state())
         except OSError as error:
             where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
@@ -156,6 +160,7 @@ class Supervisor:
         events: EventLog,
         manager: Manager,
         pid_file: PidFile | None,
+        page: Group | None,
     ) -> None:
         self._config = config
         self._reread = reread
@@ -186,6 +191,7 @@ class Supervisor:
         # Both ends of both pipes are non-blocking: a full pipe must not stop a signal or a worker.
         self._signals_read, self._signals_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._ready_read, self._ready_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._helper = None if page is None else StatusHelper(page, board, self.state, self._note, self._later)
 
     def state(self) -> ServerState:
         pid = os.getpid()
@@ -203,6 +209,7 @@ class Supervisor:
             scoreboard=str(folder / scoreboard.SCOREBOARD_FILE),
             events=str(self._events.path),
             started_wall_ns=self._started_wall_ns,
+            page=None if self._helper is None else self._helper.url,
         )
 
     @property
@@ -220,10 +227,14 @@ class Supervisor:
         try:
             for slot in self._slots:
                 self._fill(slot)
+            if self._helper is not None:
+                self._helper.start()
             self._look_for_hangs()
             self._watch()
         finally:
             self._end_at_once()
+            if self._helper is not None:
+                self._helper.end()
             self._note_end()
             self._close()
         return self._exit_code
@@ -297,7 +308,8 @@ class Supervisor:
         store = "discarded" if self._config.store is None else printable(self._config.store)
         count = len(self._slots)
         workers = "1 worker" if count == 1 else f"{count} workers"
-        text = f"listening on {self._where} with {workers}, pid {os.getpid()}, store: {store}"
+        page = f", status page: {self._helper.url}" if self._helper is not None else ""
+        text = f"listening on {self._where} with {workers}, pid {os.getpid()}{page}, store: {store}"
         try:
             if self._pid_file is not None:
                 self._pid_file.publish()
@@ -346,7 +358,7 @@ class Supervisor:
         record[scoreboard.STATE] = scoreboard.STARTING
         record[scoreboard.STARTED_NS] = record[scoreboard.HEARTBEAT_NS] = time.monotonic_ns()
         try:
-            pid = fork(partial(self._be_worker, slot.number, record, place), slot.number)
+            pid = fork(partial(self._be_worker, slot.number, record, place), f"worker {slot.number}")
         except OSError:
             record[scoreboard.STATE] = scoreboard.EMPTY
             raise
@@ -360,6 +372,8 @@ class Supervisor:
         for fd in (self._signals_read, self._signals_write, self._ready_read):
             os.close(fd)
         self._events.close()
+        if self._helper is not None:
+            self._helper.close()
         show_title(f"socketswarm: worker {slot} [{self._listeners.port or self._where}]")
         run_worker(slot, doors, self._config, self._board, record, self._tell_ready, place)
 
@@ -377,6 +391,8 @@ class Supervisor:
                 return
             if pid == 0:
                 return
+            if self._helper is not None and self._helper.bury(pid, status, usage):
+                continue
             for slot in (*self._slots, *self._leaving):
                 for worker in slot.living:
                     if worker.pid == pid:
@@ -451,6 +467,8 @@ class Supervisor:
         self._later(LOOK_FOR_HANGS_S, self._look_for_hangs)
         if self._had_terminal and not _has_terminal():
             self._had_terminal = False  # it went, and nobody told us to go with it: from now on HUP means reload
+        if self._helper is not None:
+            self._helper.look(self._config.hang_timeout_s, self._trust_beats_from_s)
         for worker in self._living():
             silent_s = now - max(worker.beat_s, self._trust_beats_from_s)
             if silent_s > self._config.hang_timeout_s:
@@ -665,6 +683,8 @@ class Supervisor:
             scoreboard.write_state(self._events.path.parent, self.state())
         except OSError as error:
             log.warning("the state file could not be written: %s", error.strerror)
+        if self._helper is not None:
+            self._helper.tell()
 
     # ── the end ──
 

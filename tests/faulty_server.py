@@ -5,13 +5,18 @@
 The faults `loop` and `die` wait for an upload of the file `bad`, and `reload` for a file in the working directory.
 """
 
+import json
 import os
+import resource
+import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from server import worker as worker_module
 from server.__main__ import main
-from server.scoreboard import EventLog
+from server.scoreboard import EventLog, ServerState
 from server.storage import DiscardStore, Incoming, StoreError
 
 
@@ -80,6 +85,82 @@ def full() -> None:
     EventLog.append = broken  # type: ignore[method-assign]
 
 
+def slow() -> None:
+    """A worker starts only when the file `go` is in the working directory."""
+    original = worker_module._max_connections
+
+    def waiting(wanted: int) -> int:
+        while not os.path.exists("go"):  # noqa: PTH110
+            time.sleep(0.01)
+        return original(wanted)
+
+    worker_module._max_connections = waiting
+
+
+def page() -> None:
+    """The status helper also answers `/stuck`, never, and `/attack`, with what came of all that it tried."""
+    from flask import Response
+
+    from server import statuspage
+
+    views = statuspage._views
+
+    def stuck() -> Response:
+        while True:
+            time.sleep(1)
+
+    def with_more(source: statuspage.Source) -> dict[str, Callable[[], Response]]:
+        def attack() -> Response:
+            return Response(json.dumps(_attack(source.state())), mimetype="application/json")
+
+        return views(source) | {"/stuck": stuck, "/attack": attack}
+
+    statuspage._views = with_more
+
+
+def _attack(state: ServerState) -> dict[str, str]:
+    """Everything that somebody who has taken the helper over would try: "done", or how it failed."""
+    store = Path(str(state.store))
+    kept, new = store / "kept", store / "new"
+    tries = {
+        "read": kept.read_bytes,
+        "list": lambda: list(store.iterdir()),
+        "create": lambda: new.write_bytes(b""),
+        "overwrite": lambda: kept.write_bytes(b"overwritten"),
+        "change": lambda: os.pwrite(os.open(kept, os.O_WRONLY), b"X", 0),
+        "append": lambda: kept.open("ab").write(b"X"),
+        "truncate": lambda: os.truncate(kept, 0),
+        "rename": lambda: kept.rename(new),
+        "link": lambda: new.hardlink_to(kept),
+        "symlink": lambda: new.symlink_to(kept),
+        "unlink": kept.unlink,
+        "mkdir": new.mkdir,
+        "fifo": lambda: os.mkfifo(new),
+        "rmdir": lambda: (store / ".incoming" / "0").rmdir(),
+        "temporary": lambda: (store / ".incoming" / "0" / "99").write_bytes(b"X"),
+        "scoreboard": lambda: os.open(state.scoreboard, os.O_RDWR),
+        "events": lambda: os.open(state.events, os.O_WRONLY | os.O_APPEND),
+        "elsewhere": lambda: Path("/tmp/socketswarm-attack").write_bytes(b"X"),
+        "secrets": Path("/etc/shadow").read_bytes,
+        "connect": lambda: socket.create_connection(("127.0.0.1", state.port), 5),
+        "signal": lambda: os.kill(state.pid, 0),
+        "fork": os.fork,
+        "root": lambda: os.setuid(0),
+        "limits": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1)),
+        "chmod": lambda: kept.chmod(0),
+    }
+    return {name: _outcome(attempt) for name, attempt in tries.items()}
+
+
+def _outcome(attempt: Callable[[], object]) -> str:
+    try:
+        attempt()
+    except (OSError, ValueError) as error:
+        return type(error).__name__
+    return "done"
+
+
 if __name__ == "__main__":
-    {"loop": loop, "die": die, "start": start, "reload": reload, "full": full}[sys.argv.pop(1)]()
+    faults = (loop, die, start, reload, full, slow, page)
+    {fault.__name__: fault for fault in faults}[sys.argv.pop(1)]()
     main(prog_name="faulty_server.py")

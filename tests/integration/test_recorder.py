@@ -10,8 +10,10 @@ import threading
 import time
 from contextlib import contextmanager
 
+import pages
 import psutil
 import pytest
+import servers
 from servers import eventually
 
 from reports.run_folder import read_events, read_host, read_processes
@@ -516,3 +518,22 @@ def test_a_killed_worker_and_its_replacement(tmp_path):
     assert (ended.source, ended.details["slot"], ended.details["pid"]) == ("server", 0, before[0])
     assert {"cpu_user_s", "cpu_system_s"} <= set(ended.details)
     assert {slot.births for slot in list(read_host(tmp_path))[-1].scoreboard} == {1, 2}
+
+
+def test_the_status_helper_is_no_worker_dead_or_alive(tmp_path):
+    with servers.running("--status-port", "0", workers=2) as server, recorder(tmp_path, server.port) as process:
+        dead = pages.helper(server)
+        eventually(lambda: dead in roles(list(read_processes(tmp_path))[-1]), "it is recorded")
+        os.kill(dead, signal.SIGKILL)
+        eventually(lambda: events(tmp_path, "status-ended"), "the event")
+        alive = pages.helper(server)
+        eventually(lambda: alive in roles(list(read_processes(tmp_path))[-1]), "its replacement")
+        workers = set(server.workers())
+        finish(process)
+
+    for tick in read_processes(tmp_path):
+        found = roles(tick)
+        assert {pid for pid, role in found.items() if role == "server-status"} <= {dead, alive}
+        assert {pid for pid, role in found.items() if role == "server-worker"} == workers
+    [ended] = events(tmp_path, "status-ended")
+    assert {"cpu_user_s", "cpu_system_s"} <= set(ended.details)

@@ -121,7 +121,7 @@ def test_an_age_as_people_read_it(seconds: float, text: str) -> None:
 
 # ── The configuration ──
 
-VALID = ServerConfig(host="127.0.0.1", port=0, workers=1, store=None)
+VALID = ServerConfig(host="127.0.0.1", port=0, workers=1, store=None, status_port=0)
 
 
 @pytest.mark.parametrize("workers", [1, MAX_WORKERS])

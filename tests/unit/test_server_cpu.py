@@ -94,6 +94,16 @@ def test_a_worker_that_ended_after_the_last_tick_is_completed_from_its_event(tmp
     assert summary.warnings == [], "after the measured phases an end is no news"
 
 
+def test_a_status_helper_that_was_never_seen_is_counted_by_its_end(tmp_path):
+    folder = run_folders.write(tmp_path / "run")
+    cpu = {"pid": 3000, "cpu_user_s": 0.5, "cpu_system_s": 0.25}
+    end = Event(**run_folders.stamp(20.0), source="server", kind="status-ended", text="ended", details=cpu)
+    run_folders.append(folder / run_folder.EVENTS, end)
+    summary = analyse(folder).summary
+    assert summary.server.cpu_total_s == pytest.approx(run_folders.server_total(Scenario(), 44.0) + 0.75)
+    assert not any("worker" in warning for warning in summary.warnings)
+
+
 def test_shares_are_of_the_measured_phases_while_the_process_lived(tmp_path):
     shares = {process.pid: process.share for process in summarise(tmp_path / "run", killed_at_s=23.0).processes}
     assert shares[20] == pytest.approx(0.45)

@@ -39,6 +39,8 @@ VALUES = {
     "pid_file": ("some/file", "/other"),
     "backlog": ("1", "128"),
     "log_format": ("json", "json"),
+    "status_port": ("0", "9101"),
+    "status_host": ("127.0.0.2", "::1"),
 }
 STORE = {"SOCKETSWARM_STORE": "store"}
 
@@ -318,6 +320,7 @@ def test_what_needs_a_restart_is_named() -> None:
         assert new != old, name
         changed[name] = needs_restart(old, new)
     fixed = {"host", "port", "listen", "pid_file", "store", "max_store", "accept", "backlog", "log_format"}
+    fixed |= {"status_port", "status_host"}
     assert changed == {name: [name] if name in fixed else [] for name in VALUES}
     assert needs_restart(old, read({"discard": True, "port": "1", "workers": "9"}).config) == ["port", "store"]
 

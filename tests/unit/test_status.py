@@ -179,7 +179,8 @@ def test_of_a_long_list_of_events_the_end_is_read(server: FakeServer) -> None:
         server.events.append("worker-ended", text=f"end {number}", how="x" * 200)
     assert (server.folder / "events.jsonl").stat().st_size > 2 * status._TAIL_BYTES
     assert [event.text for event in read(server).events][-1] == "end 999"
-    assert len(status._read_tail(server.state.events)) < 500
+    with (server.folder / "events.jsonl").open() as events:
+        assert len(status._read_tail(events.fileno())) < 500
 
 
 def test_a_drain_is_shown(server: FakeServer) -> None:
@@ -229,3 +230,27 @@ def test_a_server_that_just_starts_has_no_workers_yet(server: FakeServer) -> Non
 def test_blocks_of_several_servers_are_apart(server: FakeServer) -> None:
     found = read(server)
     assert status.as_text([found, found]) == status.as_text([found]) + "\n\n" + status.as_text([found])
+
+
+def test_it_is_ready_when_all_its_workers_are_and_beat(server: FakeServer) -> None:
+    now_ns = time.monotonic_ns()
+    ready = {"births": 1, "state": scoreboard.READY, "started_ns": 1}
+    server.fill(0, pid=11, heartbeat_ns=now_ns, **ready)
+    server.fill(1, pid=12, heartbeat_ns=now_ns - 60 * 10**9, **ready)
+    assert status.why_not_ready(read(server)) == [
+        "worker 1 hangs: its loop has not turned for 60 s",
+        "worker 2 has not started yet",
+    ]
+    server.fill(1, pid=12, state=scoreboard.STARTING)
+    server.fill(2, births=1)
+    server.events.append("worker-ended", text="worker 2 …", slot=2, pid=13, how="died of SIGSEGV")
+    server.events.append("worker-ended", text="worker 2 …", slot=2, pid=14, how="ended with exit code 0")
+    found = read(server)
+    assert status.why_not_ready(found) == ["worker 1 is starting", "worker 2 is down: the last one died of SIGSEGV"]
+    assert found.slots[2].last_end is not None
+    assert found.slots[2].last_end.pid == 13
+    server.fill(1, state=scoreboard.READY, heartbeat_ns=now_ns)
+    server.fill(2, pid=14, heartbeat_ns=now_ns, **ready)
+    assert status.why_not_ready(read(server)) == []
+    server.events.append("draining", text="draining: SIGTERM")
+    assert status.why_not_ready(read(server)) == ["draining"]
