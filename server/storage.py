@@ -111,8 +111,12 @@ class FileStore:
         collision: Collision = "replace",
         durability: Durability = "process",
         quota: Quota | None = None,
+        most_open: int | None = None,
     ) -> None:
-        """OSError when the store's folders are not there, or are links."""
+        """`most_open` is how many files may arrive at once by `begin`. OSError when the store's folders are not there,
+        or are links."""
+        self._most_open = most_open
+        self.open_fds: set[int] = set()  # of files that arrive; a set, since the disk's thread takes from it too
         self._collision = collision
         self._quota = quota
         self._numbers = itertools.count()  # a temporary file's name, taken by the loop and by the disk's thread
@@ -129,7 +133,8 @@ class FileStore:
 
     def begin(self, file_name: str, size_bytes: int) -> "IncomingFile":
         """Open a temporary file for `file_name`. StoreError `name_rejected` for the store's own folder, `exists` when
-        the name is taken and would be refused in the end, and `no_space` when there is none for so many bytes."""
+        the name is taken and would be refused in the end, `no_space` when there is none for so many bytes, and `busy`
+        when too many files arrive already."""
         if file_name == INCOMING:
             raise StoreError("name_rejected", f"{INCOMING} is the store's own")
         temporary = b"%d" % next(self._numbers)
@@ -137,9 +142,12 @@ class FileStore:
             if self._collision == "reject" and self._is_taken(file_name):
                 raise _taken(file_name)
             self._look_for_room(size_bytes)
+            if self._most_open is not None and len(self.open_fds) >= self._most_open:
+                raise StoreError("busy", f"this worker has {len(self.open_fds)} files open, its most")
             fd = os.open(temporary, _OPEN_TEMPORARY, 0o666, dir_fd=self.incoming_fd)
         except OSError as error:
             raise _store_error(error) from error
+        self.open_fds.add(fd)
         return IncomingFile(self, file_name, temporary, fd, size_bytes if self._preallocates else 0)
 
     def put_all(self, files: Sequence[tuple[str, memoryview]]) -> list[str | StoreError]:
@@ -386,6 +394,7 @@ class IncomingFile:
     def _close(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
+            self._store.open_fds.discard(fd)  # before another file can get this number
             os.close(fd)
 
 

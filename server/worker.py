@@ -74,13 +74,13 @@ class Worker:
         self._answering: set[socket.socket] = set()  # those whose first upload is answered before they are opened
         self._stopped = loop.create_future()
         self._over = False  # the drain timeout has passed
+        most, files = _shares_of_descriptors(config.max_connections)
         store: Store = DiscardStore()
         if config.store is not None:
             quota = Quota(config.max_store, board, record) if config.max_store else None
-            store = FileStore(config.store, place, config.collision, config.durability, quota)
+            store = FileStore(config.store, place, config.collision, config.durability, quota, files)
         limits = Limits(config.max_header_size, config.max_file_size, config.token)
         patience = Patience(config.header_timeout_s, config.idle_timeout_s, config.min_rate, config.min_rate_grace_s)
-        most = _max_connections(config.max_connections)
         self._context = WorkerContext(slot, store, limits, record, most, patience, loop)
         self._beat_s = time.monotonic()  # when the heart beat last
         self._ran_s = 0.0
@@ -255,15 +255,17 @@ class Worker:
             self._stopped.set_result(None)
 
 
-def _max_connections(wanted: int) -> int:
-    """How many connections a worker may hold: each may need a second descriptor for its file, and descriptors must
-    never run out, because a connection that cannot be served cannot be answered either. OSError when more are wanted
-    than it has descriptors for."""
+def _shares_of_descriptors(connections: int) -> tuple[int, int]:
+    """How many connections a worker may hold, and how many files of theirs: descriptors must never run out, because a
+    connection that cannot be served cannot be answered either. `connections` is what is wanted, 0 for three in four,
+    since most are idle most of the time. OSError when more are wanted than there are descriptors for."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    possible = max(1, (soft - AT_ONCE - MAX_REFUSALS - OWN_DESCRIPTORS) // 2)
-    if wanted > possible:
-        raise OSError(f"max_connections is {wanted}, but {soft} descriptors (ulimit -n) are enough for {possible}")
-    return wanted or possible
+    free = max(2, soft - AT_ONCE - MAX_REFUSALS - OWN_DESCRIPTORS)
+    possible = free - max(1, free // 4)
+    if connections > possible:
+        raise OSError(f"max_connections is {connections}, but {soft} descriptors (ulimit -n) are enough for {possible}")
+    most = connections or possible
+    return most, free - most
 
 
 def run_worker(

@@ -55,22 +55,22 @@ def die() -> None:
 
 
 def start() -> None:
-    def broken(*_: object) -> int:
+    def broken(*_: object) -> tuple[int, int]:
         raise OSError(5, "the disk is broken")
 
-    worker_module._max_connections = broken  # type: ignore[assignment]
+    worker_module._shares_of_descriptors = broken  # type: ignore[assignment]
 
 
 def reload() -> None:
     """A new worker cannot start once the file `broken` is in the working directory."""
-    original = worker_module._max_connections
+    original = worker_module._shares_of_descriptors
 
-    def broken(wanted: int) -> int:
+    def broken(wanted: int) -> tuple[int, int]:
         if os.path.exists("broken"):  # noqa: PTH110
             raise OSError(5, "the disk is broken")
         return original(wanted)
 
-    worker_module._max_connections = broken
+    worker_module._shares_of_descriptors = broken
 
 
 def full() -> None:
@@ -87,14 +87,14 @@ def full() -> None:
 
 def slow() -> None:
     """A worker starts only when the file `go` is in the working directory."""
-    original = worker_module._max_connections
+    original = worker_module._shares_of_descriptors
 
-    def waiting(wanted: int) -> int:
+    def waiting(wanted: int) -> tuple[int, int]:
         while not os.path.exists("go"):  # noqa: PTH110
             time.sleep(0.01)
         return original(wanted)
 
-    worker_module._max_connections = waiting
+    worker_module._shares_of_descriptors = waiting
 
 
 def page() -> None:

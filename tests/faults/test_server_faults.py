@@ -26,7 +26,8 @@ FEW_DESCRIPTORS = ("prlimit", "--nofile=200:200")
 
 
 def test_connections_beyond_the_descriptors_are_told_busy_and_the_others_go_on(tmp_path: Path) -> None:
-    with running(store=tmp_path / "store", prefix=FEW_DESCRIPTORS) as server, ExitStack() as stack:
+    options = ["--max-connections", "40"]
+    with running(*options, store=tmp_path / "store", prefix=FEW_DESCRIPTORS) as server, ExitStack() as stack:
         clients: list[Client] = []
 
         def taken_or_told() -> bool:
@@ -57,6 +58,32 @@ def test_connections_beyond_the_descriptors_are_told_busy_and_the_others_go_on(t
         eventually(lambda: server.slots()[0].connections_now < len(clients), "there is room again")
         assert upload(server.port, b"abc", "next").code == "ok"
         assert server.files() == {"next": 3} | {f"{number + 1}": 1000 for number in range(len(clients))}
+
+
+def test_more_files_at_once_than_descriptors_are_told_busy_and_small_uploads_go_on(tmp_path: Path) -> None:
+    with running(store=tmp_path / "store", prefix=FEW_DESCRIPTORS) as server, ExitStack() as stack:
+        clients: list[Client] = []
+
+        def taken_or_told() -> bool:
+            return len(server.temporary_files()) == len(clients) or server.failures() != {}
+
+        while server.failures() == {}:
+            clients.append(stack.enter_context(Client(server.port)))
+            clients[-1].send_header(1000, f"{len(clients)}")
+            clients[-1].sock.sendall(bytes(500))
+            eventually(taken_or_told, "the upload has begun or was refused")
+        reply = clients.pop().reply()
+        assert (reply.code, reply.connection) == ("busy", "close")
+        assert f"{len(clients)} files open" in reply.message
+        assert upload(server.port, bytes(1000), "small").code == "ok"
+        clients[0].sock.sendall(bytes(500))
+        assert clients[0].reply().code == "ok"
+        clients[0].send_header(1000, "again")
+        clients[0].sock.sendall(bytes(500))
+        clients[0].sock.sendall(bytes(500))
+        assert clients[0].reply().code == "ok"
+        assert server.failures() == {"busy": 1}
+        assert len(clients) > 10
 
 
 def test_a_crowd_is_served_or_told_and_takes_nothing_from_those_who_were_there(tmp_path: Path) -> None:
