@@ -9,6 +9,7 @@
 import argparse
 import collections
 import json
+import os
 import resource
 import select
 import socket
@@ -38,7 +39,9 @@ def main() -> None:
     crowd: dict[int, socket.socket] = {}
     for number in range(options.connections):
         sock = socket.socket()
-        sock.bind((f"127.0.0.{2 + number // 20_000}", 0))  # one address has 28,000 ports
+        sock.bind(
+            (f"127.0.{os.getpid() % 250}.{2 + number // 20_000}", 0)
+        )  # one address has 28,000 ports, for a minute
         sock.connect(("127.0.0.1", options.port))
         sock.setblocking(False)
         kind = options.kind if options.kind != "both" else ("header", "body")[number % 2]
@@ -52,7 +55,7 @@ def main() -> None:
     due_s = {fd: time.monotonic() + at / len(crowd) for at, fd in enumerate(crowd)}  # evenly over the second
     order = collections.deque(due_s.items())
     while crowd and time.monotonic() < end_s:
-        for fd, _ in epoll.poll(0.005):
+        for fd, _ in epoll.poll(1.0 if options.kind == "idle" else 0.005):
             try:
                 reply = crowd[fd].recv(4096)
             except OSError:
