@@ -39,7 +39,8 @@ class Change:
 
 def paired_change(pairs: Sequence[tuple[float, float]]) -> Change:
     """Of (baseline, candidate) pairs, at least 2, all above 0."""
-    logs = np.log([candidate / baseline for baseline, candidate in pairs])
+    # Rounded, or what is equal but for its last bit would not share a rank.
+    logs = np.round(np.diff(np.log(pairs), axis=1).ravel(), 12)
     if np.ptp(logs) == 0:
         return _without_scatter(float(logs[0]))
     if len(logs) < RANKS_FROM_PAIRS:
