@@ -25,6 +25,7 @@ from scipy import stats
 CONFIDENCE = 0.95
 RANKS_FROM_PAIRS = 8
 RANKS_FROM_RUNS = 6
+_DECIMALS = 12  # of logarithms: what is equal but for the last bit shares a rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +40,7 @@ class Change:
 
 def paired_change(pairs: Sequence[tuple[float, float]]) -> Change:
     """Of (baseline, candidate) pairs, at least 2, all above 0."""
-    # Rounded, or what is equal but for its last bit would not share a rank.
-    logs = np.round(np.diff(np.log(pairs), axis=1).ravel(), 12)
+    logs = np.diff(np.log(pairs), axis=1).ravel().round(_DECIMALS)
     if np.ptp(logs) == 0:
         return _without_scatter(float(logs[0]))
     if len(logs) < RANKS_FROM_PAIRS:
@@ -53,7 +53,7 @@ def paired_change(pairs: Sequence[tuple[float, float]]) -> Change:
 
 def independent_change(baseline: Sequence[float], candidate: Sequence[float]) -> Change:
     """Of two groups, each at least 2, all above 0."""
-    before, after = np.log(baseline), np.log(candidate)
+    before, after = np.log(baseline).round(_DECIMALS), np.log(candidate).round(_DECIMALS)
     if np.ptp(before) == np.ptp(after) == 0:
         return _without_scatter(float(after[0] - before[0]))
     if min(len(before), len(after)) < RANKS_FROM_RUNS:
