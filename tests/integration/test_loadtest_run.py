@@ -43,7 +43,7 @@ def test_all_options_reach_the_load(tmp_path):
     given = {
         "plan": "short",
         "uploads_per_connection": "2",
-        "phase_seconds": "1s",
+        "phase_seconds": "3s",
         "warm_up": "100ms",
         "drain": "5s",
         "arrival_rate": "20-60",
