@@ -18,6 +18,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import uvloop
@@ -183,7 +184,7 @@ class Worker:
         protocol = self._over_tls(connection, is_too_many) if is_tls else connection
         task = self._loop.create_task(self._loop.connect_accepted_socket(lambda: protocol, client))
         self._opening.add(task)
-        task.add_done_callback(self._opened)
+        task.add_done_callback(partial(self._opened, client))
 
     def _over_tls(self, connection: Connection, is_too_many: bool) -> TlsLayer:
         """One that is only to be told `busy` must not take long for it."""
@@ -191,9 +192,10 @@ class Worker:
         patience_s = LINGER_S if is_too_many else self._context.patience.header_s
         return TlsLayer(self._context, self._tls.context, self._ciphertext, self._connections, connection, patience_s)
 
-    def _opened(self, task: asyncio.Task[object]) -> None:
+    def _opened(self, client: socket.socket, task: asyncio.Task[object]) -> None:
         self._opening.discard(task)
         if not task.cancelled() and task.exception() is not None:
+            client.close()  # the exception's traceback would keep it open until garbage is collected
             log.info("worker %d: a connection could not be opened: %s", self._context.slot, task.exception())
 
     def _pause_accepting(self, door: Door, why: str) -> None:

@@ -75,7 +75,9 @@ def test_more_files_at_once_than_descriptors_are_told_busy_and_small_uploads_go_
         reply = clients.pop().reply()
         assert (reply.code, reply.connection) == ("busy", "close")
         assert f"{len(clients)} files open" in reply.message
-        assert upload(server.port, bytes(1000), "small").code == "ok"
+        with Client(server.port) as small:
+            small.sock.sendall(small.connection.send_upload(UploadHeader(1000, "small")) + bytes(1000))
+            assert small.reply().code == "ok"
         clients[0].sock.sendall(bytes(500))
         assert clients[0].reply().code == "ok"
         clients[0].send_header(1000, "again")
@@ -196,7 +198,10 @@ def test_a_disk_that_fills_up_under_several_uploads_keeps_what_was_stored(small_
         clients = [stack.enter_context(Client(server.port)) for _ in range(4)]
         for number, client in enumerate(clients):
             client.send_header(900_000, f"{number}")
-            client.sock.sendall(bytes(400_000))
+            client.sock.sendall(b"x")
+        eventually(lambda: sizes(server.temporary_files()) == [1] * 4, "there was room for each when it began")
+        for client in clients:
+            client.sock.sendall(bytes(399_999))
         eventually(lambda: sizes(server.temporary_files()) == [400_000] * 4, "all have begun")
         codes = []
         for client in clients:
