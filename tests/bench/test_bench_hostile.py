@@ -5,10 +5,8 @@ the same in both runs of a pair only if it is there, so the sender's own share i
 """
 
 import json
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,15 +22,6 @@ IDLE_ROUNDS = 9
 HONEST = ("--connections", "20", "--size", "4096", "--seconds", "1")
 
 pytestmark = pytest.mark.timeout(600)
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    made = Path(tempfile.mkdtemp(prefix="socketswarm-bench-", dir="/dev/shm"))
-    try:
-        yield made
-    finally:
-        shutil.rmtree(made)
 
 
 @contextmanager

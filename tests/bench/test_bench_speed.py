@@ -10,9 +10,6 @@ Needs Debian's nginx-light, uvicorn with httptools, at least 2 cores and /dev/sh
 """
 
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,15 +37,6 @@ pytestmark = [
     pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs a core for the server and one for the sender"),
     pytest.mark.timeout(600),
 ]
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    made = Path(tempfile.mkdtemp(prefix="socketswarm-bench-", dir="/dev/shm"))
-    try:
-        yield made
-    finally:
-        shutil.rmtree(made)
 
 
 @pytest.mark.parametrize(

@@ -50,9 +50,7 @@ def test_a_worker_is_killed(tmp_path, model):
         assert lost <= USERS
     else:
         assert acked(folder, "long-1") + lost == RATE * MEASURE_S
-    assert job.wait() in (0, 1, 4), (
-        job.said()
-    )  # a pause of the machine may make more of its uploads late than it forgives
+    assert job.ends_with_failures() if lost else job.ends_well(), job.said()
 
     [ended] = [event for event in events(folder, "worker-ended") if event.details["pid"] == before[0]]
     assert (ended.source, ended.details["slot"]) == ("server", 0)
