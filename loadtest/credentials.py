@@ -12,9 +12,9 @@ from typing import Any
 
 from loadtest.tls_link import in_words
 from loadtest.wires import FRAMED, Target
+from server.protocol import MAX_TOKEN, is_token
 
 FIELDS = ("token_file", "ca", "cert", "key")
-MAX_TOKEN = 1024  # characters; server/settings.py has the same
 
 
 class CredentialsError(ValueError):
@@ -52,7 +52,7 @@ def _token(path: Path) -> str:
         token = _contents("token file", path, MAX_TOKEN + 2).decode().rstrip("\r\n")
     except UnicodeDecodeError:
         raise CredentialsError(f"token file: {str(path)!r} is not UTF-8: write the token as text") from None
-    if not 0 < len(token) <= MAX_TOKEN or not token.isprintable():
+    if not is_token(token):
         raise CredentialsError(
             f"token file: what is in {str(path)!r} is no token: write 1 to {MAX_TOKEN} characters on one line"
         )

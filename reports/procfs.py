@@ -73,7 +73,7 @@ _PRIVATE = (b"Private_Clean:", b"Private_Dirty:", b"Private_Hugetlb:")
 class Process:
     """A process that was there when it was opened."""
 
-    __slots__ = ("_children", "_io", "_schedstat", "_stat", "_status", "_tasks", "pid")
+    __slots__ = ("_children", "_fds", "_io", "_schedstat", "_stat", "_status", "_tasks", "pid")
 
     def __init__(self, pid: int, proc: str = "/proc") -> None:
         """ProcessLookupError when there is none."""
@@ -88,9 +88,10 @@ class Process:
         # Of the main thread, whose number is the pid.
         self._schedstat = _open(f"{self._tasks}/{pid}/schedstat")
         self._children = _open(f"{self._tasks}/{pid}/children")
+        self._fds = _open(f"{proc}/{pid}/fd")
 
     def close(self) -> None:
-        for fd in (self._stat, self._status, self._io, self._schedstat, self._children):
+        for fd in (self._stat, self._status, self._io, self._schedstat, self._children, self._fds):
             if fd is not None:
                 os.close(fd)
 
@@ -99,7 +100,7 @@ class Process:
         text = _read(self._stat)
         if not text:
             return None
-        fields = text[text.rindex(b")") + 2 :].split()  # the name may hold spaces and brackets
+        fields = text[text.rindex(b")") + 2 :].split(None, 22)  # the name may hold spaces and brackets
         return Stat(
             self.pid,
             fields[0].decode(),
@@ -126,11 +127,7 @@ class Process:
     def disk_bytes(self) -> DiskBytes | None:
         """None when the process is another user's, or the kernel does not count."""
         words = _read(self._io).split()
-        counts = dict(zip(words[::2], words[1::2], strict=False))
-        try:
-            return DiskBytes(int(counts[b"read_bytes:"]), int(counts[b"write_bytes:"]))
-        except KeyError:
-            return None
+        return DiskBytes(int(words[9]), int(words[11])) if words[8:11:2] == [b"read_bytes:", b"write_bytes:"] else None
 
     def footprint(self) -> Footprint | None:
         """The kernel walks all of its pages for this: 0.2 ms and more. None when it is another user's, or has given its
@@ -148,11 +145,12 @@ class Process:
         return Footprint(sum(sizes.get(name, 0) for name in _PRIVATE), pss) if pss else None
 
     def open_files(self) -> int | None:
-        """Number of descriptors. Since Linux 6.2 the size of /proc/PID/fd is that number (3 µs); before, it is 0 and
-        they must be counted one by one. None when the process is another user's."""
-        folder = f"/proc/{self.pid}/fd"
+        """Number of descriptors. Since Linux 6.2 the size of /proc/PID/fd is that number; before, it is 0 and they must
+        be counted one by one. None when the process is another user's."""
+        if self._fds is None:
+            return None
         try:
-            return os.stat(folder).st_size or len(os.listdir(folder))  # noqa: PTH116, PTH208 - twice as fast
+            return os.fstat(self._fds).st_size or len(os.listdir(self._fds))  # noqa: PTH208 - a Path is no descriptor
         except OSError:
             return None
 

@@ -58,6 +58,8 @@ FAILURE_CODES = (
     "tls_handshake",  # before an upload could begin
 )
 
+MAX_TOKEN = 1024  # characters
+
 DigestAlgorithm = Literal["xxh3_128", "sha256"]
 KeepOrClose = Literal["keep-alive", "close"]
 
@@ -123,6 +125,11 @@ class Limits:
     max_header_size: int = 64 << 10
     max_file_size: int = 16 << 30
     token: str | None = None
+
+
+def is_token(text: str) -> bool:
+    """Whether `text` can be the token of `UploadHeader.token`, which people write into a file as one line."""
+    return 0 < len(text) <= MAX_TOKEN and text.isprintable()
 
 
 # ── Events ────────────────────────────────────────────────────────────────────────────────────────────────────────

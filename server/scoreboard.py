@@ -28,7 +28,6 @@ import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +56,7 @@ FIELDS = (
     "connections_accepted",
     "uploads_stored",
     "bytes_stored",
-    "store_change",
+    "store_change",  # this and the next are for the quota, and shown to nobody
     "bytes_arriving",
 )
 (
@@ -78,9 +77,6 @@ FAILURES = len(FIELDS)  # word of the first failure code
 STATES = ("empty", "starting", "ready", "draining")
 EMPTY, STARTING, READY, DRAINING = range(len(STATES))
 
-_OF_ONE_WORKER = (PID, STATE, HEARTBEAT_NS, STARTED_NS)
-_OF_THE_QUOTA = (STORE_CHANGE, BYTES_ARRIVING)  # see `quota`
-_NOT_SUMMED = (*_OF_ONE_WORKER, *_OF_THE_QUOTA)  # over a slot's seats
 _PRECEDENCE = {READY: 3, STARTING: 2, DRAINING: 1, EMPTY: 0}
 
 
@@ -104,8 +100,7 @@ class ServerState(msgspec.Struct, frozen=True, kw_only=True):
     """Where its status page is, if it has one."""
 
 
-@dataclass(frozen=True, slots=True)
-class SlotView:
+class SlotView(msgspec.Struct, frozen=True, gc=False):
     """One slot as read at one moment: pid, state and times of the worker that serves, or starts, or else drains.
     Counters are cumulative over all workers that ever had this slot."""
 
@@ -178,25 +173,29 @@ class Scoreboard:
 
     def read(self) -> Iterator[SlotView]:
         """Every slot that ever had a worker."""
+        births = self.column(BIRTHS).tolist()
         for slot in range(self.slots):
-            first = slot * SEATS * self._record_words
-            births = self._words[first + BIRTHS : first + SEATS * self._record_words : self._record_words]
-            seats = [self.record(slot, seat).tolist() for seat, number in enumerate(births.tolist()) if number]
-            if seats:
+            born = births[slot * SEATS : (slot + 1) * SEATS]
+            if seats := [self.record(slot, seat).tolist() for seat, number in enumerate(born) if number]:
                 yield self._view_of(slot, seats)
 
     def _view_of(self, slot: int, seats: list[list[int]]) -> SlotView:
-        serving = max(seats, key=lambda words: (_PRECEDENCE[words[STATE]], words[STARTED_NS]))
-        sums = [sum(words) for words in zip(*seats, strict=True)]
-        failures = dict(zip(self.failure_codes, sums[FAILURES:], strict=True))
+        serving, sums = seats[0], seats[0]
+        if len(seats) > 1:
+            serving = max(seats, key=lambda words: (_PRECEDENCE[words[STATE]], words[STARTED_NS]))
+            sums = [sum(words) for words in zip(*seats, strict=True)]
         return SlotView(
             slot=slot,
             pid=serving[PID],
             state=STATES[serving[STATE]],
+            births=sums[BIRTHS],
             heartbeat_ns=serving[HEARTBEAT_NS],
             started_ns=serving[STARTED_NS],
-            **{name: sums[word] for word, name in enumerate(FIELDS) if word not in _NOT_SUMMED},
-            failures={code: count for code, count in failures.items() if count},
+            connections_now=sums[CONNECTIONS_NOW],
+            connections_accepted=sums[CONNECTIONS_ACCEPTED],
+            uploads_stored=sums[UPLOADS_STORED],
+            bytes_stored=sums[BYTES_STORED],
+            failures={code: count for code, count in zip(self.failure_codes, sums[FAILURES:], strict=True) if count},
             retiring=tuple(words[PID] for words in seats if words[STATE] == DRAINING and words is not serving),
         )
 

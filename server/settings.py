@@ -29,10 +29,10 @@ from server.config import (
     one_line,
     printable,
 )
+from server.protocol import MAX_TOKEN, is_token
 from server.units import parse_duration, parse_size, write_duration, write_size
 
 PREFIX = "SOCKETSWARM_"
-MAX_TOKEN = 1024
 
 Source = Literal["flag", "environment", "file", "default"]
 
@@ -452,7 +452,7 @@ def _token(setting: Setting) -> str | None:
         raise ConfigError(f"{where}, which cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{where}, which is not UTF-8: write the token as text") from None
-    if not 0 < len(token) <= MAX_TOKEN or not token.isprintable():
+    if not is_token(token):
         raise ConfigError(f"{where}, whose content is no token: write 1 to {MAX_TOKEN} characters on one line")
     return token
 

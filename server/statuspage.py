@@ -10,8 +10,8 @@ It answers whoever reaches its port, so it has nothing that could be taken (`con
 read-only and the events, gives everything else up, and only then answers. It writes nothing, and takes no orders.
 
 Hostile clients keep others from the page at most, never from uploading: few threads, few connections, small requests,
-ten seconds for each connection whatever it does, a twentieth of a core for all together, and that only while no worker
-wants it. Where the page is on loopback, only names of loopback are taken for a Host: any website could otherwise have
+ten seconds for each connection whatever it does, 3 % of a core for all together, and that only while no worker wants
+it. Where the page is on loopback, only names of loopback are taken for a Host: any website could otherwise have
 its own name point there, and read the page in the browser of somebody who visits it (DNS rebinding). No answer has a
 text of the request in it.
 
@@ -53,9 +53,9 @@ BEAT_S = 1.0
 CONNECTION_S = 10.0
 CONNECTIONS = 100
 THREADS = 2
-CPU_SHARE = 0.05  # of a core
+CPU_SHARE = 0.03  # of a core
 CPU_SAVED_S = 0.2  # that may be used at once after a time of rest: a browser asks several times
-LONGEST_PAUSE_S = 0.2  # a pause is no hang
+LONGEST_PAUSE_S = 0.3  # a pause is no hang
 HEADER_BYTES = 8 << 10
 BODY_BYTES = 1 << 10
 NEVER_TO_DISK_BYTES = 64 << 20  # waitress keeps longer answers in files, which may not be written here

@@ -310,6 +310,25 @@ class Client:
         assert self.sock.recv(1) == b""
 
 
+class Flood:
+    """Uploads of one byte over a client's connection, all at once: what is sent of them is up to who reads."""
+
+    def __init__(self, client: Client, count: int) -> None:
+        client.sock.setblocking(False)
+        self._sock = client.sock
+        self.left = memoryview(
+            b"".join(client.connection.send_upload(UploadHeader(1, "a")) + b"x" for _ in range(count))
+        )
+
+    def send(self) -> None:
+        """What is taken now. OSError when the server has closed."""
+        try:
+            while self.left:
+                self.left = self.left[self._sock.send(self.left) :]
+        except BlockingIOError:
+            pass
+
+
 def upload(
     port: int | str, body: bytes = b"", file_name: str = "file", *, tls: ssl.SSLContext | None = None, **header: Any
 ) -> Reply:

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from servers import DEADLINE_S, ROOT, Client, Server, eventually, running, upload
+from servers import DEADLINE_S, ROOT, Client, Flood, Server, eventually, running, upload
 
 from server.protocol import ClientConnection, Reply, UploadHeader, frame
 
@@ -145,19 +145,14 @@ def test_a_worker_that_stood_still_does_not_blame_its_clients(tmp_path: Path) ->
 
 def test_a_client_that_never_reads_its_replies_is_cut_off(tmp_path: Path) -> None:
     with running(*patience(idle="1s")) as server, Client(server.port, receive_buffer_bytes=4096) as client:
-        one = client.connection.send_upload(UploadHeader(1, "a")) + b"x"
-        client.sock.setblocking(False)
-        stream = memoryview(one * 50_000)
+        flood = Flood(client, 50_000)
 
         def is_cut_off() -> bool:
-            nonlocal stream
             try:
-                while True:
-                    stream = stream[client.sock.send(stream) :]
-            except BlockingIOError:
-                return server.slots()[0].connections_now == 0
+                flood.send()
             except OSError:
                 return True
+            return server.slots()[0].connections_now == 0
 
         eventually(is_cut_off, "it is cut off")
         eventually(lambda: server.slots()[0].connections_now == 0, "nothing of it is left")

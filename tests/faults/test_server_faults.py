@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import servers
-from servers import Client, Server, eventually, running, upload
+from servers import Client, Flood, Server, eventually, running, upload
 
 from server.protocol import UploadHeader
 
@@ -340,22 +340,10 @@ def test_a_client_that_pipelines_and_never_reads_gets_no_memory() -> None:
                 warm.upload(b"x")
         before = worker.memory_info().rss
         stored_before = server.stored()
-        one = client.connection.send_upload(UploadHeader(1, "a")) + b"x"
-        for _ in range(count - 1):
-            client.connection.send_upload(UploadHeader(1, "a"))
-        stream = memoryview(one * count)
-        client.sock.setblocking(False)
-
-        def send_what_is_taken() -> None:
-            nonlocal stream
-            try:
-                while stream:
-                    stream = stream[client.sock.send(stream) :]
-            except BlockingIOError:
-                pass
+        flood = Flood(client, count)
 
         def stalled() -> bool:
-            send_what_is_taken()
+            flood.send()
             return has_stalled(server)
 
         eventually(stalled, "the server waits for the client to read")
@@ -366,8 +354,8 @@ def test_a_client_that_pipelines_and_never_reads_gets_no_memory() -> None:
         client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MIB)
         answered = 0
         while answered < count:  # now it reads, and nothing was lost
-            readable, _, _ = select.select([client.sock], [client.sock] if stream else [], [], servers.DEADLINE_S)
-            send_what_is_taken()
+            readable, _, _ = select.select([client.sock], [client.sock] if flood.left else [], [], servers.DEADLINE_S)
+            flood.send()
             if readable:
                 for reply in client.connection.receive_data(client.sock.recv(1 << 16)):
                     assert reply.code == "ok"
@@ -377,17 +365,10 @@ def test_a_client_that_pipelines_and_never_reads_gets_no_memory() -> None:
 
 def test_a_client_that_never_reads_does_not_hold_up_the_drain_for_ever() -> None:
     with running("--drain-timeout", "300ms") as server, Client(server.port, receive_buffer_bytes=4096) as client:
-        one = client.connection.send_upload(UploadHeader(1, "a")) + b"x"
-        client.sock.setblocking(False)
-        stream = memoryview(one * 20_000)
+        flood = Flood(client, 20_000)
 
         def stalled() -> bool:
-            nonlocal stream
-            try:
-                while stream:
-                    stream = stream[client.sock.send(stream) :]
-            except BlockingIOError:
-                pass
+            flood.send()
             return has_stalled(server)
 
         eventually(stalled, "the server waits for the client to read")

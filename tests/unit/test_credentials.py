@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from secure import Certificates
 
 from loadtest import credentials
-from loadtest.credentials import FIELDS, MAX_TOKEN, Credentials, CredentialsError
+from loadtest.credentials import FIELDS, Credentials, CredentialsError
 from loadtest.options import DEFAULTS, OPTIONS, OptionError, validate
 from loadtest.wires import FramedWire, parse_target, wire_of
+from server.protocol import MAX_TOKEN
 
 TOKEN = "a-token-that-nobody-may-see"
 NONE = dict.fromkeys(FIELDS, "")
