@@ -16,6 +16,8 @@ LOAD_OPTIONS = $(if $(USERS),--users '$(USERS)') $(if $(RATE),--arrival-rate '$(
   $(if $(PHASE_SECONDS),--phase-seconds '$(PHASE_SECONDS)') $(if $(PAYLOADS),--payloads '$(PAYLOADS)') \
   $(if $(PAYLOAD_DIR),--payload-dir '$(PAYLOAD_DIR)') $(if $(HOST),--host '$(HOST)')
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Or numpy starts a thread a core in every process, and none here has work for them.
+export OPENBLAS_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve killport loadtest compare test soak fuzz lint bench clean
@@ -52,7 +54,7 @@ compare: $(RUN_STAMP) ## which is better: A='--workers 1' B='--workers 2' PAIRS=
 	  $(if $(TOLERANCE),--tolerance '$(TOLERANCE)') $(LOAD_OPTIONS)
 
 test: $(DEV_STAMP) ## run the tests
-	@exec $(BIN)/python -m pytest -n 4 --dist loadfile
+	@exec $(BIN)/python -m pytest -n 5 --dist loadfile
 
 lint: $(DEV_STAMP) ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .

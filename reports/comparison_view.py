@@ -143,7 +143,7 @@ def _sentence(one: Against, comparison: Comparison) -> str:
     tested = [finding for finding in one.findings if finding.p is not None]
     if one.fails_more:
         before, after = (percent(share) for share in one.failed_share)
-        told.insert(0, f"{after} of its uploads failed, beside {before}")
+        told.insert(0, f"worse in uploads that failed: {after}, not {before}")
     if not tested:
         return f"{one.label} cannot be compared with {comparison.baseline}: {_why_not(one)}."
     if not told:
@@ -153,7 +153,7 @@ def _sentence(one: Against, comparison: Comparison) -> str:
             f"up to {percent(widest - 1)} may have stayed hidden."
         )
     rest = len(tested) - len(told)
-    return f"Beside {comparison.baseline}, {one.label} has {'; '.join(told)}" + (
+    return f"Beside {comparison.baseline}, {one.label} is {'; '.join(told)}" + (
         f". In {rest} other metric{'s' if rest > 1 else ''} no difference was found." if rest else "."
     )
 
@@ -166,7 +166,7 @@ def _why_not(one: Against) -> str:
 
 
 def _clause(finding: Finding) -> str:
-    return f"{_change(finding)} {finding.metric} over {_connections(finding.mode)}: {finding.outcome}"
+    return f"{finding.outcome} in {finding.metric} over {_connections(finding.mode)}: {_change(finding)}"
 
 
 def _pairs(one: Against, number: int) -> str:

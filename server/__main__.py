@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from server.config import ConfigError, ServerConfig, find_store_problem
-from server.settings import OPTIONS, SWITCH, Option, Settings, Sources
+from server.settings import ADDRESSES, OPTIONS, SWITCH, Option, Settings, Sources
 
 
 def _flag(option: Option) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -21,7 +21,16 @@ def _flag(option: Option) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     if option.kind is SWITCH:
         return click.option(option.flag, is_flag=True, default=None, help=option.help)
     default = "" if option.default in (None, ()) else f"  [default: {option.kind.write(option.default)}]"
+    if option.kind is ADDRESSES:
+        return click.option(
+            option.flag, metavar=option.kind.metavar, help=option.help, multiple=True, callback=_with_commas
+        )
     return click.option(option.flag, metavar=option.kind.metavar, help=option.help + default)
+
+
+def _with_commas(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> str | None:
+    """A flag that is repeated adds to itself, as anywhere where one can be."""
+    return ",".join(given) if given else None
 
 
 def _flags(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -134,7 +134,8 @@ OPTIONS = (
         name="listen",
         kind=ADDRESSES,
         default=(),
-        help="in place of host and port, one or more of HOST:PORT, [IPV6]:PORT, tls://HOST:PORT and unix:///PATH",
+        help="in place of host and port, one or more of HOST:PORT, [IPV6]:PORT, tls://HOST:PORT and unix:///PATH, with "
+        "commas between them or each with a flag of its own",
     ),
     Option(
         name="tls_cert",

@@ -33,18 +33,20 @@ def state_of(pid: int) -> str:
 
 
 def test_it_is_killed_again_and_again_and_replaced(tmp_path: Path) -> None:
-    with running(*PAGE, store=tmp_path / "store", workers=2) as server, crowd(server.port) as load:
+    with running(*PAGE, store=tmp_path / "store", workers=2) as server:
         workers = server.workers()
         for deaths in range(1, 3):
-            os.kill(helper(server), signal.SIGKILL)
-            eventually(lambda number=deaths: len(ends(server)) == number, "its death is noted")
-            load.go_on()
+            pid = helper(server)
+            with crowd(server.port) as load:
+                os.kill(pid, signal.SIGKILL)
+                eventually(lambda number=deaths: len(ends(server)) == number, "its death is noted")
+                load.go_on()
+            assert load.failures == []
+            load.assert_stored(tmp_path / "store")
         helper(server)
         assert set(ends(server)) == {"was ended by SIGKILL from somebody else"}
         assert server.workers() == workers
         assert [slot.births for slot in server.slots()] == [1, 1]
-    assert load.failures == []
-    load.assert_stored(tmp_path / "store")
 
 
 def test_it_dies_more_often_than_workers_may_and_the_server_goes_on() -> None:
@@ -56,18 +58,16 @@ def test_it_dies_more_often_than_workers_may_and_the_server_goes_on() -> None:
 
 
 def test_it_is_stopped_and_killed_for_its_silence(tmp_path: Path) -> None:
-    with (
-        running(*PAGE, "--hang-timeout", "2s", store=tmp_path / "store", workers=2) as server,
-        crowd(server.port) as load,
-    ):
+    with running(*PAGE, "--hang-timeout", "2s", store=tmp_path / "store", workers=2) as server:
         pid = helper(server)
-        os.kill(pid, signal.SIGSTOP)
-        eventually(lambda: ends(server), "it is killed")
+        with crowd(server.port) as load:
+            os.kill(pid, signal.SIGSTOP)
+            eventually(lambda: ends(server), "it is killed")
+            load.go_on()
+        assert load.failures == []
         [how] = ends(server)
         assert how.startswith("was ended by SIGKILL from the supervisor, because it hung: ")
         assert helper(server) != pid
-        load.go_on()
-    assert load.failures == []
 
 
 def test_it_is_killed_when_its_threads_are_stuck(tmp_path: Path) -> None:

@@ -60,8 +60,8 @@ def has_ipv6() -> bool:
 @pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
 def test_every_address_is_served_by_every_worker(tmp_path: Path, path: Path) -> None:
     authority = Authority(tmp_path)
-    listen = f"127.0.0.1:0, [::1]:0,tls://127.0.0.1:0,unix://{path}"
-    with running("--listen", listen, "--tls-cert", authority.server(), store=tmp_path / "store", workers=2) as server:
+    listen = ("--listen", "127.0.0.1:0, [::1]:0,tls://127.0.0.1:0", "--listen", f"unix://{path}")
+    with running(*listen, "--tls-cert", authority.server(), store=tmp_path / "store", workers=2) as server:
         four, six, secure, unix = server.state().addresses
         assert server.line.startswith(f"listening on {four}, {six}, {secure}, {unix} with 2 workers")
         assert (four, six) == (f"127.0.0.1:{server.port}", f"[::1]:{port_of(six)}")

@@ -1,4 +1,4 @@
-"""The main job as a person runs it: `python -m loadtest run`, to its end or to a Ctrl-C at any moment."""
+"""The main job as a person runs it: `python -m loadtest run`, to its end or until it is told to end."""
 
 import os
 import signal
@@ -129,50 +129,18 @@ def test_nothing_was_measured(tmp_path):
 # ── Ctrl-C ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def before_the_server_listens(job):
-    eventually(lambda: any("-m server" in command for command in job.living().values()), "the server is starting")
-
-
-def while_locust_starts(job):
-    job.find("-m locust")
-
-
-def in_the_ramp_up(job):
-    eventually(lambda: job.info(), "the run has begun")
-
-
-def in_the_report(job):
-    """By a first Ctrl-C in the middle of a phase."""
-    job.in_phase("warm-up")
-    os.killpg(job.process.pid, signal.SIGINT)
-    job.find("-m reports build")
-
-
-MOMENTS = [before_the_server_listens, while_locust_starts, in_the_ramp_up, in_the_report]
-
-
-@pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: moment.__name__)
-def test_ctrl_c(tmp_path, moment):
-    """As a terminal does it: to the whole process group."""
+def test_ctrl_c_once_more_while_the_report_is_built(tmp_path):
+    """As a terminal does it: to the whole process group. Single ones at any moment: test_interrupts.py."""
     with started(tmp_path, *RUN, *LONG) as job:
-        moment(job)
+        job.in_phase("warm-up")
+        os.killpg(job.process.pid, signal.SIGINT)
+        job.find("-m reports build")
         os.killpg(job.process.pid, signal.SIGINT)
         assert job.wait() == 130, job.said()
     [folder] = job.runs()
-    if (folder / run_folder.RUN).exists():
-        assert_report(folder)
-    if moment is in_the_report:
-        assert assert_complete(folder).ended.how == "stopped"
-        assert failures(folder) == {}
-        assert "report.html" in job.said()
-
-
-def test_ctrl_c_at_once(tmp_path):
-    """While Python still imports: whatever it says, nothing stays."""
-    with started(tmp_path, *RUN, *LONG, stderr=-3) as job:  # DEVNULL: Python itself prints a traceback then
-        job.process.send_signal(signal.SIGINT)
-        assert job.wait() != 0
-    assert job.runs() == [] or not list(job.runs()[0].glob("report*"))
+    assert assert_complete(folder).ended.how == "stopped"
+    assert failures(folder) == {}
+    assert "report.html" in job.said()
 
 
 def test_a_closed_terminal(tmp_path):

@@ -241,7 +241,7 @@ def test_uploads_that_fail_are_a_regression_though_the_others_are_as_fast(repeat
     runs = [failing(run, 0.03) if run.info.label == "B" else run for run in interleaved(repeat, 6)]
     found = compare_runs(runs, "A", 0.02)
     assert found.exit_code == 5
-    assert "2.91 % of its uploads failed, beside 0 %" in view(found).sentence
+    assert "worse in uploads that failed: 2.91 %, not 0 %" in view(found).sentence
     assert "B failed 2.91 % of its uploads" in "\n".join(found.warnings)
     assert compare_runs(runs, "A", 0.05).exit_code == 0
     assert compare_runs(runs, "B", 0.02).exit_code == 0
