@@ -7,11 +7,13 @@ BIN := $(VENV)/bin
 RUN_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
-PORT ?= 12345
-SECONDS ?= 600
-SEED ?= 1
-WORKERS ?= 4
-STORE ?= uploads
+# Only what is said to make counts: shells export HOST, and other names, for purposes of their own.
+PORT := 12345
+SECONDS := 600
+SEED := 1
+WORKERS := 4
+STORE := uploads
+$(foreach name,USERS RATE PLAN PHASE_SECONDS PAYLOADS PAYLOAD_DIR HOST A B PAIRS TOLERANCE,$(eval $(name) :=))
 LOAD_OPTIONS = $(if $(USERS),--users '$(USERS)') $(if $(RATE),--arrival-rate '$(RATE)') $(if $(PLAN),--plan '$(PLAN)') \
   $(if $(PHASE_SECONDS),--phase-seconds '$(PHASE_SECONDS)') $(if $(PAYLOADS),--payloads '$(PAYLOADS)') \
   $(if $(PAYLOAD_DIR),--payload-dir '$(PAYLOAD_DIR)') $(if $(HOST),--host '$(HOST)')
@@ -68,7 +70,7 @@ soak: $(DEV_STAMP) ## nothing acknowledged is lost, for SECONDS=600 of kills, re
 fuzz: $(DEV_STAMP) ## a million malformed frames through the parser, ten thousand over sockets: SEED=1
 	@exec env FUZZ_PARSED=1000000 FUZZ_SENT=10000 FUZZ_SEED='$(SEED)' $(BIN)/python -m pytest tests/faults/test_fuzz.py -s -q
 
-bench: $(DEV_STAMP) ## measure server and load (needs Debian's nginx-light, lsof and tshark)
+bench: $(DEV_STAMP) ## measure server and load (needs Debian's nginx-light, lsof, tshark and sysstat)
 	$(BIN)/pip install --quiet --constraint constraints.txt uvicorn httptools
 	@exec $(BIN)/python -m pytest tests/bench -s -q -p no:cacheprovider
 

@@ -77,7 +77,6 @@ def cli() -> None:
 )
 @click.option(
     "--workers",
-    default=min(4, os.cpu_count() or 1),
     show_default="cores, at most 4",
     type=click.IntRange(1, 512),
     help="worker processes of the server that is started",
@@ -104,6 +103,10 @@ def _job(options: dict[str, Any], arguments: Sequence[str], *, brief: bool = Fal
     """What `run` does with these options, which came from these arguments."""
     from loadtest.run import Job
 
+    if options["host"] is not None:
+        for name in ("workers", "store"):
+            if options[name] is not None:
+                raise OptionError(f"{name} is for a server that the run starts, but {options['host']} runs already")
     own = ("host", "users", "workers", "store", "fail_if")
     fields = DEFAULTS | {name: value for name, value in options.items() if name not in own}
     fields["fail_if"] = "; ".join(options["fail_if"])
@@ -113,7 +116,7 @@ def _job(options: dict[str, Any], arguments: Sequence[str], *, brief: bool = Fal
     return Job(
         host=options["host"],
         users=users,
-        workers=options["workers"],
+        workers=options["workers"] or min(4, os.cpu_count() or 1),
         store=options["store"],
         fields=fields,
         folder=Path("reports/runs") / new_run_id(str(fields["label"])),
@@ -175,6 +178,8 @@ def compare(first: str, second: str, pairs: int, tolerance: float, common: tuple
     """
     from loadtest import comparison
 
+    if not first.strip() and not second.strip():
+        raise click.UsageError("say what differs: --a and --b have options of `run`, such as --a '--workers 1'")
     sides = [_side(name, common, options) for name, options in (("A", first), ("B", second))]
     _exit(lambda: comparison.compare(sides, pairs, tolerance))
 

@@ -22,7 +22,7 @@ from loadtest.phases import PlanError
 from loadtest.tls_link import in_words
 from loadtest.wires import HostError, Target, WireFactory, WireNameError
 from reports import thresholds
-from reports.thresholds import Threshold, ThresholdError
+from reports.thresholds import OPEN_MODEL_ONLY, Threshold, ThresholdError
 from server.units import format_size, parse_duration, parse_size
 
 SHORTEST_PHASE_S = 1.0
@@ -87,7 +87,7 @@ OPTIONS = (
     Option(
         "token_file",
         "",
-        "file with the token that every upload carries; a server of this run's own then wants it",
+        "file with the token that every upload carries",
         in_form=False,
         reads_files=True,
     ),
@@ -107,7 +107,7 @@ OPTIONS = (
     ),
     Option("key", "", "tls://: file with that key, if it is in another", in_form=False, reads_files=True),
     Option("verify_digest", True, "compare the digest in the reply"),
-    Option("fail_if", "", "exit code 3 when this came true, such as 'p99(response) > 20ms'; several with ;"),
+    Option("fail_if", "", "exit code 3 when this came true, such as 'p99(transaction) > 20ms'; several with ;"),
     Option("seed", "1", "of sizes, names, order, pauses and arrivals: the same seed, the same run"),
     Option("label", "load", "goes into the run folder's name and the report"),
 )
@@ -168,6 +168,8 @@ def validate(host: str, fields: Mapping[str, Any]) -> LoadOptions:
     payload_dir = text["payload_dir"]
     if payload_dir and not payloads.is_folder(Path(payload_dir)):
         raise OptionError(f"payload folder: {payload_dir!r} is not a folder")
+    if payload_dir and text["payloads"] != DEFAULTS["payloads"]:
+        raise OptionError(f"payloads are {text['payloads']!r}, but those of a folder are uploaded: give one of the two")
     if text["close"] == "rst" and text["closer"] == "server":
         raise OptionError("close is 'rst', but the server closes: set closer to client")
     try:
@@ -176,8 +178,8 @@ def validate(host: str, fields: Mapping[str, Any]) -> LoadOptions:
         if text["close"] == "rst" and target.scheme == "unix":
             raise OptionError("close is 'rst', which unix sockets have not")
         profile = arrivals.parse_profile(text["arrival_profile"], text["arrival_rate"])
-        if profile is not None and text["shape"] != "none":
-            raise OptionError("shape belongs to the closed model: set it to none, or the arrival rate to 0")
+        conditions = thresholds.parse_all(text["fail_if"])
+        _check_model(profile, text, conditions)
         return LoadOptions(
             target=target,
             wire=wires.wire_of(target, text["wire"], identity.token),
@@ -202,11 +204,29 @@ def validate(host: str, fields: Mapping[str, Any]) -> LoadOptions:
             closer=cast(Closer, text["closer"]),
             close=cast(Close, text["close"]),
             verify_digest=bool(fields["verify_digest"]),
-            thresholds=thresholds.parse_all(text["fail_if"]),
+            thresholds=conditions,
             seed=_whole(text, "seed", at_least=0, at_most=10**18),
         )
     except (ArrivalError, CredentialsError, HostError, PayloadError, PlanError, ThresholdError, WireNameError) as error:
         raise OptionError(str(error)) from None
+
+
+def _check_model(profile: Profile | None, text: Mapping[str, str], conditions: list[Threshold]) -> None:
+    """OptionError for what the other model has, and this one would pass over."""
+    if profile is None:
+        for condition in conditions:
+            if condition.duration in OPEN_MODEL_ONLY:
+                raise OptionError(
+                    f"fail if {condition.text!r}: the closed model has no {condition.duration}; take another duration, "
+                    "such as transaction, or give an arrival rate"
+                )
+        return
+    if text["shape"] != "none":
+        raise OptionError("shape belongs to the closed model: set it to none, or the arrival rate to 0")
+    if text["wait"] != DEFAULTS["wait"]:
+        raise OptionError(
+            f"wait belongs to the closed model: leave it at {DEFAULTS['wait']}, or set the arrival rate to 0"
+        )
 
 
 def is_open(fields: Mapping[str, Any]) -> bool:
@@ -257,8 +277,10 @@ def check_server(options: LoadOptions, host: str | None) -> None:
         _reach(options)
     except ssl.SSLError as error:
         raise OptionError(f"no TLS with {host}: {in_words(error)}") from None
+    except ConnectionRefusedError as error:
+        raise OptionError(f"no server at {host}: {error.strerror}; start one with: make serve") from None
     except OSError as error:
-        raise OptionError(f"no server at {host}: {error.strerror or error}; start one with: make serve") from None
+        raise OptionError(f"no server at {host}: {error.strerror or error}") from None
 
 
 def _reach(options: LoadOptions) -> None:

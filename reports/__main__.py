@@ -55,7 +55,10 @@ def compare(runs: tuple[Path, ...], baseline: str | None, tolerance: float, out:
     from reports import compare as comparing  # scipy takes its time to import
     from reports import render_comparison
 
-    compared = comparing.compare(runs, baseline, tolerance)
+    try:
+        compared = comparing.compare(runs, baseline, tolerance)
+    except comparing.LabelError as error:
+        raise click.UsageError(str(error)) from None
     labels = "-".join([compared.baseline, *(one.label for one in compared.against)])
     folder = out or run_folder.create(Path("reports/comparisons") / run_folder.new_run_id(labels))
     print(render_comparison.write(compared, folder))
@@ -95,6 +98,8 @@ def record(
         raise click.UsageError("--until-stdin-closes is for a program that takes part: it starts no COMMAND")
     if pid is not None and not psutil.pid_exists(pid):
         raise click.UsageError(f"there is no process {pid} (--pid)")
+    if load_pid is not None and not psutil.pid_exists(load_pid):
+        raise click.UsageError(f"there is no process {load_pid} (--load-pid)")
     subject = recorder.Subject(host, port, pid)
     if not until_stdin_closes:
         sys.exit(recording.record(out, subject, command, interval, load_pid))

@@ -33,7 +33,6 @@ from reports.comparison import (
 )
 from reports.metrics import Metric
 from reports.pairing import pairs
-from reports.run_folder import RunFolderError
 from reports.significance import Change
 from reports.summary import Summary
 from reports.texts import percent
@@ -43,9 +42,13 @@ PASSING = ("load_1min", "load_5min", "load_15min", "store")
 OWN_TO_A_RUN = ("label", "pid_file", "port", "store")
 
 
+class LabelError(Exception):
+    """The runs' labels do not say what is to be compared with what; the text says how they would."""
+
+
 def compare(folders: Sequence[Path], baseline: str | None, tolerance: float) -> Comparison:
-    """`baseline` is a label, by default that of the first folder. RunFolderError for what cannot be read, and where
-    there are not two labels or no such baseline."""
+    """`baseline` is a label, by default that of the first folder. RunFolderError for what cannot be read; LabelError
+    where there are not two labels or no such baseline."""
     return compare_runs(read(folders), baseline or run_folder.read_run(folders[0]).label, tolerance)
 
 
@@ -68,9 +71,9 @@ def compare_runs(runs: Sequence[Read], baseline: str, tolerance: float) -> Compa
 
 def _check_labels(labels: Sequence[str], baseline: str) -> None:
     if baseline not in labels:
-        raise RunFolderError(f"no run has the label {baseline!r} (--baseline); there are: {', '.join(labels)}")
+        raise LabelError(f"no run has the label {baseline!r} (--baseline); there are: {', '.join(labels)}")
     if len(labels) == 1:
-        raise RunFolderError(
+        raise LabelError(
             f"all runs have the label {baseline!r}: runs of one label are repeats of one thing; name what is to be "
             "compared with it by another --label when you run it"
         )

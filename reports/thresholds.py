@@ -37,6 +37,8 @@ DURATIONS = (
     "response",
 )
 
+OPEN_MODEL_ONLY = ("schedule_lag", "pool_wait", "response")
+
 Metric = Literal["latency", "failures", "failed share", "uploads/s", "cpu", "memory"]
 Operator = Literal[">", ">=", "<", "<="]
 

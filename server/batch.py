@@ -33,8 +33,9 @@ class Sender(Protocol):
     """Who an upload came from."""
 
     accepted_ns: int
-    unanswered: int
-    """How many uploads it has here, those included that are being answered."""
+
+    def has_more(self) -> bool:
+        """Whether there are uploads of it here that are answered after this one."""
 
     def answer(self, reply: bytes, *, keep: bool) -> None:
         """The upload is stored: send the reply, and close unless `keep`."""
@@ -126,7 +127,7 @@ class Batch:
             name = outcomes[index]
             try:
                 # In a drain a connection closes after the last of its uploads that are here already.
-                keep = upload.header.connection != "close" and not (worker.draining and sender.unanswered == 1)
+                keep = upload.header.connection != "close" and not (worker.draining and not sender.has_more())
                 if isinstance(name, StoreError):
                     timing = Timing(sender.accepted_ns, header_ns, last_byte_ns)
                     sender.refuse(name, upload, timing, keep=keep and name.code == "exists")

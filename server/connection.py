@@ -29,7 +29,7 @@ from typing import Literal, cast
 from msgspec import UNSET
 
 from server import scoreboard
-from server.batch import Batch
+from server.batch import AT_ONCE, Batch
 from server.context import Looked, WorkerContext
 from server.protocol import (
     Data,
@@ -210,6 +210,9 @@ class Connection(asyncio.BufferedProtocol):
             if started.header.connection == "close":
                 self._closing = True  # what follows is not an upload
                 break
+            if self.unanswered >= AT_ONCE:
+                self._let_others_go_first(view)
+                view = view[:0]
         if view and not self._closing:
             self._take_pieces(view)
         if self.unanswered:
@@ -218,7 +221,7 @@ class Connection(asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         """Returning False lets the transport close after what was written has been sent."""
         self._answer_batched()
-        if self.unanswered:
+        if self.unanswered or self._waits:
             self._has_ended = True
             return True
         if not self._closing:
@@ -249,6 +252,9 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.resume_reading()
 
     # ── what the batch asks for ──
+
+    def has_more(self) -> bool:
+        return self.unanswered > 1 or bool(self._received)
 
     def answer(self, reply: bytes, *, keep: bool) -> None:
         self.unanswered -= 1
@@ -346,6 +352,9 @@ class Connection(asyncio.BufferedProtocol):
                     if self.unanswered:
                         self._received = bytes(view[self._parser.consumed :])
                         return
+                    if self._parser.consumed < len(view):
+                        self._let_others_go_first(view[self._parser.consumed :])
+                        return
                 else:
                     self._header_s = None
                     self._upload = self._begin(cast(UploadStarted, event))
@@ -358,6 +367,14 @@ class Connection(asyncio.BufferedProtocol):
         except Exception:
             log.exception("worker %d: an upload failed for a reason nobody foresaw", self._worker.slot)
             self._refuse("internal", "the server made a mistake; its log says which")
+
+    def _let_others_go_first(self, rest: memoryview) -> None:
+        """Take no more in this turn of the loop: a read can have thousands of tiny uploads, and libuv reads up to 32
+        times before it looks at anybody else."""
+        self._received = bytes(rest)
+        self.wait()
+        if not self.unanswered:
+            self._worker.loop.call_soon(self._take_what_waited)
 
     def _begin(self, started: UploadStarted) -> _Upload:
         """StoreError when the upload is refused at once. One whose name is taken is so only when it is too large to be
@@ -470,7 +487,7 @@ class Connection(asyncio.BufferedProtocol):
 class AtAccept:
     """A connection whose first upload was there whole when it was accepted: answered before it has a transport."""
 
-    __slots__ = ("_asks_to_close", "_go_on", "_socket", "_worker", "accepted_ns", "unanswered")
+    __slots__ = ("_asks_to_close", "_go_on", "_socket", "_worker", "accepted_ns")
 
     def __init__(
         self, worker: WorkerContext, sock: socket.socket, accepted_ns: int, go_on: "GoOn", *, asks_to_close: bool
@@ -480,7 +497,9 @@ class AtAccept:
         self._go_on = go_on
         self._asks_to_close = asks_to_close
         self.accepted_ns = accepted_ns
-        self.unanswered = 1
+
+    def has_more(self) -> bool:
+        return False
 
     def answer(self, reply: bytes, *, keep: bool) -> None:
         try:

@@ -3,7 +3,12 @@
 import os
 import signal
 
+import hypothesis
+
 # A shell starts background jobs with SIGINT ignored, and what a test starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 # Tests start a thousand processes; without kept bytecode each compiles all of ours that it imports.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -475,7 +475,19 @@ def test_an_ancestor_is_never_signalled(start: Start) -> None:
 def test_udp(start: Start) -> None:
     server = start(
         LISTEN
-        + "s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('127.0.0.1', 0)); ready(s.getsockname()[1]); wait()"
+        + """
+while True:
+    udp = socket.socket(type=socket.SOCK_DGRAM)
+    udp.bind(("127.0.0.1", 0))
+    try:
+        with socket.socket() as tcp:
+            tcp.bind(udp.getsockname())  # where no connection of another test's is in TIME_WAIT
+        break
+    except OSError:
+        udp.close()
+ready(udp.getsockname()[1])
+wait()
+"""
     )
     assert run("show", server.port).returncode == 0
     assert run("show", server.port, "--udp").returncode == 1

@@ -234,6 +234,7 @@ def test_the_disk_is_full_at_the_end(tmp_path):
         ([], 2, "name the server: --port PORT, --pid PID, or -- COMMAND"),
         (["--pid", "1", "--", "true"], 2, "--pid and a COMMAND both name the server"),
         (["--pid", str(2**22 + 1)], 2, f"there is no process {2**22 + 1} (--pid)"),
+        (["--port", "1", "--load-pid", str(2**22 + 1)], 2, f"there is no process {2**22 + 1} (--load-pid)"),
         (["--until-stdin-closes", "--", "true"], 2, "it starts no COMMAND"),
         (["--port", "http"], 2, "is not a valid integer"),
         (["--", "/no/such/command"], 1, "cannot start /no/such/command: No such file or directory"),

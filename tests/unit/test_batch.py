@@ -421,6 +421,42 @@ def test_an_answer_that_fails_for_no_known_reason_ends_its_connection_behind_the
     assert not other_transport.closed
 
 
+@pytest.mark.parametrize("first", [b"", b"in pieces"], ids=["whole", "in pieces"])
+def test_a_client_that_sends_thousands_at_once_keeps_nobody_waiting(worker: Worker, first: bytes) -> None:
+    """Whose uploads are taken goes by turns; and each is answered, in its order."""
+    greedy, transport = worker.connect()
+    other, others_transport = worker.connect()
+    if first:
+        head = frame("first", first)
+        worker.receive(greedy, head[:-1])
+        worker.loop.turn()
+        worker.receive(greedy, head[-1:] + b"".join(frame(f"g{number}", b"") for number in range(1000)))
+    else:
+        worker.receive(greedy, b"".join(frame(f"g{number}", b"") for number in range(1000)))
+    assert greedy._transport.paused  # type: ignore[attr-defined]
+    worker.receive(other, frame("other", b"x"))
+    worker.loop.turn()
+    while worker.at_disk():
+        wait([worker.batch._at_disk[1]])  # type: ignore[attr-defined]
+        worker.loop.turn()
+    assert [reply.file_name for reply in others_transport.replies()] == ["other"]
+    assert len(transport.replies()) < 200
+    worker.settle()
+    names = [reply.file_name for reply in transport.replies()]
+    assert names == ["first"] * bool(first) + [f"g{number}" for number in range(1000)]
+    assert not transport.paused
+
+
+def test_a_drain_answers_all_that_a_client_has_sent_by_then(worker: Worker) -> None:
+    connection, transport = worker.connect()
+    worker.context.draining = True
+    worker.receive(connection, b"".join(frame(f"{number}", b"") for number in range(1000)))
+    worker.settle()
+    replies = transport.replies()
+    assert [reply.file_name for reply in replies] == [f"{number}" for number in range(1000)]
+    assert [reply.connection for reply in replies] == ["keep-alive"] * 999 + ["close"]
+
+
 def test_a_drain_answers_more_than_go_at_once(worker: Worker) -> None:
     connection, transport = worker.connect()
     worker.receive(connection, b"".join(frame(f"{number}", b"x") for number in range(AT_ONCE + 5)))

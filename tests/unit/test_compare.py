@@ -383,8 +383,8 @@ def test_a_comparison_is_the_same_with_and_without_summaries(folders, tmp_path):
     [
         (["nowhere"], 1, "nowhere is not a run folder"),
         (["{0}", "{0}"], 1, "was named before"),
-        (["{0}"], 1, "all runs have the label 'A'"),
-        (["{0}", "{1}", "--baseline", "C"], 1, "no run has the label 'C' (--baseline); there are: A, B"),
+        (["{0}"], 2, "all runs have the label 'A'"),
+        (["{0}", "{1}", "--baseline", "C"], 2, "no run has the label 'C' (--baseline); there are: A, B"),
         (["{0}", "{1}", "--tolerance", "much"], 2, "'much' is not a share: write percent, such as 5%"),
         (["{0}", "{1}", "--tolerance", "-1%"], 2, "is not a share"),
         ([], 2, "Missing argument"),
