@@ -19,6 +19,7 @@ from server import scoreboard
 from server.scoreboard import Scoreboard
 
 COUNT_AGAIN_S = 0.5
+COUNT_AT_MOST = 3  # times in a row
 COUNTING_SHARE = 0.05  # of a core, that counting a large folder may take
 _WORD = 1 << 64  # a word holds a negative number as its complement
 
@@ -78,9 +79,13 @@ def count_store(board: Scoreboard, folder: Path) -> None:
 
 
 def _set_base(base: memoryview, changes: memoryview, folder: Path | int) -> None:
-    """Files that change while they are counted may count twice or not at all, until they are counted again."""
-    changed = sum(changes)
-    base[0] = (sum(_sizes(folder)) - changed) % _WORD
+    """Files that change while they are counted may count twice or not at all. So they are counted once or twice more;
+    where they never rest, until somebody is refused."""
+    for _ in range(COUNT_AT_MOST):
+        changed = sum(changes)
+        base[0] = (sum(_sizes(folder)) - changed) % _WORD
+        if sum(changes) == changed:
+            break
 
 
 def _sizes(folder: Path | int) -> Iterator[int]:

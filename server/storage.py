@@ -40,7 +40,7 @@ _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_RENAME_NOREPLACE = 1
+_RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
 _SYNC_FILE_RANGE_WRITE = 2
 _FALLOC_FL_KEEP_SIZE = 1
 _TMPFS_MAGIC = 0x01021994
@@ -209,8 +209,7 @@ class FileStore:
             return StoreError("name_rejected", f"{INCOMING} is the store's own")
         try:
             if self._collision == "replace":
-                replaced = self._size(file_name) if self._quota else 0
-                os.rename(temporary, file_name.encode(), src_dir_fd=self.incoming_fd, dst_dir_fd=self.root_fd)
+                replaced = self._replace(temporary, file_name.encode())
             else:
                 file_name, replaced = self._publish_beside(temporary, file_name), 0
             if self._quota:
@@ -256,13 +255,12 @@ class FileStore:
             "no_space", f"the store may hold {format_size(self._quota.most_bytes)} and has no room for it"
         )
 
-    def _size(self, file_name: str) -> int:
-        """Of what is to be replaced."""
-        try:
-            info = os.stat(file_name.encode(), dir_fd=self.root_fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return 0
-        return info.st_size if stat.S_ISREG(info.st_mode) else 0
+    def _replace(self, temporary: bytes, name: bytes) -> int:
+        """Publish, whatever has the name. Returns how many bytes that had, if the quota wants to know."""
+        if self._quota:
+            return _rename_over(temporary, self.incoming_fd, name, self.root_fd)
+        os.rename(temporary, name, src_dir_fd=self.incoming_fd, dst_dir_fd=self.root_fd)
+        return 0
 
     def _publish_beside(self, temporary: bytes, file_name: str) -> str:
         """Publish without replacing anything, whoever else publishes meanwhile. FileExistsError with `reject`."""
@@ -424,16 +422,45 @@ def _after(step: Callable[[IncomingFile], None], outcome: IncomingFile | StoreEr
 def _rename_beside(old: bytes, old_folder: int, new: bytes, new_folder: int) -> None:
     """Rename, but never replace: FileExistsError when anything has the new name. One atomic step where the file system
     knows renameat2's RENAME_NOREPLACE (Linux 3.15; glibc 2.28), otherwise two, of which the first decides."""
+    if not _renameat2(old, old_folder, new, new_folder, _RENAME_NOREPLACE):
+        os.link(old, new, src_dir_fd=old_folder, dst_dir_fd=new_folder, follow_symlinks=False)
+        _unlinked(old, old_folder)
+
+
+def _rename_over(old: bytes, old_folder: int, new: bytes, new_folder: int) -> int:
+    """Rename, and return the size of the file that was replaced. The two change places, and only then it is looked at:
+    of two workers that replace one file at the same moment, both would have seen it before."""
+    while True:
+        try:
+            _rename_beside(old, old_folder, new, new_folder)
+            return 0
+        except FileExistsError:
+            pass
+        try:
+            info = os.stat(new, dir_fd=new_folder, follow_symlinks=False)
+            if stat.S_ISDIR(info.st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            if _renameat2(old, old_folder, new, new_folder, _RENAME_EXCHANGE):
+                info = os.stat(old, dir_fd=old_folder, follow_symlinks=False)
+                _unlinked(old, old_folder)
+            else:
+                os.rename(old, new, src_dir_fd=old_folder, dst_dir_fd=new_folder)
+            return info.st_size if stat.S_ISREG(info.st_mode) else 0
+        except FileNotFoundError:
+            pass  # somebody has just removed it
+
+
+def _renameat2(old: bytes, old_folder: int, new: bytes, new_folder: int, flag: int) -> bool:
+    """False where the file system or the C library does not know that flag (rename(2))."""
     try:
-        if _libc.renameat2(old_folder, old, new_folder, new, _RENAME_NOREPLACE) == 0:
-            return
-        number = ctypes.get_errno()
-    except AttributeError:  # a C library without it
-        number = errno.ENOSYS
-    if number not in (errno.EINVAL, errno.ENOSYS):
-        raise OSError(number, os.strerror(number))
-    os.link(old, new, src_dir_fd=old_folder, dst_dir_fd=new_folder, follow_symlinks=False)
-    _unlinked(old, old_folder)
+        if _libc.renameat2(old_folder, old, new_folder, new, flag) == 0:
+            return True
+    except AttributeError:
+        return False
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS):
+        return False
+    raise OSError(number, os.strerror(number))
 
 
 def _is_tmpfs(fd: int) -> bool:

@@ -80,6 +80,8 @@ class Worker:
         if config.store is not None:
             quota = Quota(config.max_store, board, record) if config.max_store else None
             store = FileStore(config.store, place, config.collision, config.durability, quota, files)
+            if quota and record[scoreboard.BIRTHS] > 1:
+                quota.count_again(store.root_fd)  # whoever sat here before may have been killed before it had counted
         limits = Limits(config.max_header_size, config.max_file_size, config.token)
         patience = Patience(config.header_timeout_s, config.idle_timeout_s, config.min_rate, config.min_rate_grace_s)
         self._context = WorkerContext(slot, store, limits, record, most, patience, loop)

@@ -1,6 +1,8 @@
 """The quota on a real scoreboard and a real folder, without processes: the sums of what several workers count."""
 
 import os
+import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from servers import eventually
 
 from server.quota import Quota, count_store
 from server.scoreboard import Scoreboard
+from server.storage import FileStore, StoreError, prepare_store
 
 MOST = 1000
 
@@ -90,3 +93,43 @@ def test_a_store_that_holds_more_than_it_may_has_no_room(board: Scoreboard, tmp_
     (tmp_path / "a").write_bytes(bytes(5000))
     count_store(board, tmp_path)
     assert quotas(board)[0].room() <= MOST - 5000
+
+
+def test_workers_that_replace_one_file_at_the_same_time_count_it_once(board: Scoreboard, tmp_path: Path) -> None:
+    """Each file that is replaced is so by one of them only, however they meet."""
+    folder = tmp_path / "store"
+    prepare_store(folder, 2)
+    chance = random.Random(1)
+    sizes = [chance.randrange(100_000) for _ in range(400)]
+    workers = quotas(board, 1 << 30)[:2]
+    stores = [FileStore(folder, number, "replace", "process", quota) for number, quota in enumerate(workers)]
+
+    def replace(store: FileStore, own: list[int]) -> None:
+        for size in own:
+            assert store.put_all([("same", memoryview(bytes(size)))]) == ["same"]
+
+    threads = [threading.Thread(target=replace, args=pair) for pair in zip(stores, (sizes, sizes[::-1]), strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert workers[0].room() == (1 << 30) - (folder / "same").stat().st_size
+    assert not list((folder / ".incoming").glob("*/*"))
+    for store in stores:
+        store.close()
+
+
+def test_what_cannot_be_replaced_is_not_counted(board: Scoreboard, tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    prepare_store(folder, 1)
+    (folder / "folder").mkdir()
+    (folder / "link").symlink_to("/etc/passwd")
+    [quota, *_] = quotas(board)
+    store = FileStore(folder, 0, "replace", "process", quota)
+    [refused, link] = store.put_all([("folder", memoryview(b"abc")), ("link", memoryview(b"abc"))])
+    assert isinstance(refused, StoreError) and refused.code == "name_rejected"
+    assert link == "link"
+    assert (folder / "link").read_bytes() == b"abc" and not (folder / "link").is_symlink()
+    assert quota.room() == MOST - 3
+    assert not list((folder / ".incoming").glob("*/*"))
+    store.close()
