@@ -168,8 +168,6 @@ def validate(host: str, fields: Mapping[str, Any]) -> LoadOptions:
     payload_dir = text["payload_dir"]
     if payload_dir and not payloads.is_folder(Path(payload_dir)):
         raise OptionError(f"payload folder: {payload_dir!r} is not a folder")
-    if payload_dir and text["payloads"] != DEFAULTS["payloads"]:
-        raise OptionError(f"payloads are {text['payloads']!r}, but those of a folder are uploaded: give one of the two")
     if text["close"] == "rst" and text["closer"] == "server":
         raise OptionError("close is 'rst', but the server closes: set closer to client")
     try:
@@ -223,10 +221,6 @@ def _check_model(profile: Profile | None, text: Mapping[str, str], conditions: l
         return
     if text["shape"] != "none":
         raise OptionError("shape belongs to the closed model: set it to none, or the arrival rate to 0")
-    if text["wait"] != DEFAULTS["wait"]:
-        raise OptionError(
-            f"wait belongs to the closed model: leave it at {DEFAULTS['wait']}, or set the arrival rate to 0"
-        )
 
 
 def is_open(fields: Mapping[str, Any]) -> bool:

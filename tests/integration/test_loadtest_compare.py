@@ -51,9 +51,10 @@ def test_stopped_in_between_it_compares_what_there_is(tmp_path):
         (["--a", "--wrkers 1"], "No such option '--wrkers'"),
         (["--b", "--plan nonsense"], "nonsense"),
         (["--a", "--workers '1"], "Invalid value for --a"),
-        (["--tolerance", "much"], "'much' is not a share"),
+        (["--tolerance", "much", "--a", "--workers 1"], "'much' is not a share"),
         (["--a", "--label x", "--b", "--label x"], "both sets have the label 'x'"),
-        (["--pairs", "0"], "0 is not in the range"),
+        (["--a", "", "--b", " "], "say what differs: --a and --b have options of `run`"),
+        (["--pairs", "0", "--a", "--workers 1"], "0 is not in the range"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_runs(tmp_path, options, said):

@@ -146,7 +146,8 @@ def test_ctrl_c_once_more_while_the_report_is_built(tmp_path):
 def test_a_closed_terminal(tmp_path):
     """And a server of somebody else, which is left running."""
     with running() as server:
-        with started(tmp_path, *RUN, *LONG, "--host", f"tcp://127.0.0.1:{server.port}") as job:
+        host = f"tcp://127.0.0.1:{server.port}"
+        with started(tmp_path, *LOADTEST, "run", "--users", "2", *LONG, "--host", host) as job:
             job.in_phase("warm-up")
             job.process.send_signal(signal.SIGHUP)
             assert job.wait() == 130, job.said()
@@ -186,21 +187,38 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path):
         (["--phase-seconds", "soon"], "'soon' is not a duration"),
         (["--wait=-1"], "'-1' is not a duration"),
         (["--seed", "x"], "seed is 'x'"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_wrong_options(tmp_path, options, said):
+    (tmp_path / "empty").mkdir()
+    assert_refused(tmp_path, [*RUN, *options], said)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
         (["--host", "127.0.0.1:12345"], "'127.0.0.1:12345' is not a host"),
         (
             ["--host", "tcp://127.0.0.1:{closed}"],
             "no server at tcp://127.0.0.1:{closed}: Connection refused; start one",
         ),
+        (["--host", "unix:///no/such/socket"], "no server at unix:///no/such/socket: No such file or directory"),
+        (["--host", "tcp://127.0.0.1:{closed}", "--workers", "2"], "workers is for a server that the run starts, but"),
+        (["--host", "tcp://127.0.0.1:{closed}", "--store", "."], "store is for a server that the run starts, but"),
     ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_wrong_options(tmp_path, options, said):
+def test_hosts_that_cannot_be_loaded(tmp_path, options, said):
     closed = free_port()
-    (tmp_path / "empty").mkdir()
-    code, everything = run(tmp_path, *RUN, *(option.format(closed=closed) for option in options))
+    options = [option.format(closed=closed) for option in options]
+    assert_refused(tmp_path, [*LOADTEST, "run", *options], said.format(closed=closed))
+
+
+def assert_refused(tmp_path, command, said):
+    code, everything = run(tmp_path, *command)
     assert code == 2
     [line] = [line for line in everything.splitlines() if line.startswith("Error: ")]
-    assert said.format(closed=closed) in line
+    assert said in line
     assert everything.splitlines()[-1] == line
     assert not (tmp_path / "reports").exists()
 

@@ -98,6 +98,15 @@ def test_loadtest_passes_options_on(installed, given, expected):
     assert ran(installed, "loadtest", *given) == [".venv/bin/python", "-m", "loadtest", "run", *expected]
 
 
+def test_only_what_is_said_to_make_counts(installed, monkeypatch):
+    """Shells export some of these names for purposes of their own."""
+    for name in ("HOST", "USERS", "A", "PORT", "STORE"):
+        monkeypatch.setenv(name, "1")
+    assert ran(installed, "loadtest") == [".venv/bin/python", "-m", "loadtest", "run"]
+    assert ran(installed, "serve")[3:] == ["--port", "12345", "--workers", "4", "--store", "uploads"]
+    assert ran(installed, "compare")[3:] == ["compare", "--a", "", "--b", ""]
+
+
 def test_compare_passes_both_sets_on(installed):
     given = ["A=--workers 1", "B=--workers 2 --wait 0", "PAIRS=8", "TOLERANCE=5%", "USERS=7"]
     expected = [

@@ -119,8 +119,8 @@ GOOD = [
     ({"verify_digest": False}, {"verify_digest": False}),
     ({"fail_if": " ; "}, {"thresholds": []}),
     (
-        {"fail_if": "failures>1%; p99(response) > 20ms"},
-        {"thresholds": [*map(thresholds.parse, ("failures>1%", "p99(response) > 20ms"))]},
+        {"fail_if": "failures>1%; p99(connect) > 20ms"},
+        {"thresholds": [*map(thresholds.parse, ("failures>1%", "p99(connect) > 20ms"))]},
     ),
     ({"seed": "0"}, {"seed": 0}),
     ({"seed": str(10**18)}, {"seed": 10**18}),
@@ -266,6 +266,8 @@ def test_a_unix_socket_has_no_reset():
     ("fields", "said"),
     [
         ({"arrival_rate": "5", "shape": "ramp"}, "shape belongs to the closed model: set it to none, or the arrival"),
+        ({"fail_if": "p99(response) > 20ms"}, "fail if 'p99(response) > 20ms': the closed model has no response; take"),
+        ({"fail_if": "failures > 1; max(pool_wait) > 1s"}, "the closed model has no pool_wait"),
         ({"arrival_rate": "1-2-3", "arrival_profile": "ramp"}, "arrival rate '1-2-3' is not one of profile ramp"),
         ({"arrival_rate": "0-0", "arrival_profile": "ramp"}, "arrival rate '0-0' is 0 all the time"),
         ({"arrival_rate": "5,", "arrival_profile": "step"}, "arrival rate '5,' is not one of profile step"),
