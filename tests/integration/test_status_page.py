@@ -182,7 +182,7 @@ def test_a_port_in_use_is_one_line_that_names_the_holder() -> None:
     ("options", "words"),
     [
         (("--status-port", "70000"), "status_port is 70000 (from --status-port), not 0 to 65535"),
-        (("--status-port", "on"), "status_port (from --status-port): 'on' is not a whole number"),
+        (("--status-port", "on"), "status_port (from --status-port): 'on' is neither a port nor off"),
         (
             ("--status-port", "4711", "--port", "4711"),
             "status_port is 4711 (from --status-port), the port of the uploads",
