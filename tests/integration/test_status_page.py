@@ -187,6 +187,10 @@ def test_a_port_in_use_is_one_line_that_names_the_holder() -> None:
             ("--status-port", "4711", "--port", "4711"),
             "status_port is 4711 (from --status-port), the port of the uploads",
         ),
+        (
+            ("--status-port", "4711", "--listen", "localhost:4711"),
+            "status_port is 4711 (from --status-port), the port of the uploads",
+        ),
         (("--status-host", ""), "status_host is '' (from --status-host), not an address"),
     ],
 )
