@@ -408,13 +408,14 @@ def _is_ours(process: Process) -> bool:
     return read_state(process.pid) is not None
 
 
-def _never(process: Process, orders: Orders, ourselves: Collection[int]) -> str | None:
-    """Why this process must not be signalled, whoever asks."""
+def _never(process: Process, root: Process, orders: Orders, ourselves: Collection[int]) -> str | None:
+    """Why this process must not be signalled, whoever asks. What belongs to a server of ours is its user's: the status
+    helper of root's gave its own rights up, and is nobody's."""
     if process.pid == 1:
         return f"{process} is init; if it listens for a service, stop that: systemctl list-sockets"
     if process.pid in ourselves:
         return f"{process} is this command itself or started it"
-    if process.uid != os.geteuid() and not orders.any_user:
+    if process.uid != os.geteuid() and not orders.any_user and not (root.uid == os.geteuid() and _is_ours(root)):
         return f"{process} belongs to user {_user(process.uid)}; --any-user ends it too"
     return None
 
@@ -423,7 +424,12 @@ def _refusals(
     holding: Holding, targets: list[Process], roots: list[Process], orders: Orders, ourselves: set[int], ask: Ask | None
 ) -> list[str]:
     """Why the port will not be freed; empty when it may be. Only what is refused for nothing else is asked about."""
-    reasons = [reason for process in targets if (reason := _never(process, orders, ourselves))]
+    holders = {process.pid: process for process in targets}
+    reasons = [
+        reason
+        for process in targets
+        if (reason := _never(process, _root(process, holders, ourselves), orders, ourselves))
+    ]
     if holding.unseen:
         reasons.append(_unseen(holding))
     if reasons:
@@ -498,13 +504,16 @@ def _end(first: Holding, targets: list[Process], roots: list[Process], orders: O
     for root in roots:  # first, so that none of them can replace a worker
         _signal(root, signal.SIGKILL)
     links = _links_of(targets)
+    allowed = {process.identity for process in targets}
     ourselves = _ourselves()
     deadline = time.monotonic() + _KILL_TAKES_S
     while not _wait(done, _POLL_S) and time.monotonic() < deadline:
         [now] = _look_closely([first.port], first.udp)
         for process in now.having(*orders.roles):
             # Whoever has the very socket of a target got it from there. Workers forked since count too.
-            if process.links & links and not _never(process, orders, ourselves):
+            if process.links & links and (
+                process.identity in allowed or not _never(process, process, orders, ourselves)
+            ):
                 _signal(process, signal.SIGKILL)
     return f"killed, {orders.grace_s:g} s after TERM"
 

@@ -562,7 +562,7 @@ def test_init_is_never_signalled() -> None:
     process = ports._process(1)
     assert process is not None
     everything = ports.Orders(any_user=True, force=True, include_accepted=True)
-    assert "is init" in str(ports._never(process, everything, ourselves=()))
+    assert "is init" in str(ports._never(process, process, everything, ourselves=()))
 
 
 @pytest.mark.parametrize("wrong", ["0", "65536", "12x", "9-8", "-1", ""])
