@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
+from server import output
 from server.config import ConfigError, ServerConfig, find_store_problem
 from server.settings import ADDRESSES, OPTIONS, SWITCH, Option, Settings, Sources
 
@@ -80,13 +81,12 @@ def _tell(settings: Settings, print_config: bool, check_config: bool) -> None:
     if print_config:
         rows = [(each.option.name, each.written(), f"{each.source} {each.origin}".rstrip()) for each in settings.each]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for name, value, source in rows:
-            click.echo(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {source}")
+        output.show("\n".join(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {source}" for name, value, source in rows))
     if check_config:
         store = settings.config.store
         if store is not None and (problem := find_store_problem(store)):
             _refuse(f"store: {problem}")
-        click.echo("configuration is fine")
+        output.show("configuration is fine")
 
 
 def _serve(settings: Settings, sources: Sources) -> int:
@@ -135,7 +135,7 @@ def status(port: int | None, pid: int | None, as_json: bool) -> None:
     servers = reader.read_servers(pid=pid, port=port)
     if not servers:
         sys.exit(f"Error: {_none_found(port, pid)}")
-    click.echo(reader.as_json(servers) if as_json else reader.as_text(servers))
+    output.show(reader.as_json(servers) if as_json else reader.as_text(servers))
 
 
 def _none_found(port: int | None, pid: int | None) -> str:

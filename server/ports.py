@@ -35,7 +35,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from server import sockets
+from server import output, sockets
 from server.sockets import kernel_text
 from server.units import parse_duration
 
@@ -757,14 +757,16 @@ def _as_json(result: Result) -> dict[str, Any]:
 _OUTCOMES = {FREE: "free", NOTHING: "free", HELD: "held", REFUSED: "refused"}
 
 
-def _print(results: list[Result], as_json: bool) -> None:
+def _told(results: list[Result], as_json: bool) -> str:
     if as_json:
         import json
 
-        print(json.dumps([_as_json(result) for result in results], indent=2))
-        return
-    for result in results:
-        print("\n".join([_headline(result.holding), *_table(result.holding), *(f"  {line}" for line in result.lines)]))
+        return json.dumps([_as_json(result) for result in results], indent=2)
+    return "\n".join(
+        line
+        for result in results
+        for line in (_headline(result.holding), *_table(result.holding), *(f"  {line}" for line in result.lines))
+    )
 
 
 # --- The command line ---
@@ -843,7 +845,7 @@ def main(arguments: list[str] | None = None) -> int:
             say=lambda line: print(line, file=sys.stderr, flush=True),
             ask=_confirm if at_terminal and not orders.dry_run else None,
         )
-    _print(results, asked.json)
+    output.show(_told(results, asked.json))
     code = max((result.code for result in results), key=_BY_WEIGHT.index)
     return code if code != NOTHING or asked.strict else FREE
 

@@ -97,6 +97,20 @@ def test_the_configuration_is_shown_with_where_each_value_came_from(
     assert done.stderr == ""
 
 
+def test_where_nothing_can_be_written_is_one_line() -> None:
+    with running() as server, Path("/dev/full").open("w") as full:
+        for words in ("--print-config --discard", "--check-config --discard", f"status --pid {server.pid}"):
+            done = subprocess.run(
+                [sys.executable, "-m", "server", *words.split()],
+                cwd=ROOT,
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=DEADLINE_S,
+            )
+            assert (done.returncode, done.stderr) == (1, "Error: stdout cannot be written: No space left on device\n")
+
+
 def test_a_check_touches_nothing(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as held:
         port = held.getsockname()[1]
