@@ -229,9 +229,15 @@ def find_store_problem(store: Path) -> str | None:
     incoming = store / ".incoming"
     if os.path.lexists(incoming) and (incoming.is_symlink() or not incoming.is_dir()):
         return f"{printable(incoming)} is not a folder"
-    there = next(path for path in (store, *store.absolute().parents) if os.path.lexists(path))
-    if not there.is_dir():
-        return f"{printable(there)} is not a folder"
-    if not os.access(there, os.W_OK | os.X_OK):
-        return f"{printable(there)} cannot be written by this user"
+    return find_folder_problem(next(path for path in (store, *store.absolute().parents) if os.path.lexists(path)))
+
+
+def find_folder_problem(folder: Path) -> str | None:
+    """Why nothing can be put into this folder; None when it can. It only looks."""
+    if not os.path.lexists(folder):
+        return f"there is no folder {printable(folder)}"
+    if not folder.is_dir():
+        return f"{printable(folder)} is not a folder"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"{printable(folder)} cannot be written by this user"
     return None
