@@ -7,11 +7,13 @@ import gc
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import click
 
+from server import output
+from server.addresses import Address
 from server.config import ConfigError, ServerConfig, find_store_problem
 from server.settings import ADDRESSES, OPTIONS, SWITCH, Option, Settings, Sources
 
@@ -80,13 +82,28 @@ def _tell(settings: Settings, print_config: bool, check_config: bool) -> None:
     if print_config:
         rows = [(each.option.name, each.written(), f"{each.source} {each.origin}".rstrip()) for each in settings.each]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for name, value, source in rows:
-            click.echo(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {source}")
+        output.show("\n".join(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {source}" for name, value, source in rows))
     if check_config:
-        store = settings.config.store
-        if store is not None and (problem := find_store_problem(store)):
-            _refuse(f"store: {problem}")
-        click.echo("configuration is fine")
+        if problems := list(_find_problems(settings.config)):
+            _refuse(*problems)
+        output.show("configuration is fine")
+
+
+def _find_problems(config: ServerConfig) -> Iterator[str]:
+    """What this machine has against the configuration. A running server's has none: no port or lock is tried."""
+    from server import listener, pid_file
+
+    if config.store is not None and (problem := find_store_problem(config.store)):
+        yield f"store: {problem}"
+    for address in config.addresses:
+        if problem := listener.find_problem(address):
+            yield problem
+    if config.status_port is not None and (
+        problem := listener.find_problem(Address("tcp", config.status_host, config.status_port))
+    ):
+        yield f"status page: {problem}"
+    if config.pid_file is not None and (problem := pid_file.find_problem(config.pid_file)):
+        yield problem
 
 
 def _serve(settings: Settings, sources: Sources) -> int:
@@ -135,7 +152,7 @@ def status(port: int | None, pid: int | None, as_json: bool) -> None:
     servers = reader.read_servers(pid=pid, port=port)
     if not servers:
         sys.exit(f"Error: {_none_found(port, pid)}")
-    click.echo(reader.as_json(servers) if as_json else reader.as_text(servers))
+    output.show(reader.as_json(servers) if as_json else reader.as_text(servers))
 
 
 def _none_found(port: int | None, pid: int | None) -> str:

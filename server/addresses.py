@@ -6,7 +6,10 @@ is a ValueError whose text says what would be right.
 
 import os
 import re
-from typing import Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Address, IPv6Address
 
 MAX_UNIX_PATH = 107  # bytes; sun_path of struct sockaddr_un has one more, for the end
 
@@ -32,6 +35,27 @@ class Address(NamedTuple):
 def write_host_port(host: str, port: int) -> str:
     """`127.0.0.1:12345` or `[::1]:12345`."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def overlap(one: Address, other: Address) -> bool:
+    """Whether only one of the two can be listened on. Port 0 takes a free one. Of names only localhost is known: others
+    would have to be looked up."""
+    if "unix" in (one.scheme, other.scheme) or not one.port == other.port != 0:
+        return False
+    return one.host == other.host or any(
+        a == b or (a.version == b.version and (a.is_unspecified or b.is_unspecified))  # :: takes no IPv4 here
+        for a in _numbers(one.host)
+        for b in _numbers(other.host)
+    )
+
+
+def _numbers(host: str) -> "list[IPv4Address | IPv6Address]":
+    from ipaddress import ip_address  # 3 ms that only a server with two equal ports waits for
+
+    try:
+        return [ip_address(each) for each in (("127.0.0.1", "::1") if host.lower() == "localhost" else (host,))]
+    except ValueError:
+        return []
 
 
 def parse_addresses(text: str) -> tuple[Address, ...]:

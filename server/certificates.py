@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
 _CERTIFICATE_END = b"-----END CERTIFICATE-----"
 _KEY = b"PRIVATE KEY-----"
+# With a key of another kind, OpenSSL looks for a certificate of that kind, and says that there is none.
+_MISMATCHES = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
 _UTC_TIME = 0x17  # ASN.1: a time with two digits for the year
 
 
@@ -71,7 +73,7 @@ def load(cert: Path, key: Path | None, client_ca: Path | None) -> Tls:
     try:
         context.load_cert_chain(cert, key or cert, no_passphrase)
     except ssl.SSLError as error:
-        if error.reason == "KEY_VALUES_MISMATCH":
+        if error.reason in _MISMATCHES:
             raise CertificateError(key_option, "whose key does not belong to the certificate") from None
         raise CertificateError("tls_cert", f"which cannot be used: {_reason(error)}") from None
     if client_ca is not None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from server.addresses import Address, write_addresses
+from server.addresses import Address, overlap, write_addresses
 from server.certificates import Tls
 from server.units import write_duration, write_size
 
@@ -144,7 +144,7 @@ class ServerConfig:
     @property
     def addresses(self) -> tuple[Address, ...]:
         """Where to listen."""
-        return self.listen or (Address("tcp" if self.tls is None else "tls", self.host, self.port),)
+        return _in_force(self.listen, self.tls, self.host, self.port)
 
     def shown_options(self) -> dict[str, str | int | float | bool | None]:
         """The options as the state file and the report show them."""
@@ -180,6 +180,10 @@ class ServerConfig:
         }
 
 
+def _in_force(listen: tuple[Address, ...], tls: Tls | None, host: str, port: int) -> tuple[Address, ...]:
+    return listen or (Address("tcp" if tls is None else "tls", host, port),)
+
+
 def find_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
     """What is wrong with a ServerConfig of these values, by option. Whoever knows origins asks before making one."""
     for name in ("host", "status_host"):
@@ -196,8 +200,11 @@ def find_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
     for name, (least, most, write) in _BOUNDS.items():
         if values[name] is not None and not least <= values[name] <= most:
             yield Problem(name.removesuffix("_s"), write(values[name]), f"not {write(least)} to {write(most)}")
-    if values["status_port"] and all(values[f"status_{name}"] == values[name] for name in ("port", "host")):
-        yield Problem("status_port", str(values["status_port"]), "the port of the uploads: choose another")
+    if values["status_port"]:
+        page = Address("tcp", values["status_host"], values["status_port"])
+        uploads = _in_force(*(values[name] for name in ("listen", "tls", "host", "port")))
+        if any(overlap(page, address) for address in uploads):
+            yield Problem("status_port", str(values["status_port"]), "the port of the uploads: choose another")
     for name, choices in _CHOICES.items():
         if values[name] not in choices:
             yield Problem(name, repr(values[name]), f"not {', '.join(choices[:-1])} or {choices[-1]}")
@@ -222,9 +229,15 @@ def find_store_problem(store: Path) -> str | None:
     incoming = store / ".incoming"
     if os.path.lexists(incoming) and (incoming.is_symlink() or not incoming.is_dir()):
         return f"{printable(incoming)} is not a folder"
-    there = next(path for path in (store, *store.absolute().parents) if os.path.lexists(path))
-    if not there.is_dir():
-        return f"{printable(there)} is not a folder"
-    if not os.access(there, os.W_OK | os.X_OK):
-        return f"{printable(there)} cannot be written by this user"
+    return find_folder_problem(next(path for path in (store, *store.absolute().parents) if os.path.lexists(path)))
+
+
+def find_folder_problem(folder: Path) -> str | None:
+    """Why nothing can be put into this folder; None when it can. It only looks."""
+    if not os.path.lexists(folder):
+        return f"there is no folder {printable(folder)}"
+    if not folder.is_dir():
+        return f"{printable(folder)} is not a folder"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"{printable(folder)} cannot be written by this user"
     return None

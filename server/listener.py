@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 from server import sockets, steering, unix_sockets
 from server.addresses import Address, write_host_port
-from server.config import AcceptMode
+from server.config import AcceptMode, find_folder_problem
 from server.unix_sockets import PathError
 
 log = logging.getLogger("server")
@@ -281,6 +281,22 @@ class Listeners:
         """Here; whoever has copies goes on."""
         for group in self._groups:
             group.close()
+
+
+def find_problem(address: Address) -> str | None:
+    """Why nobody could listen on this address; None when one can, unless somebody does. Its port or path is not
+    touched."""
+    if address.scheme == "unix":
+        path = Path(address.path)
+        why = find_folder_problem(path.parent) or unix_sockets.find_problem(path)
+        return f"cannot listen on {address}: {why}" if why else None
+    try:
+        _bind(*_resolve(address.host, 0), reuse_port=False).close()
+    except AddressError as error:
+        return str(error)
+    except OSError as error:
+        return f"cannot listen on {address}: {error.strerror}"
+    return None
 
 
 def _open_beside(groups: Sequence[Group], address: Address, slots: int, backlog: int, mode: AcceptMode) -> Group:

@@ -7,7 +7,7 @@ the start.
 import os
 from pathlib import Path
 
-from server.config import printable
+from server.config import find_folder_problem, printable
 from server.scoreboard import read_state
 
 
@@ -40,10 +40,19 @@ class PidFile:
             self._path.unlink(missing_ok=True)
 
 
+def find_problem(path: Path) -> str | None:
+    """Why no server could have this file; None when one can, or has. It only looks."""
+    if problem := find_folder_problem(path.absolute().parent):
+        return f"pid_file {printable(path)} cannot be written: {problem}"
+    if _pid_in(path) is None and path.exists():
+        return f"pid_file {printable(path)} exists and holds no pid; remove it or name another file"
+    return None
+
+
 def _refuse_another(path: Path) -> None:
+    if problem := find_problem(path):
+        raise PidFileError(problem)
     pid = _pid_in(path)
-    if pid is None and path.exists():
-        raise PidFileError(f"pid_file {printable(path)} exists and holds no pid; remove it or name another file")
     if pid is not None and read_state(pid) is not None:
         raise PidFileError(f"pid_file {printable(path)} is that of a running server, pid {pid}; name another file")
 

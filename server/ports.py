@@ -35,7 +35,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from server import sockets
+from server import output, sockets
 from server.sockets import kernel_text
 from server.units import parse_duration
 
@@ -408,13 +408,14 @@ def _is_ours(process: Process) -> bool:
     return read_state(process.pid) is not None
 
 
-def _never(process: Process, orders: Orders, ourselves: Collection[int]) -> str | None:
-    """Why this process must not be signalled, whoever asks."""
+def _never(process: Process, root: Process, orders: Orders, ourselves: Collection[int]) -> str | None:
+    """Why this process must not be signalled, whoever asks. What belongs to a server of ours is its user's: the status
+    helper of root's gave its own rights up, and is nobody's."""
     if process.pid == 1:
         return f"{process} is init; if it listens for a service, stop that: systemctl list-sockets"
     if process.pid in ourselves:
         return f"{process} is this command itself or started it"
-    if process.uid != os.geteuid() and not orders.any_user:
+    if process.uid != os.geteuid() and not orders.any_user and not (root.uid == os.geteuid() and _is_ours(root)):
         return f"{process} belongs to user {_user(process.uid)}; --any-user ends it too"
     return None
 
@@ -423,7 +424,12 @@ def _refusals(
     holding: Holding, targets: list[Process], roots: list[Process], orders: Orders, ourselves: set[int], ask: Ask | None
 ) -> list[str]:
     """Why the port will not be freed; empty when it may be. Only what is refused for nothing else is asked about."""
-    reasons = [reason for process in targets if (reason := _never(process, orders, ourselves))]
+    holders = {process.pid: process for process in targets}
+    reasons = [
+        reason
+        for process in targets
+        if (reason := _never(process, _root(process, holders, ourselves), orders, ourselves))
+    ]
     if holding.unseen:
         reasons.append(_unseen(holding))
     if reasons:
@@ -498,13 +504,16 @@ def _end(first: Holding, targets: list[Process], roots: list[Process], orders: O
     for root in roots:  # first, so that none of them can replace a worker
         _signal(root, signal.SIGKILL)
     links = _links_of(targets)
+    allowed = {process.identity for process in targets}
     ourselves = _ourselves()
     deadline = time.monotonic() + _KILL_TAKES_S
     while not _wait(done, _POLL_S) and time.monotonic() < deadline:
         [now] = _look_closely([first.port], first.udp)
         for process in now.having(*orders.roles):
             # Whoever has the very socket of a target got it from there. Workers forked since count too.
-            if process.links & links and not _never(process, orders, ourselves):
+            if process.links & links and (
+                process.identity in allowed or not _never(process, process, orders, ourselves)
+            ):
                 _signal(process, signal.SIGKILL)
     return f"killed, {orders.grace_s:g} s after TERM"
 
@@ -748,14 +757,16 @@ def _as_json(result: Result) -> dict[str, Any]:
 _OUTCOMES = {FREE: "free", NOTHING: "free", HELD: "held", REFUSED: "refused"}
 
 
-def _print(results: list[Result], as_json: bool) -> None:
+def _told(results: list[Result], as_json: bool) -> str:
     if as_json:
         import json
 
-        print(json.dumps([_as_json(result) for result in results], indent=2))
-        return
-    for result in results:
-        print("\n".join([_headline(result.holding), *_table(result.holding), *(f"  {line}" for line in result.lines)]))
+        return json.dumps([_as_json(result) for result in results], indent=2)
+    return "\n".join(
+        line
+        for result in results
+        for line in (_headline(result.holding), *_table(result.holding), *(f"  {line}" for line in result.lines))
+    )
 
 
 # --- The command line ---
@@ -834,7 +845,7 @@ def main(arguments: list[str] | None = None) -> int:
             say=lambda line: print(line, file=sys.stderr, flush=True),
             ask=_confirm if at_terminal and not orders.dry_run else None,
         )
-    _print(results, asked.json)
+    output.show(_told(results, asked.json))
     code = max((result.code for result in results), key=_BY_WEIGHT.index)
     return code if code != NOTHING or asked.strict else FREE
 

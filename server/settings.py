@@ -58,7 +58,10 @@ def _number(text: str) -> int:
 
 
 def _port_or_off(text: str) -> int | None:
-    return None if text.strip().lower() == "off" else _number(text)
+    try:
+        return None if text.strip().lower() == "off" else _number(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is neither a port nor off") from None
 
 
 def _octal(text: str) -> int:
@@ -394,9 +397,23 @@ def _settle(option: Option, layers: list[_Layer]) -> Setting:
 def _read(kind: Kind, raw: object) -> Any:
     if isinstance(raw, str):
         return kind.read(raw)
+    if isinstance(raw, list | dict):
+        return _read_several(kind, raw)
+    if kind is OCTAL:  # TOML has made another number of it: 0o22 is 18 here, and 22 was perhaps meant as octal
+        raise ValueError(f'{raw!r} is not text: write it in quotes and as octal, such as "022"')
     if kind.is_text:
         raise ValueError(f"{raw!r} is not text: put it in quotes")
     return kind.read(str(raw))  # TOML's numbers and truths as a person would have typed them
+
+
+def _read_several(kind: Kind, raw: list[object] | dict[str, object]) -> Any:
+    """TOML's lists are for addresses only."""
+    if kind is not ADDRESSES:
+        raise ValueError(f"{raw!r} is a {'list' if isinstance(raw, list) else 'table'}: write one value")
+    texts = [each for each in raw if isinstance(each, str)]
+    if isinstance(raw, dict) or not texts or len(texts) < len(raw):
+        raise ValueError(f"{raw!r} is no list of addresses: put each in quotes, with commas between them")
+    return kind.read(",".join(texts))
 
 
 def _destination(store: Setting, discard: Setting) -> dict[str, Setting]:

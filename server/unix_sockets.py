@@ -46,6 +46,15 @@ def listen(path: Path, backlog: int) -> tuple[socket.socket, Bound]:
     return sock, Bound(path, info.st_dev, info.st_ino)
 
 
+def find_problem(path: Path) -> str | None:
+    """That there is something else than a socket, and what to do; None for a socket, or nothing. It only looks."""
+    try:
+        is_socket = stat.S_ISSOCK(path.lstat().st_mode)
+    except OSError:
+        return None
+    return None if is_socket else "there is a file that is no socket; remove it or name another path"
+
+
 def remove(bound: Bound) -> None:
     """Take the path away, if it is still ours."""
     try:
@@ -76,8 +85,8 @@ def _bind(sock: socket.socket, path: Path) -> None:
 
 def _clear(path: Path) -> None:
     """Remove what a dead server left. PathError for anything else."""
-    if not stat.S_ISSOCK(path.lstat().st_mode):
-        raise PathError("there is a file that is no socket; remove it or name another path")
+    if problem := find_problem(path):
+        raise PathError(problem)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         try:
             probe.connect(str(path))

@@ -18,9 +18,9 @@ class Authority:
         self.file = folder / f"{name}.pem"
         self._ca.cert_pem.write_to_path(self.file)
 
-    def server(self, name: str = "server", *, days: int = 30) -> Path:
+    def server(self, name: str = "server", *, days: int = 30, kind: trustme.KeyType = trustme.KeyType.ECDSA) -> Path:
         """A certificate for this machine with its key, in one file; expired when `days` is negative."""
-        return self._write(name, self._issue(*NAMES, days=days))
+        return self._write(name, self._issue(*NAMES, days=days, kind=kind))
 
     def client(self, name: str = "client", *, days: int = 30) -> Path:
         return self._write(name, self._issue("somebody@example.org", days=days))
@@ -32,10 +32,10 @@ class Authority:
             context.load_cert_chain(certificate)
         return context
 
-    def _issue(self, *names: str, days: int) -> trustme.LeafCert:
+    def _issue(self, *names: str, days: int, kind: trustme.KeyType = trustme.KeyType.ECDSA) -> trustme.LeafCert:
         now = datetime.now(UTC)
         start, end = sorted((now - timedelta(days=2 * abs(days)), now + timedelta(days=days)))
-        return self._ca.issue_cert(*names, not_before=start, not_after=end)
+        return self._ca.issue_cert(*names, not_before=start, not_after=end, key_type=kind)
 
     def _write(self, name: str, certificate: trustme.LeafCert) -> Path:
         path = self._folder / f"{name}.pem"

@@ -282,7 +282,7 @@ def test_a_pid_file_of_a_dead_server_is_taken(tmp_path: Path) -> None:
 def test_a_pid_file_that_cannot_be_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("precious")
     assert "exists and holds no pid" in failing("--port", "0", "--pid-file", tmp_path / "file")
-    assert "cannot be written: No such file" in failing("--port", "0", "--pid-file", tmp_path / "none" / "file")
+    assert "cannot be written: there is no folder" in failing("--port", "0", "--pid-file", tmp_path / "none" / "file")
     assert (tmp_path / "file").read_text() == "precious"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 

@@ -495,6 +495,25 @@ wait()
     eventually(lambda: not server.everybody(), "all of it is gone")
 
 
+@pytest.mark.parametrize("words", ["show", "show --json", "release --force --dry-run"])
+def test_that_nobody_reads_changes_no_exit_code(start: Start, words: str) -> None:
+    server = start(LISTEN + "listener, port = listen(); ready(port); wait()")
+    for port, code in ((server.port, 1), (1, 0)):
+        command = [sys.executable, "-m", "server.ports", *words.split(), str(port)]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        process.stdout.close()
+        _, said = process.communicate(timeout=60)
+        assert (process.returncode, said) == (code, "")
+
+
+def test_a_full_disk_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "server.ports", "show", "1"]
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "Error: stdout cannot be written: No space left on device\n")
+
+
 def test_several_ports_and_ranges_at_once(start: Start) -> None:
     listener = LISTEN + "listener, port = listen(); ready(port); wait()"
     first, second = start(listener), start(listener)
@@ -574,7 +593,7 @@ def test_init_is_never_signalled() -> None:
     process = ports._process(1)
     assert process is not None
     everything = ports.Orders(any_user=True, force=True, include_accepted=True)
-    assert "is init" in str(ports._never(process, everything, ourselves=()))
+    assert "is init" in str(ports._never(process, process, everything, ourselves=()))
 
 
 @pytest.mark.parametrize("wrong", ["0", "65536", "12x", "9-8", "-1", ""])

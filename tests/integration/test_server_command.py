@@ -97,6 +97,20 @@ def test_the_configuration_is_shown_with_where_each_value_came_from(
     assert done.stderr == ""
 
 
+def test_where_nothing_can_be_written_is_one_line() -> None:
+    with running() as server, Path("/dev/full").open("w") as full:
+        for words in ("--print-config --discard", "--check-config --discard", f"status --pid {server.pid}"):
+            done = subprocess.run(
+                [sys.executable, "-m", "server", *words.split()],
+                cwd=ROOT,
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=DEADLINE_S,
+            )
+            assert (done.returncode, done.stderr) == (1, "Error: stdout cannot be written: No space left on device\n")
+
+
 def test_a_check_touches_nothing(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as held:
         port = held.getsockname()[1]
@@ -106,8 +120,10 @@ def test_a_check_touches_nothing(tmp_path: Path) -> None:
 
 
 def test_a_check_of_a_running_servers_configuration_is_fine(tmp_path: Path) -> None:
-    with running(store=tmp_path / "store"):
-        assert command("--check-config", "--store", tmp_path / "store").stdout == "configuration is fine\n"
+    place = ("--listen", f"127.0.0.1:0,unix://{tmp_path}/socket", "--pid-file", tmp_path / "pid")
+    with running(*place, store=tmp_path / "store") as server:
+        again = command("--check-config", *place, "--store", tmp_path / "store", "--status-port", server.port)
+        assert again.stdout == "configuration is fine\n"
 
 
 def test_a_check_tells_every_mistake_in_a_line_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +139,29 @@ def test_a_check_tells_every_mistake_in_a_line_of_its_own(tmp_path: Path, monkey
     (tmp_path / "file").write_bytes(b"")
     done = command("--check-config", "--store", tmp_path / "file", code=2)
     assert (done.stdout, done.stderr) == ("", f"Error: store: {tmp_path}/file is not a folder\n")
+
+
+def test_a_check_tells_what_this_machine_has_against_it(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    addresses = f"203.0.113.1:0,no.such.invalid:0,unix://{tmp_path}/none/a,unix://{tmp_path}/file"
+    page = ("--status-port", 0, "--status-host", "203.0.113.2")
+    done = command(
+        "--check-config", "--discard", "--listen", addresses, *page, "--pid-file", tmp_path / "none" / "pid", code=2
+    )
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert lines.pop(1).startswith("Error: 'no.such.invalid' is not an address of this machine: ")
+    assert lines == [
+        "Error: cannot listen on 203.0.113.1:0: Cannot assign requested address",
+        f"Error: cannot listen on unix://{tmp_path}/none/a: there is no folder {tmp_path}/none",
+        f"Error: cannot listen on unix://{tmp_path}/file: there is a file that is no socket; remove it or name another "
+        "path",
+        "Error: status page: cannot listen on 203.0.113.2:0: Cannot assign requested address",
+        f"Error: pid_file {tmp_path}/none/pid cannot be written: there is no folder {tmp_path}/none",
+    ]
+    done = command("--check-config", "--discard", "--pid-file", tmp_path / "file", code=2)
+    assert done.stderr == f"Error: pid_file {tmp_path}/file exists and holds no pid; remove it or name another file\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_slip_in_a_variable_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:

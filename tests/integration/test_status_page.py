@@ -178,13 +178,26 @@ def test_a_port_in_use_is_one_line_that_names_the_holder() -> None:
     assert re.match(rf"Error: port {port} is held by pid {os.getpid()} \(", line)
 
 
+def test_its_port_can_be_freed_whoever_the_helper_has_become() -> None:
+    with running(*PAGE) as server:
+        helper(server)
+        command = [sys.executable, "-m", "server.ports", "release", str(page_port(server))]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+        assert done.returncode == 0, done.stdout
+        assert server.process.wait(DEADLINE_S) == 0
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (("--status-port", "70000"), "status_port is 70000 (from --status-port), not 0 to 65535"),
-        (("--status-port", "on"), "status_port (from --status-port): 'on' is not a whole number"),
+        (("--status-port", "on"), "status_port (from --status-port): 'on' is neither a port nor off"),
         (
             ("--status-port", "4711", "--port", "4711"),
+            "status_port is 4711 (from --status-port), the port of the uploads",
+        ),
+        (
+            ("--status-port", "4711", "--listen", "localhost:4711"),
             "status_port is 4711 (from --status-port), the port of the uploads",
         ),
         (("--status-host", ""), "status_host is '' (from --status-host), not an address"),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from certificates import Authority
 
 from server import certificates
@@ -97,6 +98,14 @@ def test_what_cannot_be_used_is_told_with_its_file_and_its_reason(authority: Aut
     assert problem(tls_client_ca=cert) == f"tls_client_ca is {cert} (from --tls-client-ca), but there is no tls_cert"
     assert problem(tls_cert=certificate, listen="127.0.0.1:0") == (
         "listen is 127.0.0.1:0 (from --listen), but there is a tls_cert: write tls:// for it"
+    )
+
+
+def test_a_key_of_another_kind_does_not_belong_to_the_certificate(authority: Authority) -> None:
+    cert, _ = parts(authority.server())
+    _, rsa_key = parts(authority.server("rsa", kind=trustme.KeyType.RSA))
+    assert problem(tls_cert=cert, tls_key=rsa_key) == (
+        f"tls_key is {rsa_key} (from --tls-key), whose key does not belong to the certificate"
     )
 
 

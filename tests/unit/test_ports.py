@@ -1,5 +1,6 @@
 """The port helper's decisions, each with made-up sockets and processes. What it does to real ones: integration."""
 
+import os
 import socket
 from collections.abc import Callable
 
@@ -177,6 +178,15 @@ def test_another_user_is_refused_unless_allowed() -> None:
     theirs = process(5)._replace(uid=UNKNOWN_USER)
     assert "--any-user" in refusals([theirs], Orders(force=True))[0]
     assert refusals([theirs], Orders(force=True, any_user=True)) == []
+
+
+def test_what_our_server_made_another_users_is_ours(family: Callable[..., list[Process]]) -> None:
+    server = process(5, "python", "-m", "server")._replace(uid=os.geteuid())
+    helper = process(6, parent=5)._replace(uid=UNKNOWN_USER)
+    assert refusals(family(server, helper), Orders(force=True)) == []
+    stranger = server._replace(argv=("nginx",))
+    assert "pid 6" in refusals(family(stranger, helper), Orders(force=True))[0]
+    assert len(refusals(family(server._replace(uid=UNKNOWN_USER), helper), Orders(force=True))) == 2
 
 
 def test_what_is_not_ours_needs_force_or_a_yes() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from servers import AS_NOBODY, needs_nobody
 
 from server import config as config_module
+from server.addresses import parse_addresses
 from server.config import MAX_WORKERS, ConfigError, ServerConfig, find_store_problem, one_line
 from server.settings import OPTIONS
 from server.supervisor import MAX_BACKOFF_S, respawn_delay_s
@@ -166,6 +167,38 @@ def test_a_value_that_cannot_work_is_told_with_what_can(field: str, value: objec
     with pytest.raises(ConfigError) as caught:
         dataclasses.replace(VALID, **{field: value})  # type: ignore[arg-type]
     assert caught.value.problems == (problem,)
+
+
+@pytest.mark.parametrize(
+    ("listen", "host", "is_taken"),
+    [
+        ("127.0.0.1:9101", "127.0.0.1", True),
+        ("unix:///x,127.0.0.1:1,127.0.0.1:9101", "127.0.0.1", True),
+        ("0.0.0.0:9101", "127.0.0.1", True),
+        ("127.0.0.2:9101", "0.0.0.0", True),
+        ("localhost:9101", "127.0.0.1", True),
+        ("[::1]:9101", "localhost", True),
+        ("[0:0::1]:9101", "::1", True),
+        ("upload.example:9101", "upload.example", True),
+        ("[::]:9101", "127.0.0.1", False),  # each of our sockets has one family
+        ("127.0.0.2:9101", "127.0.0.1", False),
+        ("upload.example:9101", "127.0.0.1", False),
+        ("127.0.0.1:9102", "127.0.0.1", False),
+        ("unix:///x", "127.0.0.1", False),
+    ],
+)
+def test_the_status_page_has_no_port_of_the_uploads(listen: str, host: str, is_taken: bool) -> None:
+    values = {"port": 9101, "listen": parse_addresses(listen), "status_host": host, "status_port": 9101}
+    try:
+        dataclasses.replace(VALID, **values)  # type: ignore[arg-type]
+        problems: tuple[str, ...] = ()
+    except ConfigError as error:
+        problems = error.problems
+    assert problems == (("status_port is 9101, the port of the uploads: choose another",) if is_taken else ())
+
+
+def test_port_0_is_nobodys() -> None:
+    assert dataclasses.replace(VALID, port=0, status_port=0).status_port == 0
 
 
 def test_the_least_and_the_most_work(tmp_path: Path) -> None:

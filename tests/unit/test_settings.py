@@ -244,10 +244,16 @@ def test_what_is_no_whole_number_is_refused(text: str) -> None:
     ("line", "problem"),
     [
         ("workers = true", "workers (from {}): 'True' is not a whole number"),
-        ("workers = [1]", "workers (from {}): '[1]' is not a whole number"),
+        ("workers = [1]", "workers (from {}): [1] is a list: write one value"),
+        ("[workers]\nnumber = 1", "workers (from {}): {{'number': 1}} is a table: write one value"),
         ("workers = 2.0", "workers (from {}): '2.0' is not a whole number"),
         ("host = 1", "host (from {}): 1 is not text: put it in quotes"),
-        ('store = ["a"]', "store (from {}): ['a'] is not text: put it in quotes"),
+        ('store = ["a"]', "store (from {}): ['a'] is a list: write one value"),
+        ("umask = 0o22", 'umask (from {}): 18 is not text: write it in quotes and as octal, such as "022"'),
+        ("status_port = false", "status_port (from {}): 'False' is neither a port nor off"),
+        ("listen = []", "listen (from {}): [] is no list of addresses: put each in quotes, with commas between them"),
+        ("listen = ['h:1', 2]", "listen (from {}): ['h:1', 2] is no list of addresses: put each in quotes, with"),
+        ("listen = ['h:1', 'h']", "listen (from {}): 'h' is not an address: write HOST:PORT or"),
         ("accept = true", "accept (from {}): True is not text: put it in quotes"),
         ('store = ""', "store (from {}): '' is not a path"),
         (r'store = "a\u0000b"', r"store (from {}): 'a\x00b' is not a path"),
@@ -270,6 +276,12 @@ def test_a_mistake_in_a_file_is_one_line(line: str, problem: str, tmp_path: Path
         {"config": str(config_file)} | ({} if "discard" in line or "store" in line else {"discard": True})
     )
     assert told.startswith(problem.format(config_file))
+
+
+def test_in_a_file_addresses_may_be_a_list(tmp_path: Path) -> None:
+    config_file = tmp_path / "server.toml"
+    config_file.write_text('discard = true\nlisten = ["127.0.0.1:0", "unix:///x"]')
+    assert setting(read({"config": str(config_file)}), "listen").written() == "127.0.0.1:0,unix:///x"
 
 
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
