@@ -34,7 +34,7 @@ from functools import partial
 from types import FrameType
 
 from server import scoreboard, systemd
-from server.config import MAX_WORKERS, ConfigError, ServerConfig, printable
+from server.config import MAX_WORKERS, ConfigError, ServerConfig, one_line, printable
 from server.helper import StatusHelper, open_page
 from server.listener import Group, Listeners
 from server.offspring import CAUGHT, Offspring, fork, how_it_ended, is_accident, show_title
@@ -507,8 +507,11 @@ class Supervisor:
             config = self._config if self._reread is None else self._reread()
         except ConfigError as error:
             log.error("not reloaded: %s", error)
-            self._note("reload-failed", f"not reloaded: {error}")
-            self._tell_manager(partial(self._manager.ready, f"not reloaded: {error}"))
+            self._not_reloaded(str(error))
+            return
+        except Exception as error:  # what is wrong with reading is no reason to end
+            log.exception("not reloaded, for a reason nobody foresaw")
+            self._not_reloaded(f"{type(error).__name__}: {one_line(str(error))}")
             return
         if fixed := needs_restart(self._config, config):
             log.warning("reloading, but %s can only change with a restart", ", ".join(fixed))
@@ -525,6 +528,10 @@ class Supervisor:
         if config.workers != before.workers:
             self._resize(config.workers - self._wanted)
         self._reload_next()
+
+    def _not_reloaded(self, why: str) -> None:
+        self._note("reload-failed", f"not reloaded: {why}")
+        self._tell_manager(partial(self._manager.ready, f"not reloaded: {why}"))
 
     def _reload_next(self) -> None:
         """One successor at a time; a slot whose seats are all taken by workers that drain waits for one of them."""

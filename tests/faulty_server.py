@@ -17,6 +17,7 @@ from pathlib import Path
 from server import worker as worker_module
 from server.__main__ import main
 from server.scoreboard import EventLog, ServerState
+from server.settings import Settings, Sources
 from server.storage import DiscardStore, Incoming, StoreError
 
 
@@ -71,6 +72,20 @@ def reload() -> None:
         return original(wanted)
 
     worker_module._shares_of_descriptors = broken
+
+
+def reread() -> None:
+    """The configuration can be read once, and never again."""
+    original = Sources.read
+
+    def broken(sources: Sources) -> Settings:
+        raise ValueError("a mistake\nof ours")
+
+    def once(sources: Sources) -> Settings:
+        Sources.read = broken  # type: ignore[method-assign]
+        return original(sources)
+
+    Sources.read = once  # type: ignore[method-assign]
 
 
 def full() -> None:
@@ -161,6 +176,6 @@ def _outcome(attempt: Callable[[], object]) -> str:
 
 
 if __name__ == "__main__":
-    faults = (loop, die, start, reload, full, slow, page)
+    faults = (loop, die, start, reload, reread, full, slow, page)
     {fault.__name__: fault for fault in faults}[sys.argv.pop(1)]()
     main(prog_name="faulty_server.py")
