@@ -253,6 +253,19 @@ def test_at_the_end_of_a_unix_socket_nobody_connects_any_more_and_who_waits_is_a
     assert early.recv(3) == b"abc"
 
 
+def test_the_path_of_a_successor_is_left_to_it(stack: ExitStack, tmp_path: Path) -> None:
+    """Its file may have the inode that ours had, as a second name of ours has."""
+    path, second = tmp_path / "s", tmp_path / "second"
+    listeners = Listeners.open([Address("unix", path=str(path))], 1, 128, "shared")
+    second.hardlink_to(path)
+    listeners.ignore_new()
+    assert not path.exists()
+    path.hardlink_to(second)
+    for _ in range(2):  # as a drain and then the end of all
+        listeners.end()
+        assert path.exists()
+
+
 def test_closing_a_unix_socket_here_changes_nothing_for_others(stack: ExitStack, tmp_path: Path) -> None:
     path = tmp_path / "s"
     listeners = Listeners.open([Address("unix", path=str(path))], 1, 128, "shared")
