@@ -210,6 +210,7 @@ class Supervisor:
             events=str(self._events.path),
             started_wall_ns=self._started_wall_ns,
             page=None if self._helper is None else self._helper.url,
+            draining=self._stopping,
         )
 
     @property
@@ -708,6 +709,7 @@ class Supervisor:
             for slot in self._slots:
                 self._fill(slot)  # whoever waits for a worker that has died is served too
         self._stopping = True
+        self._publish()
         self._note("draining", f"draining: {why}")
         self._manager.stopping(f"draining: {why}")
         self._listeners.ignore_new()
