@@ -314,6 +314,9 @@ class Supervisor:
         try:
             if self._pid_file is not None:
                 self._pid_file.publish()
+        except OSError as error:  # somebody took its folder away
+            log.warning("the pid file could not be written: %s", error.strerror)
+        try:
             print(text, flush=True)
         except OSError as error:  # nobody reads it
             log.warning("it could not be said that the server is ready: %s", error.strerror)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from server import worker as worker_module
 from server.__main__ import main
+from server.pid_file import PidFile
 from server.scoreboard import EventLog, ServerState
 from server.settings import Settings, Sources
 from server.storage import DiscardStore, Incoming, StoreError
@@ -100,6 +101,15 @@ def full() -> None:
     EventLog.append = broken  # type: ignore[method-assign]
 
 
+def pid() -> None:
+    """The pid file cannot be put in its place."""
+
+    def broken(file: PidFile) -> None:
+        raise OSError(30, "Read-only file system")
+
+    PidFile.publish = broken  # type: ignore[method-assign]
+
+
 def slow() -> None:
     """A worker starts only when the file `go` is in the working directory."""
     original = worker_module._shares_of_descriptors
@@ -176,6 +186,6 @@ def _outcome(attempt: Callable[[], object]) -> str:
 
 
 if __name__ == "__main__":
-    faults = (loop, die, start, reload, reread, full, slow, page)
+    faults = (loop, die, start, reload, reread, full, pid, slow, page)
     {fault.__name__: fault for fault in faults}[sys.argv.pop(1)]()
     main(prog_name="faulty_server.py")

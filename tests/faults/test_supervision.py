@@ -394,6 +394,13 @@ def test_what_cannot_be_written_down_ends_nothing(tmp_path: Path) -> None:
         assert "an event could not be written down (No space left on device)" in server.messages()
 
 
+def test_a_pid_file_that_cannot_be_written_keeps_nobody_from_knowing_that_it_is_ready(tmp_path: Path) -> None:
+    with faulty("pid", tmp_path, "--pid-file", tmp_path / "pid") as server:
+        assert upload(server.port, b"abc").code == "ok"
+        assert "the pid file could not be written: Read-only file system" in server.messages()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_worker_that_crashes_in_a_drain_is_in_the_exit_code() -> None:
     with running(workers=2, exit_code=1) as server, Client(server.port) as client:
         served_by = client.upload(b"abc").pid
