@@ -49,7 +49,7 @@ def read(target: Target, fields: Mapping[str, Any], *, wire: str = "") -> Creden
 def _token(path: Path) -> str:
     """What is in the file, without the line's end: the server reads its own in the same way."""
     try:
-        token = _contents("token file", path, MAX_TOKEN + 2).decode().rstrip("\r\n")
+        token = _contents("token file", path, 4 * MAX_TOKEN + 2).decode().rstrip("\r\n")
     except UnicodeDecodeError:
         raise CredentialsError(f"token file: {str(path)!r} is not UTF-8: write the token as text") from None
     if not is_token(token):

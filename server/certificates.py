@@ -7,6 +7,7 @@ one goes on at another.
 """
 
 import hashlib
+import re
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     import ssl
 
 _CERTIFICATE = b"-----BEGIN CERTIFICATE-----"
-_CERTIFICATE_END = b"-----END CERTIFICATE-----"
+_WHOLE = re.compile(rb"^-----BEGIN CERTIFICATE-----\s*$.*?^-----END CERTIFICATE-----", re.MULTILINE | re.DOTALL)
+"""One as OpenSSL finds it: what a comment says of it does not count."""
 _KEY = b"PRIVATE KEY-----"
 # With a key of another kind, OpenSSL looks for a certificate of that kind, and says that there is none.
 _MISMATCHES = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
@@ -76,24 +78,36 @@ def load(cert: Path, key: Path | None, client_ca: Path | None) -> Tls:
         if error.reason in _MISMATCHES:
             raise CertificateError(key_option, "whose key does not belong to the certificate") from None
         raise CertificateError("tls_cert", f"which cannot be used: {_reason(error)}") from None
+    except OSError as error:  # it was there a moment ago
+        raise _unreadable(key_option if cert.exists() else "tls_cert", error) from None
     if client_ca is not None:
         try:
             context.load_verify_locations(client_ca)
         except ssl.SSLError as error:
             raise CertificateError("tls_client_ca", f"which cannot be used: {_reason(error)}") from None
+        except OSError as error:
+            raise _unreadable("tls_client_ca", error) from None
         context.verify_mode = ssl.CERT_REQUIRED
+    try:
+        expires_s = _expiry_s(ssl.PEM_cert_to_DER_cert(_first(read[0])))
+    except (ValueError, IndexError):  # half of it was there when it was read, and all when OpenSSL looked
+        raise CertificateError("tls_cert", "whose expiry cannot be read: it may just be being changed") from None
     digest = hashlib.sha256(b"\0".join(read)).hexdigest()
-    return Tls(digest, client_ca is not None, _expiry_s(ssl.PEM_cert_to_DER_cert(_first(read[0]))), context)
+    return Tls(digest, client_ca is not None, expires_s, context)
 
 
 def _read(option: str, path: Path, mark: bytes, what: str) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise CertificateError(option, f"which cannot be read: {error.strerror}") from None
+        raise _unreadable(option, error) from None
     if mark not in content:
         raise CertificateError(option, f"which holds no {what} (PEM)")
     return content
+
+
+def _unreadable(option: str, error: OSError) -> CertificateError:
+    return CertificateError(option, f"which cannot be read: {error.strerror}")
 
 
 def _reason(error: "ssl.SSLError") -> str:
@@ -101,9 +115,11 @@ def _reason(error: "ssl.SSLError") -> str:
 
 
 def _first(chain: bytes) -> str:
-    """The server's own certificate; those that signed it follow."""
-    start = chain.index(_CERTIFICATE)
-    return chain[start : chain.index(_CERTIFICATE_END) + len(_CERTIFICATE_END)].decode()
+    """The server's own certificate; those that signed it follow. ValueError when there is none."""
+    found = _WHOLE.search(chain)
+    if found is None:
+        raise ValueError("no certificate")
+    return found[0].decode()
 
 
 def _expiry_s(der: bytes) -> float:

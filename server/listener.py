@@ -80,9 +80,9 @@ class Group:
         self._is_tls = is_tls
         self._is_lent = is_lent
         self._path = path
-        is_unix = found[0].family == socket.AF_UNIX
+        self._is_unix = found[0].family == socket.AF_UNIX
         self.address = ("tls://" if is_tls else "") + format_address(found[0])
-        self.port: int = 0 if is_unix else found[0].getsockname()[1]
+        self.port: int = 0 if self._is_unix else found[0].getsockname()[1]
         """0 for a unix socket."""
 
     @classmethod
@@ -167,8 +167,8 @@ class Group:
     def ignore_new(self) -> None:
         """Before the end: nobody may connect any more, so that nobody is reset when these are closed. One that is lent
         would stay deaf for the next server."""
-        if self._path is not None:
-            unix_sockets.remove(self._path)
+        if self._is_unix:
+            self._remove_path()
         elif not self._is_lent:
             for sock in self._sockets:
                 _try(lambda sock=sock: steering.ignore_new(sock))  # type: ignore[misc]
@@ -182,14 +182,20 @@ class Group:
 
     def end(self) -> None:
         """For all processes that have it, and close it here."""
-        if self._path is not None:
-            unix_sockets.remove(self._path)
+        self._remove_path()
+        if self._is_unix and not self._is_lent:
             unix_sockets.deafen(self._sockets[0])
         self.close()
 
     def close(self) -> None:
         """Here; whoever has a copy goes on."""
         _close_all(self._sockets)
+
+    def _remove_path(self) -> None:
+        """Once: a successor's file there may get the inode that ours had."""
+        if self._path is not None:
+            unix_sockets.remove(self._path)
+            self._path = None
 
 
 class Listeners:

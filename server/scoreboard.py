@@ -98,6 +98,8 @@ class ServerState(msgspec.Struct, frozen=True, kw_only=True):
     started_wall_ns: int
     page: str | None = None
     """Where its status page is, if it has one."""
+    draining: bool = False
+    """From the moment it was told to stop."""
 
 
 class SlotView(msgspec.Struct, frozen=True, gc=False):

@@ -465,7 +465,7 @@ def _token(setting: Setting) -> str | None:
         return None
     where = f"token_file is {setting.written()} (from {setting.origin})"
     try:
-        token = str(setting.value.read_bytes()[: MAX_TOKEN + 2], "utf-8").rstrip("\r\n")
+        token = str(setting.value.read_bytes()[: 4 * MAX_TOKEN + 2], "utf-8").rstrip("\r\n")
     except OSError as error:
         raise ConfigError(f"{where}, which cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -150,7 +150,7 @@ def describe(state: ServerState, board: Scoreboard, events: int) -> ServerStatus
         page=state.page,
         started_wall_ns=state.started_wall_ns,
         uptime_s=time.clock_gettime(time.CLOCK_BOOTTIME) - state.start_ticks / os.sysconf("SC_CLK_TCK"),
-        draining=any(event.kind == "draining" for event in tail),
+        draining=state.draining,
         workers=state.workers,
         store=state.store,
         options=state.options,

@@ -34,7 +34,7 @@ from functools import partial
 from types import FrameType
 
 from server import scoreboard, systemd
-from server.config import MAX_WORKERS, ConfigError, ServerConfig, printable
+from server.config import MAX_WORKERS, ConfigError, ServerConfig, one_line, printable
 from server.helper import StatusHelper, open_page
 from server.listener import Group, Listeners
 from server.offspring import CAUGHT, Offspring, fork, how_it_ended, is_accident, show_title
@@ -210,6 +210,7 @@ class Supervisor:
             events=str(self._events.path),
             started_wall_ns=self._started_wall_ns,
             page=None if self._helper is None else self._helper.url,
+            draining=self._stopping,
         )
 
     @property
@@ -313,6 +314,9 @@ class Supervisor:
         try:
             if self._pid_file is not None:
                 self._pid_file.publish()
+        except OSError as error:  # somebody took its folder away
+            log.warning("the pid file could not be written: %s", error.strerror)
+        try:
             print(text, flush=True)
         except OSError as error:  # nobody reads it
             log.warning("it could not be said that the server is ready: %s", error.strerror)
@@ -507,8 +511,11 @@ class Supervisor:
             config = self._config if self._reread is None else self._reread()
         except ConfigError as error:
             log.error("not reloaded: %s", error)
-            self._note("reload-failed", f"not reloaded: {error}")
-            self._tell_manager(partial(self._manager.ready, f"not reloaded: {error}"))
+            self._not_reloaded(str(error))
+            return
+        except Exception as error:  # what is wrong with reading is no reason to end
+            log.exception("not reloaded, for a reason nobody foresaw")
+            self._not_reloaded(f"{type(error).__name__}: {one_line(str(error))}")
             return
         if fixed := needs_restart(self._config, config):
             log.warning("reloading, but %s can only change with a restart", ", ".join(fixed))
@@ -525,6 +532,10 @@ class Supervisor:
         if config.workers != before.workers:
             self._resize(config.workers - self._wanted)
         self._reload_next()
+
+    def _not_reloaded(self, why: str) -> None:
+        self._note("reload-failed", f"not reloaded: {why}")
+        self._tell_manager(partial(self._manager.ready, f"not reloaded: {why}"))
 
     def _reload_next(self) -> None:
         """One successor at a time; a slot whose seats are all taken by workers that drain waits for one of them."""
@@ -701,6 +712,7 @@ class Supervisor:
             for slot in self._slots:
                 self._fill(slot)  # whoever waits for a worker that has died is served too
         self._stopping = True
+        self._publish()
         self._note("draining", f"draining: {why}")
         self._manager.stopping(f"draining: {why}")
         self._listeners.ignore_new()

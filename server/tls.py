@@ -140,12 +140,17 @@ class TlsLayer(asyncio.BufferedProtocol):
     # ── what the connection asks for ──
 
     def write(self, data: bytes) -> None:
-        if self._is_over:
+        if self._is_over or self._error is not None:  # what came before an error is served, but cannot be answered
             return
         view = memoryview(data)
-        while view:
-            view = view[self._tls.write(view) :]
-        self._send()
+        try:
+            while view:
+                view = view[self._tls.write(view) :]
+        except ssl.SSLError as error:
+            self._is_over, self._error = True, error
+            self._transport.close()
+        else:
+            self._send()
 
     def is_closing(self) -> bool:
         return self._transport.is_closing()

@@ -3,6 +3,8 @@
 A unix socket has no handshake: who connects is in its queue at once, and is reset when that is closed. So the path is
 removed first, which keeps others from finding it. Who found it just before is kept out by shutting its receiving side
 down, after which the kernel refuses to queue anybody, and still hands out who waits (net/unix/af_unix.c).
+
+Between bind() and listen() a living server looks like a dead one. So those that start in one folder take turns.
 """
 
 import errno
@@ -10,9 +12,14 @@ import os
 import socket
 import stat
 import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+TURN_S = 1.0
+"""How long to wait for others at the most."""
 _UCRED = struct.Struct("3i")  # pid, uid and gid: man 7 unix
 
 
@@ -33,10 +40,11 @@ def listen(path: Path, backlog: int) -> tuple[socket.socket, Bound]:
     PathError when it cannot be had."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        _bind(sock, path)
-        path.chmod(0o666 & ~_umask())  # bind() gives the right to execute too
-        info = path.lstat()
-        sock.listen(backlog)
+        with _turn(path.parent):
+            _bind(sock, path)
+            path.chmod(0o666 & ~_umask())  # bind() gives the right to execute too
+            info = path.lstat()
+            sock.listen(backlog)
     except OSError as error:
         sock.close()
         raise PathError(error.strerror or str(error)) from None
@@ -71,6 +79,22 @@ def deafen(sock: socket.socket) -> None:
         sock.shutdown(socket.SHUT_RD)
     except OSError:
         pass  # it is closed already
+
+
+@contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """Nobody else's in this folder. An abstract name (man 7 unix) tells who has it, which leaves no file behind and
+    does not outlive its process. Any user may hold it, so it is not waited for for ever."""
+    info = folder.stat()
+    until_s = time.monotonic() + TURN_S
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as mark:
+        while time.monotonic() < until_s:
+            try:
+                mark.bind(f"\0socketswarm-{info.st_dev}-{info.st_ino}")
+                break
+            except OSError:
+                time.sleep(0.005)
+        yield
 
 
 def _bind(sock: socket.socket, path: Path) -> None:

@@ -16,7 +16,9 @@ from pathlib import Path
 
 from server import worker as worker_module
 from server.__main__ import main
+from server.pid_file import PidFile
 from server.scoreboard import EventLog, ServerState
+from server.settings import Settings, Sources
 from server.storage import DiscardStore, Incoming, StoreError
 
 
@@ -73,6 +75,20 @@ def reload() -> None:
     worker_module._shares_of_descriptors = broken
 
 
+def reread() -> None:
+    """The configuration can be read once, and never again."""
+    original = Sources.read
+
+    def broken(sources: Sources) -> Settings:
+        raise ValueError("a mistake\nof ours")
+
+    def once(sources: Sources) -> Settings:
+        Sources.read = broken  # type: ignore[method-assign]
+        return original(sources)
+
+    Sources.read = once  # type: ignore[method-assign]
+
+
 def full() -> None:
     """Nothing more can be written down of what happens, once the server is there."""
     append = EventLog.append
@@ -83,6 +99,15 @@ def full() -> None:
         append(events, kind, **fields)
 
     EventLog.append = broken  # type: ignore[method-assign]
+
+
+def pid() -> None:
+    """The pid file cannot be put in its place."""
+
+    def broken(file: PidFile) -> None:
+        raise OSError(30, "Read-only file system")
+
+    PidFile.publish = broken  # type: ignore[method-assign]
 
 
 def slow() -> None:
@@ -161,6 +186,6 @@ def _outcome(attempt: Callable[[], object]) -> str:
 
 
 if __name__ == "__main__":
-    faults = (loop, die, start, reload, full, slow, page)
+    faults = (loop, die, start, reload, reread, full, pid, slow, page)
     {fault.__name__: fault for fault in faults}[sys.argv.pop(1)]()
     main(prog_name="faulty_server.py")

@@ -222,6 +222,18 @@ def test_a_reload_reads_the_file_again(tmp_path: Path) -> None:
         assert server.workers() == workers
 
 
+def test_a_reload_that_fails_by_a_mistake_of_ours_leaves_the_old_workers(tmp_path: Path) -> None:
+    with faulty("reread", tmp_path) as server:
+        before = server.workers()
+        server.process.send_signal(signal.SIGHUP)
+        eventually(lambda: events(server, "reload-failed"), "it said no")
+        assert events(server, "reload-failed") == ["not reloaded: ValueError: a mistake\\nof ours"]
+        assert upload(server.port, b"abc").code == "ok"
+        assert server.workers() == before
+        assert re.search(r"not reloaded, for a reason nobody foresaw\n +Traceback", server.messages())
+        server.log.truncate(0)  # at the end there shall be no other
+
+
 def test_a_worker_drains_as_long_as_it_was_told_when_it_was_born(tmp_path: Path) -> None:
     """Not as long as those that come after it are told."""
     file = tmp_path / "server.toml"
@@ -380,6 +392,13 @@ def test_what_cannot_be_written_down_ends_nothing(tmp_path: Path) -> None:
         eventually(lambda: not set(before) & set(server.workers()) and len(server.workers()) == 2, "it reloaded")
         assert upload(server.port, b"abc").code == "ok"
         assert "an event could not be written down (No space left on device)" in server.messages()
+
+
+def test_a_pid_file_that_cannot_be_written_keeps_nobody_from_knowing_that_it_is_ready(tmp_path: Path) -> None:
+    with faulty("pid", tmp_path, "--pid-file", tmp_path / "pid") as server:
+        assert upload(server.port, b"abc").code == "ok"
+        assert "the pid file could not be written: Read-only file system" in server.messages()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_worker_that_crashes_in_a_drain_is_in_the_exit_code() -> None:

@@ -105,9 +105,13 @@ class Bare:
                 self._flush()
                 return done if isinstance(done, bytes) else b""
 
+    def take(self) -> bytes:
+        """What is to be sent, for those who send it themselves."""
+        return self._outgoing.read()
+
     def _flush(self) -> None:
         if self._outgoing.pending:
-            self.sock.sendall(self._outgoing.read())
+            self.sock.sendall(self.take())
 
 
 # ── As without it ──
@@ -507,4 +511,27 @@ def test_a_lost_connection_is_no_traceback(server: Server, tls: ssl.SSLContext) 
         with pytest.raises((ssl.SSLError, ConnectionError, RemoteProtocolError, AssertionError)):
             client.replies()
     eventually(lambda: server.temporary_files() == [], "its file is gone")
+    assert "Traceback" not in server.messages()
+
+
+@pytest.mark.parametrize("late", [0, 5], ids=["whole", "in pieces"])
+@pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
+def test_a_reply_that_a_corrupt_record_makes_impossible_is_counted_once(
+    server: Server, authority: Authority, version: ssl.TLSVersion, late: int
+) -> None:
+    """In one segment with the end of the upload, so that both are read at once."""
+    context, failures = authority.context(), server.failures()
+    context.maximum_version = version
+    with Bare(server.port, context) as client:
+        header = UploadHeader(10, "corrupt", digest="xxh3_128:" + "0" * 32)
+        framed = client.connection.send_upload(header) + bytes(10)
+        if late:
+            client.send(framed[:-late])
+            eventually(server.temporary_files, "its file has begun")
+        client.tls.write(framed[-late:])
+        client.sock.sendall(client.take() + b"\x17\x03\x03\0\x20" + bytes(32))
+        with pytest.raises((ssl.SSLError, ConnectionError, RemoteProtocolError, AssertionError)):
+            client.replies()
+    failures["digest_mismatch"] = failures.get("digest_mismatch", 0) + 1
+    eventually(lambda: server.failures() == failures, "it is counted once")
     assert "Traceback" not in server.messages()

@@ -109,6 +109,46 @@ def test_a_key_of_another_kind_does_not_belong_to_the_certificate(authority: Aut
     )
 
 
+@pytest.mark.parametrize("gone", ["tls_cert", "tls_key", "tls_client_ca"])
+def test_a_file_that_goes_while_they_are_read_is_told(
+    gone: str, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cert, key = parts(authority.server())
+    files = {"tls_cert": cert, "tls_key": key, "tls_client_ca": authority.file}
+    read_bytes = Path.read_bytes
+
+    def read_and_removed(path: Path) -> bytes:
+        content = read_bytes(path)
+        if path == files[gone]:
+            path.unlink()
+        return content
+
+    monkeypatch.setattr(Path, "read_bytes", read_and_removed)
+    assert problem(**files).startswith(f"{gone} is {files[gone]} (from --")
+    assert not files[gone].exists()
+
+
+@pytest.mark.parametrize("bytes_read", [30, 300, 301, 302, 303])
+def test_half_a_certificate_that_is_whole_a_moment_later_is_told(
+    bytes_read: int, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cert, key = parts(authority.server())
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read_bytes(path)[: bytes_read if path == cert else None])
+    assert problem(tls_cert=cert, tls_key=key) == (
+        f"tls_cert is {cert} (from --tls-cert), whose expiry cannot be read: it may just be being changed"
+    )
+
+
+@pytest.mark.parametrize("comment", ["# -----BEGIN CERTIFICATE----- follows", "-----END CERTIFICATE----- precedes", ""])
+@pytest.mark.parametrize("end", ["\n", " \r\n"])
+def test_a_comment_is_no_certificate(comment: str, end: str, authority: Authority) -> None:
+    cert, key = parts(authority.server())
+    plain = certificates.load(cert, key, None)
+    cert.write_text(f"{comment}\n{cert.read_text()}".replace("\n", end))
+    assert certificates.load(cert, key, None).expires_s == plain.expires_s
+
+
 def test_a_key_with_a_passphrase_is_refused_and_nobody_is_asked_for_it(authority: Authority) -> None:
     cert, key = parts(authority.server())
     secret = key.with_suffix(".secret")

@@ -76,10 +76,11 @@ def test_a_token(tmp_path, target, end):
     assert read(target, token_file=path).token == f"grüße : {TOKEN}"
 
 
-def test_a_token_of_the_greatest_length(tmp_path):
+@pytest.mark.parametrize("token", ["x" * MAX_TOKEN, "é" * 600, "😀" * MAX_TOKEN], ids=lambda token: token[0])
+def test_a_long_token_is_read_whole(tmp_path, token):
     path = tmp_path / "token"
-    path.write_text("x" * MAX_TOKEN + "\r\n")
-    assert read(token_file=path).token == "x" * MAX_TOKEN
+    path.write_bytes(f"{token}\r\n".encode())
+    assert read(token_file=path).token == token
 
 
 def test_a_token_goes_into_each_header():
@@ -115,6 +116,7 @@ def test_all_of_it_is_said_on_the_command_line_only():
         (b"\n", "is no token"),
         (b"x" * (MAX_TOKEN + 1), "is no token"),
         (b"x" * 5_000_000, "is no token"),
+        ("é".encode() * (MAX_TOKEN + 1), "is no token"),
         (b"one\ntwo", "is no token"),
         (b"tab\t", "is no token"),
         (b"\xff\xfe", "is not UTF-8: write the token as text"),

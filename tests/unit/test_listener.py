@@ -5,13 +5,17 @@ import fcntl
 import os
 import socket
 import subprocess
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from server import unix_sockets
 from server.addresses import Address
 from server.config import AcceptMode
 from server.listener import AddressError, Group, Listeners, PortInUseError, format_address
@@ -251,6 +255,52 @@ def test_at_the_end_of_a_unix_socket_nobody_connects_any_more_and_who_waits_is_a
         copy.accept()
     accepted_one.sendall(b"abc")
     assert early.recv(3) == b"abc"
+
+
+def test_the_path_of_a_successor_is_left_to_it(stack: ExitStack, tmp_path: Path) -> None:
+    """Its file may have the inode that ours had, as a second name of ours has."""
+    path, second = tmp_path / "s", tmp_path / "second"
+    listeners = Listeners.open([Address("unix", path=str(path))], 1, 128, "shared")
+    second.hardlink_to(path)
+    listeners.ignore_new()
+    assert not path.exists()
+    path.hardlink_to(second)
+    for _ in range(2):  # as a drain and then the end of all
+        listeners.end()
+        assert path.exists()
+
+
+def test_of_two_that_start_on_a_path_at_once_the_first_has_it(
+    stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound, chmod = threading.Event(), Path.chmod
+
+    def slow_chmod(path: Path, mode: int) -> None:
+        """Between bind() and listen()."""
+        bound.set()
+        time.sleep(0.2)
+        chmod(path, mode)
+
+    monkeypatch.setattr(Path, "chmod", slow_chmod)
+    path = tmp_path / "s"
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(unix_sockets.listen, path, 128)
+        assert bound.wait(10)
+        with pytest.raises(unix_sockets.PathError, match=f"pid {os.getpid()} listens there"):
+            unix_sockets.listen(path, 128)
+        sock, _ = first.result()
+    stack.callback(sock.close)
+    connect_unix(stack, path)
+
+
+def test_who_keeps_the_turn_keeps_nobody_from_starting(
+    stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unix_sockets, "TURN_S", 0.1)
+    with unix_sockets._turn(tmp_path):
+        sock, _ = unix_sockets.listen(tmp_path / "s", 128)
+    stack.callback(sock.close)
+    connect_unix(stack, tmp_path / "s")
 
 
 def test_closing_a_unix_socket_here_changes_nothing_for_others(stack: ExitStack, tmp_path: Path) -> None:

@@ -342,7 +342,14 @@ def test_what_needs_a_restart_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("content", "token"),
-    [(b"a", "a"), (b"two words\n", "two words"), ("ö\r\n".encode(), "ö"), (b"x" * 1024, "x" * 1024)],
+    [
+        (b"a", "a"),
+        (b"two words\n", "two words"),
+        ("ö\r\n".encode(), "ö"),
+        (b"x" * 1024, "x" * 1024),
+        ("é".encode() * 600, "é" * 600),
+        ("😀".encode() * 1024 + b"\r\n", "😀" * 1024),
+    ],
 )
 def test_a_token_is_what_is_in_its_file(content: bytes, token: str, tmp_path: Path) -> None:
     (tmp_path / "token").write_bytes(content)
@@ -353,7 +360,10 @@ def test_a_token_is_what_is_in_its_file(content: bytes, token: str, tmp_path: Pa
     assert token == "a" or token not in repr(settings)
 
 
-@pytest.mark.parametrize("content", [b"", b"\n", b"two\nlines", b"x" * 1025, b"tab\t", b"\xff", b"\0"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\n", b"two\nlines", b"x" * 1025, b"tab\t", b"\xff", b"\0", "é".encode() * 1025, "😀".encode() * 1025],
+)
 def test_what_is_no_token_is_refused_without_showing_it(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "token").write_bytes(content)
     [problem] = problems({"discard": True, "token_file": str(tmp_path / "token")})
