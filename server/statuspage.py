@@ -6,8 +6,9 @@ itself anyway.
     /metrics      for Prometheus (`metrics`)
     /healthz      200 "ok", or 503 with a reason a line: draining, or a worker that is starting, down or hangs
 
-It answers whoever reaches its port, so it has nothing that could be taken (`confinement`): it opens the scoreboard
-read-only and the events, gives everything else up, and only then answers. It writes nothing, and takes no orders.
+It answers whoever reaches its port, so it can do nothing else (`confinement`): it opens the scoreboard read-only and
+the events, gives everything else up, and only then answers. It writes nothing, and takes no orders. Its memory is the
+supervisor's as it was, with token and TLS key: whoever could make it say what is in there would have them.
 
 Hostile clients keep others from the page at most, never from uploading: few threads, few connections, small requests,
 ten seconds for each connection whatever it does, 3 % of a core for all together, and that only while no worker wants
