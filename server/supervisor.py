@@ -554,6 +554,9 @@ class Supervisor:
             except OSError as error:
                 self._give_up_reload(f"a worker could not be forked: {error.strerror}")
             return
+        if any(old.may_accept for slot in self._slots for old in slot.retiring):
+            self._later(LOOK_AGAIN_S, self._reload_next)  # who connects now could still be served by one of them
+            return
         self._reloading = False
         log.info("reloaded")
         self._note("reload-finished", "reloaded")
