@@ -319,7 +319,9 @@ def test_servers_of_others(public_folder, tmp_path, server, children):
             eventually(lambda: len(psutil.Process(process.pid).children()) >= children, "it has its children")
             folder = tmp_path / "run"
             with recording(folder, "--port", port) as recorder:
-                eventually(lambda: len(list(run_folder.read_host(folder))) > 12, "more than a second")
+                eventually(lambda: process.pid in roles(folder), "the server listens and was found")
+                ticks = len(list(run_folder.read_host(folder)))
+                eventually(lambda: len(list(run_folder.read_host(folder))) > ticks + 12, "more than a second")
                 tree = {process.pid: "server-master", recorder.pid: "recorder"}
                 tree |= {child.pid: "server-worker" for child in psutil.Process(process.pid).children(recursive=True)}
                 assert ended(recorder)[0] == 0
