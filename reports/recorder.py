@@ -94,7 +94,7 @@ def record(
     """
     gc.freeze()  # what was imported needs no looking through at every few ticks
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # five files of each process are kept open
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # six files of each process are kept open
     with (
         closing(_Lines(out)) as lines,
         _Orders(control, on_first_signal) as orders,
