@@ -96,47 +96,60 @@ class Store:
 
     def serve(self, sock: socket) -> None:
         """One connection, until the client or an answer ends it."""
-        self.connections += 1
-        connection = ServerConnection(self._limits)
-        goes_on = True
-        while goes_on and (data := sock.recv(1 << 16)):
-            goes_on = self._take(sock, connection, data)
+        served = self._connected(sock)
+        while (data := sock.recv(1 << 16)) and served.take(data):
+            pass
 
     def serve_one(self, sock: socket) -> None:
         """One upload; then the server closes without having been asked to."""
-        files = len(self.files)
-        self.connections += 1
-        connection = ServerConnection(self._limits)
-        while len(self.files) == files and (data := sock.recv(1 << 16)):
-            self._take(sock, connection, data)
+        served = self._connected(sock)
+        while not served.stored and (data := sock.recv(1 << 16)):
+            served.take(data)
 
-    def _take(self, sock: socket, connection: ServerConnection, data: bytes) -> bool:
+    def _connected(self, sock: socket) -> "_Served":
+        self.connections += 1
+        return _Served(self.files, sock, self._limits, self._cut)
+
+
+class _Served:
+    """One of its connections: each is in a thread of its own."""
+
+    def __init__(self, files: dict[str, bytes], sock: socket, limits: Limits, cut: int) -> None:
+        self.stored = 0
+        self._files = files
+        self._sock = sock
+        self._cut = cut
+        self._connection = ServerConnection(limits)
+
+    def take(self, data: bytes) -> bool:
+        """Whether the connection goes on."""
         try:
-            return all(self._heed(sock, event) for event in connection.receive_data(data))
+            return all(self._heed(event) for event in self._connection.receive_data(data))
         except RemoteProtocolError as error:
-            self._say(sock, Reply("rejected", error.code, error.message, None, 0, None, "close", 0, 1, NO_TIME))
+            self._say(Reply("rejected", error.code, error.message, None, 0, None, "close", 0, 1, NO_TIME))
             return False
 
-    def _heed(self, sock: socket, event: UploadStarted | Data | UploadComplete) -> bool:
+    def _heed(self, event: UploadStarted | Data | UploadComplete) -> bool:
         if isinstance(event, UploadStarted):
             self._started, self._body = event, bytearray()
         elif isinstance(event, Data):
             self._body += event.view
         else:
-            return self._stored(sock, self._started, bytes(self._body))
+            return self._store(self._started, bytes(self._body))
         return True
 
-    def _stored(self, sock: socket, started: UploadStarted, body: bytes) -> bool:
-        self.files[started.file_name] = body
+    def _store(self, started: UploadStarted, body: bytes) -> bool:
+        self._files[started.file_name] = body
+        self.stored += 1
         connection = started.header.connection or "keep-alive"
         digest = digest_of("xxh3_128", body)
-        self._say(sock, Reply("stored", "ok", "", started.file_name, len(body), digest, connection, 0, 1, NO_TIME))
+        self._say(Reply("stored", "ok", "", started.file_name, len(body), digest, connection, 0, 1, NO_TIME))
         return connection == "keep-alive"
 
-    def _say(self, sock: socket, reply: Reply) -> None:
+    def _say(self, reply: Reply) -> None:
         answer = encode_reply(reply)
         for start in range(0, len(answer), self._cut):
-            sock.sendall(answer[start : start + self._cut])
+            self._sock.sendall(answer[start : start + self._cut])
 
 
 @dataclass
