@@ -136,12 +136,15 @@ def torn(keep):
     return tear
 
 
+TORN = [torn(keep) for keep in (0, 0.5, 1)]
+
+
 def name_of(value):
     return getattr(value, "__name__", value)
 
 
 @pytest.mark.parametrize("name", LINES)
-@pytest.mark.parametrize("damage", [torn(0.5), missing, empty, garbage, zeros_at_the_end], ids=name_of)
+@pytest.mark.parametrize("damage", [*TORN, missing, empty, garbage, zeros_at_the_end], ids=name_of)
 def test_lines_that_are_damaged(folder, build, name, damage):
     """What is left of them makes a report."""
     for built in BUILT:

@@ -1,8 +1,7 @@
 """A run that is ended by Ctrl-C, TERM or a closed terminal, at any moment: nothing stays behind, and of what was
 measured there is a report.
 
-Two of the three ways are tried at each moment, in turn and at the same time, each on a run of its own: most of a run is
-waiting. At moments of chance they are tried by chance.
+The three ways are tried at the same time, each on a run of its own: most of a run is waiting.
 """
 
 import random
@@ -66,7 +65,6 @@ def after_the_report(job):
 
 BEFORE = [while_python_imports, before_the_server_listens, while_locust_starts, in_the_ramp_up, in_a_measure_phase]
 AT_THE_END = [in_the_drain, while_the_report_is_built, after_the_report]
-MOMENTS = BEFORE + AT_THE_END
 
 
 def maps(pid, package):
@@ -101,12 +99,11 @@ def assert_folder(job):
         assert list(folder.glob(".*")) == []  # what was to be put in place whole
 
 
-@pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: moment.__name__)
+@pytest.mark.parametrize("moment", BEFORE + AT_THE_END, ids=lambda moment: moment.__name__)
 def test_a_run_is_ended(tmp_path, moment):
     command = [*RUN, *(SHORT if moment in AT_THE_END else LONG)]
-    ways = [WAYS[(MOMENTS.index(moment) + turn) % len(WAYS)] for turn in (0, 1)]
     with ExitStack() as stack:
-        runs = [(*stack.enter_context(at_a_terminal(tmp_path / way.__name__, *command)), way) for way in ways]
+        runs = [(*stack.enter_context(at_a_terminal(tmp_path / way.__name__, *command)), way) for way in WAYS]
         end_each_when(runs, [moment] * len(runs))
         for job, terminal, _ in runs:
             code = exit_code(job, terminal)
