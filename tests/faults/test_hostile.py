@@ -251,7 +251,8 @@ def test_a_reload_takes_the_new_token(token_file: Path, tmp_path: Path) -> None:
     with running("--token-file", token_file, store=tmp_path / "store") as server:
         token_file.write_text("new")
         os.kill(server.pid, signal.SIGHUP)
-        eventually(lambda: upload(server.port, b"abc", token="new").code == "ok", "the new token is good")
+        eventually(lambda: "reload-finished" in [event["kind"] for event in server.events()], "no old worker accepts")
+        assert upload(server.port, b"abc", token="new").code == "ok"
         assert upload(server.port, b"abc", token="sesame ö").code == "unauthorized"
         token_file.write_text("")
         os.kill(server.pid, signal.SIGHUP)

@@ -24,11 +24,11 @@ BURN = "import time\nend = time.process_time() + 0.3\nwhile time.process_time() 
 
 @contextmanager
 def recording(folder, *arguments, **options):
-    """A recorder that has written its first sample."""
+    """A recorder that has written its first sample, and then what it records."""
     command = [*RECORD, "--interval", "0.1", "--out", str(folder), *map(str, arguments)]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, **options) as process:
         try:
-            eventually(lambda: list(run_folder.read_host(folder)) or process.poll() is not None, "a first sample")
+            eventually(lambda: (folder / run_folder.RUN).exists() or process.poll() is not None, "a first sample")
             yield process
         finally:
             process.kill()
