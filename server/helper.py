@@ -3,10 +3,13 @@
 It is looked after like a worker, but no upload depends on it. So its deaths are no worker's deaths; the server neither
 waits for it to start nor ends because it cannot; and it is replaced ever later while it keeps dying.
 
-The two are joined by a pair of sockets. Down goes the server's state, whenever that changes: the helper may be another
-user by then, and cannot open files. Up come beats, an empty line a second, and what the helper has to say, for its
-stderr is the other end: a process that must not write files could not write a log. The supervisor looks there once a
-second and takes a bounded number of messages, so that a helper gone mad does not keep it from its workers.
+It is a new program, not only a fork: whoever could make it say what its memory holds would find neither the token nor
+the TLS key, which this process has read.
+
+The two are joined by a pair of sockets. Down goes the server's state, at first and whenever that changes: the helper
+may be another user by then, and cannot open files. Up come beats, an empty line a second, and what the helper has to
+say, for its stderr is the other end: a process that must not write files could not write a log. The supervisor looks
+there once a second and takes a bounded number of messages, so that a helper gone mad does not keep it from its workers.
 """
 
 import logging
@@ -14,6 +17,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -23,9 +27,10 @@ import msgspec
 from server.addresses import Address
 from server.config import ServerConfig
 from server.listener import Group
-from server.offspring import fork, how_it_ended, show_title
-from server.scoreboard import Scoreboard, ServerState
+from server.offspring import fork, how_it_ended
+from server.scoreboard import ServerState
 
+COMMAND = (sys.executable, "-P", "-m", "server.statuspage")
 NICENESS = 19  # while it starts; later it gives way altogether
 BACKLOG = 100  # until it is there
 START_TIMEOUT_S = 60.0  # beside uploads that take all cores, loading a web framework is slow
@@ -54,14 +59,12 @@ class StatusHelper:
     def __init__(
         self,
         group: Group,
-        board: Scoreboard,
         state: Callable[[], ServerState],
         note: Callable[..., None],
         later: Callable[[float, Callable[[], None]], None],
     ) -> None:
         self.url = f"http://{group.address}/"
         self._group = group
-        self._board = board
         self._state = state
         self._note = note
         self._later = later
@@ -85,10 +88,9 @@ class StatusHelper:
 
     def _fork(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        state = self._state()
         try:
-            with self._board.withheld():
-                self._pid = fork(partial(self._become, theirs, state), "the status page")
+            ours.send(msgspec.json.encode(self._state()))
+            self._pid = fork(partial(self._become, theirs), "the status page")
         except OSError:
             ours.close()
             raise
@@ -98,13 +100,15 @@ class StatusHelper:
         self._heard_s, self._killed_because = 0.0, None
         self._note("status-started", f"the status page started as pid {self._pid}", pid=self._pid)
 
-    def _become(self, channel: socket.socket, state: ServerState) -> None:
-        """In the child. What it needs is loaded here and not before: the supervisor has no use for a web framework."""
+    def _become(self, channel: socket.socket) -> None:
+        """In the child, which ignores what `offspring` let it ignore, and dies with its parent further on. It finds its
+        imports where this process did, and runs on the same Python, whatever has become of that one's path."""
         os.nice(NICENESS)
-        show_title(f"socketswarm: status [{state.port}]")
-        from server.statuspage import serve_page
-
-        serve_page(self._group.of(0).sock, channel, state)
+        listener = self._group.of(0).sock
+        for inherited in (listener, channel):
+            inherited.set_inheritable(True)
+        command = [*COMMAND, str(listener.fileno()), str(channel.fileno()), str(os.getppid())]
+        os.execve("/proc/self/exe", command, os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
 
     def close(self) -> None:
         """In a worker: this is none of its business."""

@@ -27,7 +27,6 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -200,16 +199,6 @@ class Scoreboard:
             failures={code: count for code, count in zip(self.failure_codes, sums[FAILURES:], strict=True) if count},
             retiring=tuple(words[PID] for words in seats if words[STATE] == DRAINING and words is not serving),
         )
-
-    @contextmanager
-    def withheld(self) -> Iterator[None]:
-        """A process that is forked meanwhile does not get the mapping (madvise(2), MADV_DONTFORK), and must not touch
-        this scoreboard."""
-        self._mapping.madvise(mmap.MADV_DONTFORK)
-        try:
-            yield
-        finally:
-            self._mapping.madvise(mmap.MADV_DOFORK)
 
     def close(self) -> None:
         """Unmap. Records handed out before must not be used afterwards."""

@@ -7,8 +7,7 @@ itself anyway.
     /healthz      200 "ok", or 503 with a reason a line: draining, or a worker that is starting, down or hangs
 
 It answers whoever reaches its port, so it can do nothing else (`confinement`): it opens the scoreboard read-only and
-the events, gives everything else up, and only then answers. It writes nothing, and takes no orders. Its memory is the
-supervisor's as it was, with token and TLS key: whoever could make it say what is in there would have them.
+the events, gives everything else up, and only then answers. It writes nothing, and takes no orders.
 
 Hostile clients keep others from the page at most, never from uploading: few threads, few connections, small requests,
 ten seconds for each connection whatever it does, 3 % of a core for all together, and that only while no worker wants
@@ -26,6 +25,7 @@ import os
 import re
 import resource
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -42,7 +42,7 @@ from waitress.task import ThreadedTaskDispatcher
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from server import confinement, metrics
-from server.offspring import die_with
+from server.offspring import die_with, show_title
 from server.scoreboard import Scoreboard, ServerState
 from server.status import ServerStatus, as_json, describe, why_not_ready
 from server.units import format_age, format_size, write_duration
@@ -57,6 +57,7 @@ THREADS = 2
 CPU_SHARE = 0.03  # of a core
 CPU_SAVED_S = 0.2  # that may be used at once after a time of rest: a browser asks several times
 LONGEST_PAUSE_S = 0.3  # a pause is no hang
+STATE_BYTES = 1 << 20
 HEADER_BYTES = 8 << 10
 BODY_BYTES = 1 << 10
 NEVER_TO_DISK_BYTES = 64 << 20  # waitress keeps longer answers in files, which may not be written here
@@ -77,11 +78,12 @@ log = logging.getLogger("server")
 
 
 class Source:
-    """The server as it is now. What it needs is opened at once: later, this process cannot open it any more."""
+    """The server as it is now, of which the channel tells. What it needs is opened at once: later, this process cannot
+    open it any more. OSError when it cannot be, or the channel has told nothing yet."""
 
-    def __init__(self, state: ServerState, channel: socket.socket) -> None:
-        self._state = state
+    def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
+        self._state = state = msgspec.json.decode(channel.recv(STATE_BYTES), type=ServerState)
         self._lock = threading.Lock()
         self._board = Scoreboard.open(state.scoreboard)
         self._events = os.open(state.events, os.O_RDONLY | os.O_CLOEXEC)
@@ -95,7 +97,7 @@ class Source:
         with self._lock:
             while True:
                 try:
-                    message = self._channel.recv(1 << 20)
+                    message = self._channel.recv(STATE_BYTES)
                 except OSError:  # there is no more
                     return self._state
                 if not message:
@@ -234,18 +236,30 @@ def _written(name: str, value: Value) -> str:
 # ── The process ──
 
 
-def serve_page(listener: socket.socket, channel: socket.socket, state: ServerState) -> NoReturn:
-    """Be the status helper until somebody kills it. `state` is the server's now, and `channel` leads to the supervisor,
-    whose pid is in it. OSError when it cannot start."""
+def main() -> NoReturn:
+    """What `helper` starts: the arguments are the descriptors of the listening socket and of the channel to the
+    supervisor, and that one's pid. It ends when somebody kills it, or with exit code 1 when it cannot start."""
+    if len(sys.argv) != 4:
+        sys.exit("server.statuspage is no command of its own: give --status-port to python -m server")
+    listener, channel = (socket.socket(fileno=int(fd)) for fd in sys.argv[1:3])
     _speak_through(channel)
+    try:
+        _serve(listener, channel, int(sys.argv[3]))
+    except OSError as error:
+        log.error("it cannot start: %s", error)
+        sys.exit(1)
+
+
+def _serve(listener: socket.socket, channel: socket.socket, supervisor: int) -> NoReturn:
     confinement.close_all_but({0, 1, 2, listener.fileno(), channel.fileno()})
-    source = Source(state, channel)
+    source = Source(channel)
+    show_title(f"socketswarm: status [{source.state().port}]")
     app = make_app(source)
     for path in ("/", "/metrics", "/healthz"):
         app.test_client().get(path)  # what is imported late may not be readable any more
     if problem := confinement.confine():
         log.warning("nothing but its own code keeps it from the store: %s", problem)
-    die_with(state.pid)  # anew, since the kernel forgets it when the user changes
+    die_with(supervisor)  # anew, since the kernel forgets it when the user changes
     # Now that all is loaded: a flood of requests makes no worker wait, for this class gives way to every other at once.
     # Being nice was not enough: a worker that woke up had to wait for the end of the helper's turn.
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
@@ -259,10 +273,8 @@ def _speak_through(channel: socket.socket) -> None:
         os.dup2(nothing, fd)
     os.dup2(channel.fileno(), 2)
     logging.raiseExceptions = False  # a line that nobody takes is lost
-    logging.getLogger().setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("waitress").setLevel(logging.ERROR)  # that there are many requests is no news
-    for handler in logging.getLogger().handlers:
-        handler.setFormatter(logging.Formatter())
 
 
 def _answer(app: Flask, listener: socket.socket, channel: socket.socket, source: Source) -> NoReturn:
@@ -352,3 +364,7 @@ def _end_long_connections(server: TcpWSGIServer) -> None:
     for channel in list(server.active_channels.values()):
         if channel.creation_time < since_s and not channel.requests:
             channel.handle_close()
+
+
+if __name__ == "__main__":
+    main()

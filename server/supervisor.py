@@ -191,7 +191,7 @@ class Supervisor:
         # Both ends of both pipes are non-blocking: a full pipe must not stop a signal or a worker.
         self._signals_read, self._signals_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._ready_read, self._ready_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._helper = None if page is None else StatusHelper(page, board, self.state, self._note, self._later)
+        self._helper = None if page is None else StatusHelper(page, self.state, self._note, self._later)
 
     def state(self) -> ServerState:
         pid = os.getpid()

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from server import helper as helper_module
 from server import worker as worker_module
 from server.__main__ import main
 from server.pid_file import PidFile
@@ -123,7 +124,12 @@ def slow() -> None:
 
 
 def page() -> None:
-    """The status helper also answers `/stuck`, never, and `/attack`, with what came of all that it tried."""
+    """The status helper is one of ours."""
+    helper_module.COMMAND = (sys.executable, "-P", __file__, "status")
+
+
+def status() -> None:
+    """It also answers `/stuck`, never, and `/attack`, with what came of all that it tried."""
     from flask import Response
 
     from server import statuspage
@@ -141,6 +147,7 @@ def page() -> None:
         return views(source) | {"/stuck": stuck, "/attack": attack}
 
     statuspage._views = with_more
+    statuspage.main()
 
 
 def _attack(state: ServerState) -> dict[str, str]:
@@ -186,6 +193,6 @@ def _outcome(attempt: Callable[[], object]) -> str:
 
 
 if __name__ == "__main__":
-    faults = (loop, die, start, reload, reread, full, pid, slow, page)
+    faults = (loop, die, start, reload, reread, full, pid, slow, page, status)
     {fault.__name__: fault for fault in faults}[sys.argv.pop(1)]()
     main(prog_name="faulty_server.py")

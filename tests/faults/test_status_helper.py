@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -13,7 +14,10 @@ from http.client import HTTPException
 from pathlib import Path
 
 import pytest
+from certificates import Authority
 from crowd import crowd
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from pages import ask, helper, page_port
 from servers import AS_NOBODY, DEADLINE_S, NOBODY, ROOT, Server, eventually, needs_nobody, running, session, upload
 
@@ -206,6 +210,31 @@ def test_taken_over_it_changes_nothing(tmp_path: Path) -> None:
         if os.geteuid() == 0:
             assert found["chmod"] == found["read"] == found["secrets"] == "PermissionError"
         assert upload(server.port, b"abc").code == "ok"
+
+
+def test_taken_over_it_tells_no_secret(tmp_path: Path) -> None:
+    """They are found in the memory of who knows them, so they would be found here."""
+    token_file, certificate = tmp_path / "token", Authority(tmp_path).server()
+    token_file.touch(mode=0o600)
+    token_file.write_text("sesame-" * 5)
+    key = load_pem_private_key(certificate.read_bytes(), None)
+    assert isinstance(key, EllipticCurvePrivateKey)
+    secrets = {b"sesame-" * 5, key.private_numbers().private_value.to_bytes(32, sys.byteorder)}
+    with running(*PAGE, "--token-file", token_file, "--tls-cert", certificate) as server:
+        assert {secret for secret in secrets if secret in memory(server.workers()[0])} == secrets
+        assert {secret for secret in secrets if secret in memory(helper(server))} == set()
+
+
+def memory(pid: int) -> bytes:
+    """All that a process could write to."""
+    found = []
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as file:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            where, rights = line.split()[:2]
+            start, end = (int(address, 16) for address in where.split("-"))
+            if rights.startswith("rw"):
+                found.append(os.pread(file.fileno(), end - start, start))
+    return b"".join(found)
 
 
 def marks(path: Path) -> tuple[int, ...]:
