@@ -23,10 +23,11 @@ MIB = 1 << 20
 
 
 FEW_DESCRIPTORS = ("prlimit", "--nofile=200:200")
+NO_HURRY = ("--min-rate", "0")  # a test that fills the server up may take longer than a client's grace
 
 
 def test_connections_beyond_the_descriptors_are_told_busy_and_the_others_go_on(tmp_path: Path) -> None:
-    options = ["--max-connections", "40"]
+    options = ["--max-connections", "40", *NO_HURRY]
     with running(*options, store=tmp_path / "store", prefix=FEW_DESCRIPTORS) as server, ExitStack() as stack:
         clients: list[Client] = []
 
@@ -61,7 +62,7 @@ def test_connections_beyond_the_descriptors_are_told_busy_and_the_others_go_on(t
 
 
 def test_more_files_at_once_than_descriptors_are_told_busy_and_small_uploads_go_on(tmp_path: Path) -> None:
-    with running(store=tmp_path / "store", prefix=FEW_DESCRIPTORS) as server, ExitStack() as stack:
+    with running(*NO_HURRY, store=tmp_path / "store", prefix=FEW_DESCRIPTORS) as server, ExitStack() as stack:
         clients: list[Client] = []
 
         def taken_or_told() -> bool:
@@ -193,7 +194,7 @@ def test_a_full_disk_fails_the_upload_that_does_not_fit_and_no_other(small_disk:
 
 def test_a_disk_that_fills_up_under_several_uploads_keeps_what_was_stored(small_disk: Path) -> None:
     """Four of 900 KB, in turns of a part each: they cannot all fit, and who does not is told so."""
-    with running(store=small_disk / "store") as server, ExitStack() as stack:
+    with running(*NO_HURRY, store=small_disk / "store") as server, ExitStack() as stack:
         assert upload(server.port, b"kept", "kept").code == "ok"
         clients = [stack.enter_context(Client(server.port)) for _ in range(4)]
         for number, client in enumerate(clients):
