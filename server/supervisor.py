@@ -49,9 +49,10 @@ from server.worker import RETIRE, run_worker
 
 LONG_LIFE_S = 5.0  # who lived this long died of an accident; a shorter life counts towards the back-off
 MAX_BACKOFF_S = 10.0
-KILL_AFTER_DRAIN_S = 4.0  # the workers end themselves before: this is for those that hang
+KILL_AFTER_DRAIN_S = 6.0  # twice what the workers need to end themselves: this is for those that hang
 LEAST_ROOM = 64  # slots that the scoreboard has at least, for workers that are added
 HANDSHAKE_S = 1.0  # that a connection being made may take before its listening socket goes
+START_S = 3.0  # that a worker may take to start before the drain begins without it
 LOOK_AGAIN_S = 0.01
 LOOK_FOR_HANGS_S = 1.0
 
@@ -361,17 +362,19 @@ class Supervisor:
         record = self._board.record(slot.number, seat)
         record[scoreboard.STATE] = scoreboard.STARTING
         record[scoreboard.STARTED_NS] = record[scoreboard.HEARTBEAT_NS] = time.monotonic_ns()
+        record[scoreboard.BIRTHS] += 1  # before it is born: it looks there, and may be ready before we run again
         try:
             pid = fork(partial(self._be_worker, slot.number, record, place), f"worker {slot.number}")
         except OSError:
+            record[scoreboard.BIRTHS] -= 1
             record[scoreboard.STATE] = scoreboard.EMPTY
             raise
         record[scoreboard.PID] = pid
-        record[scoreboard.BIRTHS] += 1
         return Offspring(pid, slot.number, seat, record, self._config, time.monotonic())
 
     def _be_worker(self, slot: int, record: memoryview, place: str) -> None:
         """In the child: keep only what a worker needs, and serve."""
+        record[scoreboard.PID] = os.getpid()  # whoever sees it ready must see whose state that is
         doors = self._listeners.keep_only(slot)
         for fd in (self._signals_read, self._signals_write, self._ready_read):
             os.close(fd)
@@ -424,8 +427,8 @@ class Supervisor:
             self._replace(slot, worker, status, how)
 
     def _clear(self, worker: Offspring) -> None:
-        worker.record[scoreboard.PID] = 0
         worker.record[scoreboard.STATE] = scoreboard.EMPTY
+        worker.record[scoreboard.PID] = 0  # after the state: 0 must never be taken for the pid of one that is ready
         worker.record[scoreboard.CONNECTIONS_NOW] = 0
         worker.record[scoreboard.BYTES_ARRIVING] = 0
 
@@ -664,6 +667,10 @@ class Supervisor:
             log.info("worker %d stays", len(self._slots) - 1)
             self._resized()
             return
+        worker = self._slots[-1].worker
+        if worker is not None and not worker.is_ready:
+            self._later(LOOK_AGAIN_S, self._remove_slot)  # it is about to start: whoever waits for it would be reset
+            return
         number = len(self._slots) - 1
         self._log_and_note("worker-leaves", f"worker {number} leaves", slot=number)
         self._has_left(self._drop_last_slot())
@@ -719,14 +726,15 @@ class Supervisor:
         self._note("draining", f"draining: {why}")
         self._manager.stopping(f"draining: {why}")
         self._listeners.ignore_new()
-        self._drain_when_quiet(time.monotonic() + HANDSHAKE_S)
+        self._drain_when_quiet(time.monotonic())
 
-    def _drain_when_quiet(self, at_the_latest_s: float) -> None:
+    def _drain_when_quiet(self, since_s: float) -> None:
         """Who is just connecting is let in first, and who waits for a worker that is about to start: closing would
         reset them."""
+        waited_s = time.monotonic() - since_s
         starting = any(slot.worker is not None and not slot.worker.is_ready for slot in self._slots)
-        if (starting or not self._listeners.is_quiet()) and time.monotonic() < at_the_latest_s:
-            self._later(LOOK_AGAIN_S, partial(self._drain_when_quiet, at_the_latest_s))
+        if (starting and waited_s < START_S) or (waited_s < HANDSHAKE_S and not self._listeners.is_quiet()):
+            self._later(LOOK_AGAIN_S, partial(self._drain_when_quiet, since_s))
             return
         # Ours go first: then the kernel refuses new connections as soon as each worker has closed its own.
         self._listeners.end()

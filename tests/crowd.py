@@ -134,7 +134,7 @@ class Crowd:
         """Every acknowledged upload is there, with its bytes; nothing half-made is."""
         for name, digest in self.acknowledged.items():
             assert f"xxh3_128:{xxh3_128_hexdigest((store / name).read_bytes())}" == digest, name
-        assert not list(store.glob(".incoming/*/*"))
+        eventually(lambda: not list(store.glob(".incoming/*/*")), "what a killed worker left is removed")
 
     def _user(self, number: int, per_connection: int) -> None:
         chance = random.Random(number)

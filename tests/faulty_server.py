@@ -21,6 +21,7 @@ from server.pid_file import PidFile
 from server.scoreboard import EventLog, ServerState
 from server.settings import Settings, Sources
 from server.storage import DiscardStore, Incoming, StoreError
+from server.supervisor import Supervisor
 
 
 def _at_bad(do: Callable[[], None]) -> None:
@@ -123,6 +124,19 @@ def slow() -> None:
     worker_module._shares_of_descriptors = waiting
 
 
+def leave() -> None:
+    """New connections are steered away from a worker that is to leave until somebody thinks better of it."""
+    original = Supervisor._remove_slot
+
+    def waiting(supervisor: Supervisor) -> None:
+        if supervisor._wanted < len(supervisor._slots):
+            supervisor._later(0.01, supervisor._remove_slot)
+        else:
+            original(supervisor)
+
+    Supervisor._remove_slot = waiting  # type: ignore[method-assign]
+
+
 def page() -> None:
     """The status helper is one of ours."""
     helper_module.COMMAND = (sys.executable, "-P", __file__, "status")
@@ -193,6 +207,6 @@ def _outcome(attempt: Callable[[], object]) -> str:
 
 
 if __name__ == "__main__":
-    faults = (loop, die, start, reload, reread, full, pid, slow, page, status)
+    faults = (loop, die, start, reload, reread, full, pid, slow, leave, page, status)
     {fault.__name__: fault for fault in faults}[sys.argv.pop(1)]()
     main(prog_name="faulty_server.py")

@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from loads import END_S, Command, started
-from servers import session
+from servers import eventually, session
 
 
 class Terminal:
@@ -66,7 +66,7 @@ def at_a_terminal(cwd: Path, *command: str) -> Iterator[tuple[Command, Terminal]
     with closing(Terminal()) as terminal, terminal.start(cwd, *command) as job:
         terminal.leave_to_them()
         yield job, terminal
-        assert session(job.process.pid) == set()
+        eventually(lambda: not session(job.process.pid), "its session is empty")
         assert "Traceback" not in terminal.shown(), terminal.shown()
 
 

@@ -234,6 +234,7 @@ def test_cores_that_come_and_go(folder, build, cores):
 # ── any cut ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.timeout(600)  # fifteen reports, on a busy machine
 @pytest.mark.parametrize("kind", ["real_run", "real_recording"])
 def test_a_kill_at_any_byte(request, tmp_path, kind):
     """Files are written by several processes, so each may end anywhere."""

@@ -22,7 +22,7 @@ from servers import Client, Server, eventually, running
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "20"))
 LONG, SHORT = 8, 8
-KILLED_LATELY_S = 5.0  # a client may see it that late: its upload has to be answered, or time out of its hands
+KILLED_LATELY_S = 15.0  # a client may see it that late: its upload has to be answered, or time out of its hands
 
 
 class Mischief:
@@ -44,8 +44,9 @@ class Mischief:
 
     def kill(self) -> None:
         workers = self._server.workers()
+        before_s = time.monotonic()  # a client may see it before we run again
         if workers and send(self._chance.choice(workers), signal.SIGKILL):
-            self.kills.append(time.monotonic())
+            self.kills.append(before_s)
 
     def reload(self) -> None:
         self._server.process.send_signal(signal.SIGHUP)
@@ -109,7 +110,7 @@ def open_files(pid: int) -> int:
 def test_nothing_acknowledged_is_lost(kind: str, tmp_path: Path) -> None:
     seed = int(os.environ.get("SOAK_SEED", "1"))
     store = tmp_path / "store"
-    options = (*listening(kind, tmp_path), "--drain-timeout", "5s", "--max-deaths", "1000")
+    options = (*listening(kind, tmp_path), "--max-deaths", "1000")
     with running(*options, store=store, workers=3) as server:
         files = open_files(server.pid)
         with crowd(connects(kind, server, tmp_path), long=LONG, short=SHORT) as load:
@@ -125,6 +126,7 @@ def test_nothing_acknowledged_is_lost(kind: str, tmp_path: Path) -> None:
         load.assert_stored(store)
         eventually(lambda: all(slot.state in ("ready", "empty") for slot in server.slots()), "all have settled")
         eventually(lambda: not any(slot.retiring for slot in server.slots()), "nobody drains any more")
-        workers = len(server.workers())
-        assert open_files(server.pid) <= files + max(0, workers - 3), "no descriptor leaked"
+        eventually(
+            lambda: open_files(server.pid) <= files + max(0, len(server.workers()) - 3), "no descriptor stays open"
+        )
         assert set(load.acknowledged) <= set(server.files())

@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 
-import psutil
 import pytest
 from loads import LOADTEST, acked, assert_complete, assert_report, events, failures, started
 from servers import eventually
@@ -17,27 +16,24 @@ from server import scoreboard
 USERS = 4
 START = [*LOADTEST, "run", "--workers", "2", "--plan", "long", "--payloads", "4KiB,64KiB"]
 RUN = [*START, "--users", str(USERS)]
-RATE, MEASURE_S = 100, 3
+RATE, MEASURE_S = 100, 6
 
 
-def workers(job, server):
-    """Pids of the server's workers by slot, from the newest tick of the recorder."""
-    ticks = list(run_folder.read_processes(job.runs()[-1]))
-    if not ticks or server not in psutil.pids():
-        return {}
-    return {sample.slot: sample.pid for sample in ticks[-1].processes if sample.role == "server-worker"}
+def workers(job):
+    """Pids of the server's workers by slot, as the recorder saw them last."""
+    samples = [sample for tick in run_folder.read_processes(job.runs()[-1]) for sample in tick.processes]
+    return {sample.slot: sample.pid for sample in samples if sample.role == "server-worker"}
 
 
 @pytest.mark.parametrize("model", ["closed", "open"])
 def test_a_worker_is_killed(tmp_path, model):
     command = RUN if model == "closed" else [*START, "--arrival-rate", str(RATE)]
     with started(tmp_path, *command, "--phase-seconds", str(MEASURE_S)) as job:
-        server = job.in_phase("long-1").server.pid
-        before = workers(job, server)
-        assert len(before) == 2
+        job.in_phase("long-1")
+        before = eventually(lambda: len(now := workers(job)) == 2 and now, "the recorder has seen them")
         os.kill(before[0], signal.SIGKILL)
         after = eventually(
-            lambda: (now := workers(job, server)).get(0) not in (None, before[0]) and now,
+            lambda: (now := workers(job))[0] != before[0] and now,
             "the recorder has seen the new one",
         )
         job.wait()
@@ -63,7 +59,7 @@ def test_a_worker_is_killed(tmp_path, model):
 
 
 def test_the_server_is_killed(tmp_path):
-    with started(tmp_path, *RUN, "--phase-seconds", "3") as job:
+    with started(tmp_path, *RUN, "--phase-seconds", "6") as job:
         server = job.in_phase("long-1").server.pid
         os.kill(server, signal.SIGKILL)
         assert job.wait() == 4, job.said()
@@ -97,9 +93,9 @@ def test_locust_is_killed(tmp_path):
 
 def test_the_recorder_is_killed(tmp_path):
     """The report says from when on nothing is known of costs, and its charts have a mark where their lines end."""
-    with started(tmp_path, *RUN, "--phase-seconds", "2") as job:
-        job.in_phase("warm-up")
+    with started(tmp_path, *RUN, "--phase-seconds", "2", "--warm-up", "8s") as job:
         recorder = job.find("-m reports record")
+        job.in_phase("warm-up")
         os.kill(recorder, signal.SIGKILL)
         assert job.wait() == 4, job.said()
     [folder] = job.runs()
@@ -128,9 +124,10 @@ def test_the_recorder_is_killed(tmp_path):
 
 def test_the_hiccup_meter_is_killed(tmp_path):
     """Nobody can say how quiet the machine was, but everything else is known."""
-    with started(tmp_path, *RUN, "--phase-seconds", "1", "--warm-up", "5s") as job:
+    with started(tmp_path, *RUN, "--phase-seconds", "1", "--warm-up", "8s") as job:
+        meter = job.find("hiccups.py")
         job.in_phase("warm-up")
-        os.kill(job.find("hiccups.py"), signal.SIGKILL)
+        os.kill(meter, signal.SIGKILL)
         assert job.ends_well(), job.said()
     [folder] = job.runs()
     assert assert_complete(folder).ended.how == "completed"

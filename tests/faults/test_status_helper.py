@@ -21,8 +21,11 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from pages import ask, helper, page_port
 from servers import AS_NOBODY, DEADLINE_S, NOBODY, ROOT, Server, eventually, needs_nobody, running, session, upload
 
+from server import confinement
+
 FAULTY = ROOT / "tests" / "faulty_server.py"
 PAGE = ("--status-port", "0")
+HANG_TIMEOUT = "5s"  # where all cores are busy, who gives way to all others may wait for a second or two
 
 
 def ends(server: Server) -> list[str]:
@@ -55,14 +58,14 @@ def test_it_is_killed_again_and_again_and_replaced(tmp_path: Path) -> None:
 
 def test_it_dies_more_often_than_workers_may_and_the_server_goes_on() -> None:
     with running(*PAGE, "--max-deaths", "1") as server:
-        for _ in range(2):
+        for deaths in range(1, 3):
             os.kill(helper(server), signal.SIGSEGV)
-            eventually(lambda: ends(server), "its death is noted")
+            eventually(lambda number=deaths: len(ends(server)) == number, "its death is noted")
         assert upload(server.port, b"abc").code == "ok"
 
 
 def test_it_is_stopped_and_killed_for_its_silence(tmp_path: Path) -> None:
-    with running(*PAGE, "--hang-timeout", "2s", store=tmp_path / "store", workers=2) as server:
+    with running(*PAGE, "--hang-timeout", HANG_TIMEOUT, store=tmp_path / "store", workers=2) as server:
         pid = helper(server)
         with crowd(server.port) as load:
             os.kill(pid, signal.SIGSTOP)
@@ -76,7 +79,7 @@ def test_it_is_stopped_and_killed_for_its_silence(tmp_path: Path) -> None:
 
 def test_it_is_killed_when_its_threads_are_stuck(tmp_path: Path) -> None:
     """Its loop turns, and nobody is answered any more."""
-    with faulty(tmp_path, "--hang-timeout", "2s") as server:
+    with faulty(tmp_path, "--hang-timeout", HANG_TIMEOUT) as server:
         pid = helper(server)
         stuck = [socket.create_connection(("127.0.0.1", page_port(server))) for _ in range(2)]
         for sock in stuck:
@@ -88,11 +91,11 @@ def test_it_is_killed_when_its_threads_are_stuck(tmp_path: Path) -> None:
 
 
 def test_it_is_not_blamed_for_the_supervisors_own_absence() -> None:
-    with running(*PAGE, "--hang-timeout", "2s") as server:
+    with running(*PAGE, "--hang-timeout", HANG_TIMEOUT) as server:
         pid = helper(server)
         server.process.send_signal(signal.SIGSTOP)
         eventually(lambda: state_of(server.pid) == "T", "it is stopped")
-        threading.Event().wait(3)
+        threading.Event().wait(6)
         server.process.send_signal(signal.SIGCONT)
         for _ in range(3):
             assert ask(server, "/healthz").status == 200
@@ -245,7 +248,12 @@ def marks(path: Path) -> tuple[int, ...]:
 
 def descriptors(server: Server) -> set[str]:
     """What its helper has open; a file by its name."""
-    found = {str(path.readlink()) for path in Path(f"/proc/{helper(server)}/fd").iterdir()}
+    found = set()
+    for path in Path(f"/proc/{helper(server)}/fd").iterdir():
+        try:
+            found.add(str(path.readlink()))
+        except FileNotFoundError:  # the connection over which we asked just now
+            continue
     return {name if name.startswith("/dev/null") else Path(name.partition(":")[0]).name for name in found}
 
 
@@ -257,13 +265,22 @@ def test_taken_over_from_a_user_who_owns_the_store_it_changes_nothing_either() -
     try:
         with as_nobody(folder) as server:
             helper(server)
-            if "no Landlock" in server.messages():
+            if not has_landlock():
+                eventually(lambda: "no Landlock" in server.messages(), "the log says so")
                 pytest.skip("this kernel has no Landlock, as the server's log says")
             assert upload(server.port, b"the file", "kept").code == "ok"
             attack(server)
             assert (folder / "store" / "kept").read_bytes() == b"the file"
     finally:
         shutil.rmtree(folder)
+
+
+def has_landlock() -> bool:
+    try:
+        confinement._call(confinement._CREATE_RULESET, None, 0, confinement._ASK_VERSION)
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

@@ -18,12 +18,20 @@ from crowd import crowd
 from servers import ROOT, Client, Server, bindable, eventually, running, session, upload
 from terminals import at_a_terminal
 
+from server.supervisor import KILL_AFTER_DRAIN_S
+
 FAULTY = ROOT / "tests" / "faulty_server.py"
 MODES = ("per-worker", "shared")
 
 
 def events(server: Server, kind: str) -> list[str]:
     return [event["text"] for event in server.events() if event["kind"] == kind]
+
+
+def has_workers(server: Server, number: int) -> bool:
+    """Whether so many are ready, and the supervisor has settled that: new connections may go to each of them, and to no
+    other."""
+    return len(server.workers()) == number and server.state().workers == number
 
 
 def titles(server: Server) -> set[str]:
@@ -54,10 +62,9 @@ def test_more_and_fewer_workers_fail_no_upload(mode: str, tmp_path: Path) -> Non
         for _ in range(2):
             for number, workers in ((signal.SIGTTIN, 3), (signal.SIGTTIN, 4), (signal.SIGTTOU, 3), (signal.SIGTTOU, 2)):
                 server.process.send_signal(number)
-                eventually(lambda wanted=workers: len(server.workers()) == wanted, f"{workers} workers")
+                eventually(lambda wanted=workers: has_workers(server, wanted), f"{workers} workers")
                 load.go_on()
         eventually(lambda: {slot.slot for slot in server.slots() if slot.pid} == {0, 1}, "the others have ended")
-        assert server.state().workers == 2
     assert load.failures == []
     load.assert_stored(tmp_path / "store")
 
@@ -75,12 +82,16 @@ def test_the_end_resets_nobody(mode: str, tmp_path: Path) -> None:
 def test_who_waits_for_a_worker_that_keeps_dying_is_served_nevertheless(number: signal.Signals, tmp_path: Path) -> None:
     """Its slot is empty for a while, and what the kernel has queued for it cannot go to another."""
     with running(store=tmp_path / "store", workers=2) as server, ExitStack() as stack:
-        for births in range(1, 6):
-            eventually(
-                lambda n=births: server.slots()[1].births == n and server.slots()[1].state == "ready", "it lives"
-            )
-            os.kill(server.slots()[1].pid, signal.SIGKILL)
-        eventually(lambda: server.slots()[1].state == "empty", "its slot is empty")
+        killed: set[int] = set()
+
+        def is_down() -> bool:
+            slot = server.slots()[1]
+            if slot.state == "ready" and slot.pid not in killed:
+                os.kill(slot.pid, signal.SIGKILL)
+                killed.add(slot.pid)
+            return len(killed) >= 5 and slot.state == "empty"
+
+        eventually(is_down, "its slot is empty for a while")
         clients = [stack.enter_context(Client(server.port)) for _ in range(20)]
         for client in clients:
             client.send(b"abc", connection="close")
@@ -99,9 +110,12 @@ def test_reloads_and_the_end_fail_no_upload_over_tls(tmp_path: Path) -> None:
         running("--tls-cert", authority.server(), store=tmp_path / "store", workers=2) as server,
         crowd(lambda: Client(server.port, tls=context)) as load,
     ):
-        for number, workers in ((signal.SIGHUP, 2), (signal.SIGTTIN, 3), (signal.SIGHUP, 3), (signal.SIGTTOU, 2)):
+        for reloads, number, workers in ((1, signal.SIGTTIN, 3), (2, signal.SIGTTOU, 2)):
+            server.process.send_signal(signal.SIGHUP)
+            eventually(lambda wanted=reloads: len(events(server, "reload-finished")) == wanted, "it reloaded")
+            load.go_on()
             server.process.send_signal(number)
-            eventually(lambda wanted=workers: len(server.workers()) == wanted, f"{workers} workers")
+            eventually(lambda wanted=workers: has_workers(server, wanted), f"{workers} workers")
             load.go_on()
         assert load.failures == []
         assert server.stop() == 0
@@ -122,7 +136,7 @@ def test_workers_that_were_added_and_removed_are_spread_over(tmp_path: Path) -> 
     with running(workers=2) as server:
         for number, workers in ((signal.SIGTTIN, 3), (signal.SIGTTOU, 2), (signal.SIGTTIN, 3)):
             server.process.send_signal(number)
-            eventually(lambda wanted=workers: len(server.workers()) == wanted, f"{workers} workers")
+            eventually(lambda wanted=workers: has_workers(server, wanted), f"{workers} workers")
         served = Counter(upload(server.port, b"abc").worker for _ in range(150))
         assert set(served) == {0, 1, 2}
         assert min(served.values()) > 15  # of 50; fewer has a probability below 1e-11
@@ -172,7 +186,7 @@ def test_a_worker_that_is_added_and_cannot_start_takes_nothing_from_the_others(t
 
 def test_one_less_and_one_more_at_once_is_the_same_number(tmp_path: Path) -> None:
     """Who thinks better of it while connections are still being steered away keeps the worker."""
-    with running(workers=3) as server:
+    with faulty("leave", tmp_path, workers=3) as server:
         workers = server.workers()
         server.process.send_signal(signal.SIGTTOU)
         eventually(lambda: "worker 2 is about to leave" in server.messages(), "it is being steered away from")
@@ -238,13 +252,15 @@ def test_a_worker_drains_as_long_as_it_was_told_when_it_was_born(tmp_path: Path)
     """Not as long as those that come after it are told."""
     file = tmp_path / "server.toml"
     file.write_text("drain_timeout = 60\n")
-    with running("--config", str(file)) as server, Client(server.port) as client:
+    with running("--config", str(file), "--min-rate", "0") as server, Client(server.port) as client:
         client.send_header(6, "slow")
         client.sock.sendall(b"abc")
+        eventually(lambda: server.slots()[0].connections_now == 1, "the old worker has it")
         file.write_text("drain_timeout = 0\n")
         server.process.send_signal(signal.SIGHUP)
         eventually(lambda: server.slots()[0].retiring, "the old worker drains")
-        until = time.monotonic() + 5.0  # that nobody kills it can only be seen by letting that time pass
+        # That nobody kills it can only be seen by letting that time pass.
+        until = time.monotonic() + KILL_AFTER_DRAIN_S + 1.0
         eventually(lambda: time.monotonic() > until, "longer than the new timeout and its grace")
         client.sock.sendall(b"def")
         assert client.reply().code == "ok"
@@ -304,7 +320,7 @@ def test_counters_never_run_backwards() -> None:
 
 
 def test_temporary_files_of_two_workers_of_a_slot_do_not_meet(tmp_path: Path) -> None:
-    with running(store=tmp_path / "store") as server, Client(server.port) as old:
+    with running("--min-rate", "0", store=tmp_path / "store") as server, Client(server.port) as old:
         old.send_header(6, "old")
         old.sock.sendall(b"abc")
         eventually(server.temporary_files, "it has begun")
@@ -318,13 +334,15 @@ def test_temporary_files_of_two_workers_of_a_slot_do_not_meet(tmp_path: Path) ->
 
 # ── Hangs ──
 
+HANG_TIMEOUT = "5s"  # a busy machine may keep a worker from its core for a second or two
+
 
 def faulty(fault: str, cwd: Path, *options: object, workers: int = 2, exit_code: int = 0):
     return running(*options, workers=workers, script=(str(FAULTY), fault), cwd=cwd, exit_code=exit_code)
 
 
 def test_a_worker_in_an_endless_loop_is_replaced_and_it_is_told_why(tmp_path: Path) -> None:
-    with faulty("loop", tmp_path, "--hang-timeout", "2s") as server, Client(server.port) as client:
+    with faulty("loop", tmp_path, "--hang-timeout", HANG_TIMEOUT) as server, Client(server.port) as client:
         client.send(b"abc", "bad")
         eventually(lambda: events(server, "worker-ended"), "it was killed")
         assert re.search(
@@ -339,13 +357,14 @@ def test_a_worker_in_an_endless_loop_is_replaced_and_it_is_told_why(tmp_path: Pa
 
 def test_a_long_upload_is_no_hang(tmp_path: Path) -> None:
     """One that takes longer than the hang timeout, and is silent most of that time."""
-    with running("--hang-timeout", "2s", store=tmp_path / "store") as server, Client(server.port) as client:
+    options = ["--hang-timeout", HANG_TIMEOUT, "--min-rate", "0"]
+    with running(*options, store=tmp_path / "store") as server, Client(server.port) as client:
         [worker] = server.workers()
-        client.send_header(40, "slow")
+        client.send_header(120, "slow")
         beats = {server.slots()[0].heartbeat_ns}
-        for _ in range(4):
+        for _ in range(12):
             client.sock.sendall(bytes(10))
-            eventually(lambda: server.slots()[0].heartbeat_ns not in beats, "a second has passed")
+            eventually(lambda: server.slots()[0].heartbeat_ns not in beats, "half a second has passed")
             beats.add(server.slots()[0].heartbeat_ns)
         assert client.reply().code == "ok"
         assert server.workers() == [worker]
@@ -353,13 +372,13 @@ def test_a_long_upload_is_no_hang(tmp_path: Path) -> None:
 
 def test_a_supervisor_that_slept_itself_takes_nobody_for_hung() -> None:
     """All stand still longer than the hang timeout, as in a suspended machine; beats are old when it wakes."""
-    with running("--hang-timeout", "2s", workers=2) as server:
+    with running("--hang-timeout", HANG_TIMEOUT, workers=2) as server:
         workers = server.workers()
         stopped = [*workers, server.pid]
         beat = max(slot.heartbeat_ns for slot in server.slots())
         for pid in stopped:
             os.kill(pid, signal.SIGSTOP)
-        eventually(lambda: time.monotonic_ns() - beat > 3_500_000_000, "the beats are old")
+        eventually(lambda: time.monotonic_ns() - beat > 6_500_000_000, "the beats are old")
         os.kill(server.pid, signal.SIGCONT)
         eventually(lambda: state_of(server.pid) != "T", "it is awake")
         for pid in workers:
@@ -417,8 +436,8 @@ SERVE = (sys.executable, "-m", "server", "--port", "0", "--workers", "1", "--dis
 
 def test_when_its_terminal_is_closed_it_drains(tmp_path: Path) -> None:
     with at_a_terminal(tmp_path / "there", *SERVE) as (job, terminal):
-        eventually(lambda: "listening on" in terminal.shown(), "it is ready")
-        port = int(terminal.shown().split("listening on ")[1].split()[0].rpartition(":")[2])
+        ready = eventually(lambda: re.search(r"listening on \S+:(\d+) .*\n", terminal.shown()), "it is ready")
+        port = int(ready[1])
         with Client(port) as client:
             client.send_header(6, "slow")
             client.sock.sendall(b"abc")

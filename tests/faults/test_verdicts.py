@@ -53,7 +53,7 @@ def assert_one_text(job, code):
 
 def test_a_server_that_never_answers(tmp_path):
     with serving(lambda sock: read_exactly(sock, 1 << 40)) as host:
-        opened, closed = run_both(tmp_path, host, "--timeout", "500ms")
+        opened, closed = run_both(tmp_path, host, "--timeout", "500ms", "--drain", "10s")
     for job in (opened, closed):
         assert (outcome(job).verdict, outcome(job).exit_code) == ("INVALID", 4)
         assert acked(job.runs()[0]) == 0
@@ -108,7 +108,7 @@ def test_a_server_that_lies(tmp_path):
 @pytest.mark.parametrize("model", BOTH.values(), ids=BOTH)
 def test_a_server_that_dies(model, tmp_path):
     with running(exit_code=-signal.SIGKILL) as server:
-        with started(tmp_path, *load(host_of(server), "--plan", "long", "--phase-seconds", "2", *model)) as job:
+        with started(tmp_path, *load(host_of(server), "--plan", "long", "--phase-seconds", "6", *model)) as job:
             job.in_phase("long-1")
             os.kill(server.pid, signal.SIGKILL)
             job.wait()
@@ -159,7 +159,7 @@ def test_the_last_load_process_dies(tmp_path):
 @pytest.mark.parametrize("model", list(BOTH))
 def test_a_load_process_that_leaves(tmp_path, model):
     """In good order, and with its counts. Its arrivals would be nobody's; users go to the other."""
-    options = ["--plan", "long", "--phase-seconds", "3", *BOTH[model]]
+    options = ["--plan", "long", "--phase-seconds", "6", *BOTH[model]]
     with running(workers=2) as server, spread(tmp_path, host_of(server), 2, *options) as (master, others):
         master.in_phase("long-1")
         others[0].process.terminate()
