@@ -361,17 +361,19 @@ class Supervisor:
         record = self._board.record(slot.number, seat)
         record[scoreboard.STATE] = scoreboard.STARTING
         record[scoreboard.STARTED_NS] = record[scoreboard.HEARTBEAT_NS] = time.monotonic_ns()
+        record[scoreboard.BIRTHS] += 1  # before it lives: it reads this, and may be ready before we go on here
         try:
             pid = fork(partial(self._be_worker, slot.number, record, place), f"worker {slot.number}")
         except OSError:
             record[scoreboard.STATE] = scoreboard.EMPTY
+            record[scoreboard.BIRTHS] -= 1
             raise
         record[scoreboard.PID] = pid
-        record[scoreboard.BIRTHS] += 1
         return Offspring(pid, slot.number, seat, record, self._config, time.monotonic())
 
     def _be_worker(self, slot: int, record: memoryview, place: str) -> None:
         """In the child: keep only what a worker needs, and serve."""
+        record[scoreboard.PID] = os.getpid()  # nobody may find it ready and without one
         doors = self._listeners.keep_only(slot)
         for fd in (self._signals_read, self._signals_write, self._ready_read):
             os.close(fd)
