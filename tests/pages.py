@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
-from servers import DEADLINE_S, Server, eventually
+from servers import Server, eventually
+
+PATIENCE_S = 60.0
+"""The helper gives way to every other process, and tests keep all cores busy."""
 
 Sample = tuple[str, frozenset[tuple[str, str]]]
 """The name and the labels of a number."""
@@ -27,7 +30,7 @@ def page_port(server: Server) -> int:
 
 def ask(server: Server, path: str, method: str = "GET", body: bytes | None = None, **headers: str) -> Answer:
     """One request over a connection of its own. OSError or HTTPException when there is no answer."""
-    connection = http.client.HTTPConnection("127.0.0.1", page_port(server), timeout=DEADLINE_S)
+    connection = http.client.HTTPConnection("127.0.0.1", page_port(server), timeout=PATIENCE_S)
     try:
         connection.request(method, path, body, headers)
         response = connection.getresponse()
@@ -62,5 +65,8 @@ def helper(server: Server) -> int:
         except (OSError, http.client.HTTPException):
             return False
 
-    eventually(answering, "the page answers")
-    return int([event["pid"] for event in server.events() if event["kind"] == "status-started"][-1])
+    def started() -> list[int]:
+        return [event["pid"] for event in server.events() if event["kind"] == "status-started"]
+
+    eventually(answering, "the page answers", PATIENCE_S)
+    return eventually(started, "it is known who answers")[-1]

@@ -9,6 +9,7 @@ clients use, and `sock` is there for whoever wants to send something else.
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -33,14 +34,21 @@ from server.scoreboard import Scoreboard, ServerState, SlotView
 ROOT = Path(__file__).parents[1]
 DEADLINE_S = 30.0
 NOBODY = 65534
-AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--bounding-set=-all")
+
+
+def as_user(uid: int) -> tuple[str, ...]:
+    """In front of a command that shall run as this user, of whom nothing else need be known."""
+    return "setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--bounding-set=-all"
+
+
+AS_NOBODY = as_user(NOBODY)
 
 T = TypeVar("T")
 
 
-def eventually(condition: Callable[[], T], what: str) -> T:
+def eventually(condition: Callable[[], T], what: str, within_s: float = DEADLINE_S) -> T:
     """The first true value of `condition()`; AssertionError naming `what` when the deadline passes without one."""
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + within_s
     while not (value := condition()):
         assert time.monotonic() < deadline, f"not in time: {what}"
         time.sleep(0.005)
@@ -111,8 +119,10 @@ class Server:
             board.close()
 
     def workers(self) -> list[int]:
-        """Pids of the workers that are ready, by slot."""
-        return [slot.pid for slot in self.slots() if slot.state == "ready"]
+        """Pids of the workers that are ready, by slot, once their supervisor knows it too: by then it has also counted
+        them and written down whom they replace."""
+        known = {event["pid"] for event in self.events() if event["kind"] == "worker-ready"}
+        return [slot.pid for slot in self.slots() if slot.state == "ready" and slot.pid in known]
 
     def failures(self) -> dict[str, int]:
         """Failed uploads by code, of all slots."""
@@ -127,7 +137,9 @@ class Server:
         return sum(slot.uploads_stored for slot in self.slots())
 
     def events(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.folder / scoreboard.EVENTS_FILE).read_text().splitlines()]
+        """Those that are there whole: of one that is just being written a reader may see the first part."""
+        *lines, _ = (self.folder / scoreboard.EVENTS_FILE).read_bytes().split(b"\n")
+        return [json.loads(line) for line in lines]
 
     def files(self) -> dict[str, int]:
         """Size by name of what is visible in the store."""
@@ -335,6 +347,14 @@ def upload(
     """One upload over a connection of its own."""
     with Client(port, tls=tls) as client:
         return client.upload(body, file_name, connection="close", **header)
+
+
+def quiet_port() -> int:
+    """A free port that stays so: the kernel gives it to nobody who asks for any, as other tests do all the time."""
+    first, _ = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    while not bindable(port := random.randrange(first // 2, first)):
+        pass
+    return port
 
 
 def bindable(port: int) -> bool:

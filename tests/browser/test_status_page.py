@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pages import helper
+from pages import PATIENCE_S, helper
 from servers import Client, Server, eventually, running, upload
 
 from tests.browser.test_report import CHROMIUM, FLAGS, contrast
@@ -52,8 +52,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         with Client(started.port) as client:
             client.sock.sendall(b"GET /<script>alert(1)</script> HTTP/1.1\r\n\r\n")
             client.sock.recv(1 << 16)
-        os.kill(started.workers()[2], signal.SIGKILL)
-        eventually(lambda: len(started.workers()) == 4, "it is replaced")
+        victim = started.workers()[2]
+        os.kill(victim, signal.SIGKILL)
+        eventually(lambda: victim not in started.workers() and len(started.workers()) == 4, "it is replaced")
         event = {"wall_ns": time.time_ns() - 90 * 10**9, "kind": "reload-failed", "text": f"not reloaded: {HOSTILE}"}
         with (started.folder / "events.jsonl").open("a") as events:
             events.write(json.dumps(event) + "\n")
@@ -123,6 +124,6 @@ def test_it_tells_what_happened_to_workers_and_uploads(show: Any) -> None:
 
 def test_it_renews_itself(show: Any) -> None:
     page = show()
-    with page.expect_navigation(timeout=10_000):
+    with page.expect_navigation(timeout=PATIENCE_S * 1000):
         pass
     assert page.title().startswith("READY")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from headless import load, measured, serving, summary, together, users
-from loads import LOADTEST, acked, assert_complete, events, failures, free_port, started
+from loads import LOADTEST, acked, assert_complete, events, failures, started
 from secure import Certificates, Store, over_tls
-from servers import DEADLINE_S, running
+from servers import DEADLINE_S, quiet_port, running
 
 from reports import run_folder
 
@@ -195,7 +195,7 @@ def test_the_main_job(tmp_path, issued, token_file):
     options = ["--token-file", token_file, "--ca", issued.ca, "--users", 2, "--plan", "long", "--drain", "1s"]
     store = Store(token=TOKEN)
     with secured(issued.server(), store.serve) as host:
-        command = [*LOADTEST, "run", "--host", tls(host), *SHORT[2:], *map(str, options)]
+        command = [*LOADTEST, "run", "--host", tls(host), *SHORT[2:], "--phase-seconds", "3", *map(str, options)]
         with started(tmp_path / "here", *command) as job:
             job.in_phase("long-1")
             seen = job.living()
@@ -232,7 +232,7 @@ def test_a_run_does_not_begin_with_a_server_that_is_not_to_be_trusted(tmp_path, 
 
 @pytest.mark.parametrize("host", ["tls://127.0.0.1:{port}", "unix://{path}"])
 def test_no_server(tmp_path, host):
-    host = host.format(port=free_port(), path=tmp_path / "socket")
+    host = host.format(port=quiet_port(), path=tmp_path / "socket")
     done = loadtest("run", "--host", host, "--users", 1, cwd=tmp_path)
     assert refusal(done, code=2).startswith(f"Error: no server at {host}: ")
 
@@ -244,7 +244,7 @@ def test_a_server_that_is_lost_over_a_unix_socket(tmp_path):
     server = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1])
     try:
         assert server.stdout.readline()
-        options = ["--users", "2", "--plan", "long", "--phase-seconds", "3", "--warm-up", "0", "--wait", "10ms"]
+        options = ["--users", "2", "--plan", "long", "--phase-seconds", "5", "--warm-up", "0", "--wait", "10ms"]
         with started(tmp_path, *load(f"unix://{path}", *options)) as job:
             job.in_phase("long-1")
             server.kill()
@@ -270,5 +270,5 @@ from headless import serving
 from secure import Store
 with serving(Store().serve, Path(sys.argv[1])):
     print("ready", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """

@@ -444,7 +444,10 @@ def test_a_refusal_is_readable_while_the_client_is_still_sending(server: Server)
             if readable:
                 break
             assert writable, "the server neither takes more nor answers"
-            sent += client.sock.send(chunk)
+            try:
+                sent += client.sock.send(chunk)
+            except ConnectionError:
+                break  # it has waited for us in vain, and what it said is still to be read
         client.sock.setblocking(True)
         assert sent < 64 * MIB
         expect_refusal(client, "too_large")
@@ -613,16 +616,18 @@ def test_the_events_are_in_order(server: Server) -> None:
     assert all(event["text"] and event["wall_ns"] > 0 for event in events)
 
 
-def test_the_supervisor_has_one_thread_and_no_process_leaks_descriptors(server: Server) -> None:
-    assert psutil.Process(server.pid).num_threads() == 1
+def test_the_supervisor_has_one_thread_and_no_process_leaks_descriptors(tmp_path: Path) -> None:
+    """Of a server that nobody asks for anything: what is open does not change."""
     listeners: list[str] = []
-    for pid in (server.pid, *server.workers()):
-        for entry in Path(f"/proc/{pid}/fdinfo").iterdir():
-            [flags] = [line.split()[1] for line in entry.read_text().splitlines() if line.startswith("flags:")]
-            assert int(entry.name) < 3 or int(flags, 8) & os.O_CLOEXEC, f"{pid}: {entry.name}"
-    for pid in server.workers():
-        links = {str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()}
-        listeners += links & listening_sockets(server.port)
+    with running(store=tmp_path / "store", workers=2) as server:
+        assert psutil.Process(server.pid).num_threads() == 1
+        for pid in (server.pid, *server.workers()):
+            for entry in Path(f"/proc/{pid}/fdinfo").iterdir():
+                [flags] = [line.split()[1] for line in entry.read_text().splitlines() if line.startswith("flags:")]
+                assert int(entry.name) < 3 or int(flags, 8) & os.O_CLOEXEC, f"{pid}: {entry.name}"
+        for pid in server.workers():
+            links = {str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+            listeners += links & listening_sockets(server.port)
     assert len(listeners) == len(set(listeners)) == 2  # each worker has a listening socket, and no other's
 
 
@@ -633,12 +638,13 @@ def listening_sockets(port: int) -> set[str]:
 
 @servers.needs_nobody
 def test_a_runtime_folder_of_somebody_else_is_one_clear_line() -> None:
-    root = servers.scoreboard.runtime_root(servers.NOBODY)
+    uid = servers.NOBODY - 1  # nobody itself is who other tests are, at the same time
+    root = servers.scoreboard.runtime_root(uid)
     if root.exists():
         pytest.skip(f"{root} exists already")
-    root.mkdir()  # ours, where the user nobody expects its own
+    root.mkdir()  # ours, where that user expects its own
     try:
-        done = other_server("--port", "0", "--discard", prefix=servers.AS_NOBODY)
+        done = other_server("--port", "0", "--discard", prefix=servers.as_user(uid))
     finally:
         root.rmdir()
     assert done.returncode == 1
@@ -653,7 +659,7 @@ def test_a_worker_that_cannot_start_ends_the_server_with_the_reason() -> None:
     """Descriptors that suffice for the supervisor and not for a worker's event loop. How many these are depends on
     versions, so find it."""
     for descriptors in range(11, 18):
-        limited = ("prlimit", f"--nofile={descriptors}:{descriptors}", "timeout", "--foreground", "10")
+        limited = ("prlimit", f"--nofile={descriptors}:{descriptors}", "timeout", "--foreground", "50")
         done = other_server("--port", "0", "--workers", "1", "--discard", prefix=limited)
         if "could not start" in done.stderr:
             break
@@ -722,8 +728,7 @@ def test_connections_that_wait_for_a_dead_worker_are_served_by_its_replacement()
             client.send(b"abc", connection="close")
         os.kill(first, signal.SIGKILL)
         assert [client.reply().code for client in clients] == ["ok"] * 10
-        [second] = server.workers()
-        assert second != first
+        assert eventually(server.workers, "its replacement is known") != [first]
 
 
 def test_a_killed_supervisor_takes_its_workers_along_and_frees_the_port(tmp_path: Path) -> None:

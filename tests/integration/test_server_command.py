@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import DEADLINE_S, ROOT, Client, Server, eventually, running, upload
+from servers import DEADLINE_S, ROOT, Client, Server, eventually, quiet_port, running, upload
 
 from server.logs import LINES
 from server.protocol import UploadHeader
@@ -230,6 +230,7 @@ def test_a_reload_takes_the_new_file_and_is_seen_as_one_thing(tmp_path: Path) ->
         os.kill(server.pid, signal.SIGHUP)
         eventually(lambda: upload(server.port, bytes(11)).code == "ok", "a new worker has the new value")
         eventually(lambda: status("--pid", server.pid)["events"][-1]["kind"] == "reload-finished", "it was reloaded")
+        eventually(lambda: sum(bool(slot.retiring) for slot in server.slots()) == 1, "the idle one has ended")
 
         told = status("--pid", server.pid)
         assert [event["kind"] for event in told["events"]] == ["reload-failed", "reload-started", "reload-finished"]
@@ -249,7 +250,7 @@ def test_status_without_a_choice_tells_of_every_server_of_this_user() -> None:
 
 
 def test_a_server_that_is_not_there_is_one_line() -> None:
-    with running() as server:
+    with running("--listen", f"127.0.0.1:{quiet_port()}") as server:
         [worker] = server.workers()
         told = command("status", "--pid", worker, code=1)
         assert told.stderr == f"Error: pid {worker} is no running server; its workers have other pids than it has\n"

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from pages import ask, helper, metrics, page_port, total
+from pages import PATIENCE_S, ask, helper, metrics, page_port, total
 from servers import DEADLINE_S, ROOT, Client, Server, eventually, running, upload
 
 PAGE = ("--status-port", "0")
@@ -128,7 +128,7 @@ def test_it_is_not_ready_before_the_workers_are(tmp_path: Path) -> None:
 
 
 def test_it_is_ready_then_down_then_ready_then_draining(tmp_path: Path) -> None:
-    with running(*PAGE, "--drain-timeout", "5s", store=tmp_path / "store", workers=2) as server:
+    with running(*PAGE, store=tmp_path / "store", workers=2) as server:
         helper(server)
         answer = ask(server, "/healthz")
         assert (answer.status, answer.text, answer.headers["content-type"]) == (
@@ -136,16 +136,19 @@ def test_it_is_ready_then_down_then_ready_then_draining(tmp_path: Path) -> None:
             "ok\n",
             "text/plain; charset=utf-8",
         )
-        for births in range(1, 6):
-            eventually(
-                lambda n=births: server.slots()[1].births == n and server.slots()[1].state == "ready", "it lives"
-            )
-            os.kill(server.slots()[1].pid, signal.SIGKILL)
-        eventually(lambda: server.slots()[1].state == "empty", "its slot is empty")
-        answer = ask(server, "/healthz")
         why = "worker 1 is down: the last one was ended by SIGKILL from somebody else\n"
-        assert (answer.status, answer.text) == (503, why)
-        eventually(lambda: ask(server, "/healthz").status == 200, "ready again")
+        killed: set[int] = set()
+
+        def is_down() -> bool:
+            """The more often it is killed, the longer its slot is empty: at some time for longer than asking takes."""
+            for pid in set(server.workers()[1:]) - killed:
+                killed.add(pid)
+                os.kill(pid, signal.SIGKILL)
+            answer = ask(server, "/healthz")
+            return (answer.status, answer.text) == (503, why)
+
+        eventually(is_down, "one worker is down", PATIENCE_S)
+        eventually(lambda: ask(server, "/healthz").status == 200, "ready again", PATIENCE_S)
         with Client(server.port) as client:
             assert client.upload(b"abc").code == "ok"
             server.process.terminate()
@@ -155,13 +158,15 @@ def test_it_is_ready_then_down_then_ready_then_draining(tmp_path: Path) -> None:
         assert server.wait() == 0
 
 
-def test_more_and_fewer_workers_are_known_at_once() -> None:
+def test_more_and_fewer_workers_are_known() -> None:
     with running(*PAGE, workers=1) as server:
         helper(server)
         for number, workers in ((signal.SIGTTIN, 2), (signal.SIGTTOU, 1)):
             server.process.send_signal(number)
-            eventually(lambda wanted=workers: server.state().workers == wanted, "it has so many")
-            assert total(metrics(server), "socketswarm_workers_wanted") == workers
+            eventually(
+                lambda wanted=workers: total(metrics(server), "socketswarm_workers_wanted") == wanted, "it has so many"
+            )
+            assert server.state().workers == workers
             assert ask(server, "/healthz").status == 200
 
 
@@ -181,8 +186,8 @@ def test_a_port_in_use_is_one_line_that_names_the_holder() -> None:
 def test_its_port_can_be_freed_whoever_the_helper_has_become() -> None:
     with running(*PAGE) as server:
         helper(server)
-        command = [sys.executable, "-m", "server.ports", "release", str(page_port(server))]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+        command = [sys.executable, "-m", "server.ports", "release", str(page_port(server)), "--grace", "60s"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stdout
         assert server.process.wait(DEADLINE_S) == 0
 
@@ -338,5 +343,5 @@ def test_who_sends_slowly_or_never_reads_is_cut_off() -> None:
             except ConnectionError:
                 return True
 
-        eventually(is_cut_off, "it is cut off")
+        eventually(is_cut_off, "it is cut off", PATIENCE_S)
         assert helper(server) == pid

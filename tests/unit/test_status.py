@@ -69,6 +69,14 @@ def server(parent: Path) -> Iterator[FakeServer]:
     server.close()
 
 
+@pytest.fixture
+def now_ns(monkeypatch: pytest.MonkeyPatch) -> int:
+    """The time at which the test begins, at which it also ends."""
+    now_ns = time.monotonic_ns()
+    monkeypatch.setattr(time, "monotonic_ns", lambda: now_ns)
+    return now_ns
+
+
 def read(server: FakeServer) -> status.ServerStatus:
     found = status.read_server(server.state)
     assert found is not None
@@ -123,8 +131,8 @@ def test_counters_of_each_slot_and_their_sums(server: FakeServer) -> None:
     )
 
 
-def test_as_text_it_is_a_table(server: FakeServer) -> None:
-    ready = {"state": scoreboard.READY, "started_ns": time.monotonic_ns() - 187 * 10**9}
+def test_as_text_it_is_a_table(server: FakeServer, now_ns: int) -> None:
+    ready = {"state": scoreboard.READY, "started_ns": now_ns - 187 * 10**9}
     server.fill(0, pid=11, births=2, connections_now=2, connections_accepted=5, uploads_stored=1234, **ready)
     server.fill(0, bytes_stored=3 << 20, failed_bad_header=1000)
     server.fill(1, births=1)
@@ -238,8 +246,7 @@ def test_blocks_of_several_servers_are_apart(server: FakeServer) -> None:
     assert status.as_text([found, found]) == status.as_text([found]) + "\n\n" + status.as_text([found])
 
 
-def test_it_is_ready_when_all_its_workers_are_and_beat(server: FakeServer) -> None:
-    now_ns = time.monotonic_ns()
+def test_it_is_ready_when_all_its_workers_are_and_beat(server: FakeServer, now_ns: int) -> None:
     ready = {"births": 1, "state": scoreboard.READY, "started_ns": 1}
     server.fill(0, pid=11, heartbeat_ns=now_ns, **ready)
     server.fill(1, pid=12, heartbeat_ns=now_ns - 60 * 10**9, **ready)
