@@ -62,5 +62,10 @@ def helper(server: Server) -> int:
         except (OSError, http.client.HTTPException):
             return False
 
+    def living() -> int:
+        """0 while the last one has ended, and who follows it is not told of yet."""
+        last = [event for event in server.events() if event["kind"] in ("status-started", "status-ended")][-1:]
+        return sum(int(event["pid"]) for event in last if event["kind"] == "status-started")
+
     eventually(answering, "the page answers")
-    return int([event["pid"] for event in server.events() if event["kind"] == "status-started"][-1])
+    return eventually(living, "it is told of")

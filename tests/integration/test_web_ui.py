@@ -83,7 +83,7 @@ def web_page(tmp_path, host, web_host="127.0.0.1"):
 def answers(page):
     try:
         return page.get("/")
-    except urllib.error.URLError:
+    except OSError:
         return None
 
 
