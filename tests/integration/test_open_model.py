@@ -107,9 +107,12 @@ def test_a_seed_is_a_run(tmp_path):
         assert [(phase.offered, acked(folder, phase.name)) for phase in measured(folder)] == [(due, due)] * 2
 
 
+PATIENT = ["--hang-timeout", "10min"]
+
+
 def test_what_is_due_beyond_the_most_in_flight_is_dropped(tmp_path):
     """And counted, every one: a load that was not sent must be seen."""
-    with running() as server:
+    with running(*PATIENT) as server:
         [worker] = server.workers()
         os.kill(worker, signal.SIGSTOP)
         try:
@@ -126,7 +129,7 @@ def test_what_is_due_beyond_the_most_in_flight_is_dropped(tmp_path):
 
 def test_what_is_due_beyond_the_most_in_flight_waits(tmp_path):
     """The same, queued: nothing is lost, and waiting is part of the response."""
-    with running() as server:
+    with running(*PATIENT) as server:
         [worker] = server.workers()
         options = ["--plan", "long", "--phase-seconds", 2, "--arrival-rate", 100, "--max-in-flight", 1, "--no-report"]
         os.kill(worker, signal.SIGSTOP)
@@ -187,7 +190,7 @@ def test_the_client_closes(tmp_path):
 
 def test_shapes(tmp_path):
     with running() as server:
-        options = [*users(4), "--plan", "long", "--phase-seconds", 3, "--no-report", "--shape"]
+        options = [*users(4), "--plan", "long", "--phase-seconds", 8, "--no-report", "--shape"]
         jobs = together(tmp_path, {shape: load(host_of(server), *options, shape) for shape in ("step", "ramp", "soak")})
     for job in jobs:
         assert job.wait() == 0, job.said()
