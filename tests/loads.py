@@ -162,8 +162,8 @@ def _kill(job: Command) -> dict[int, str]:
 _BUSY = "|".join(
     (
         r"users spent [^;]*: the load process held them up",
-        r"only \S+ of the [^;]* offered in phase [^;]*; (late|dropped) [^;]* is known to have been at its limit",
-        r"the recorder missed \S+ of its ticks [^;]*",
+        r"only [\d.]+ % of the [^;]* offered in phase [^;]*; (late|dropped) [^;]* is known to have been at its limit",
+        r"the recorder missed [\d.]+ % of its ticks [^;]*",
     )
 )
 """Broken invariants that say no more than that a process had to wait for its core or its disk."""
