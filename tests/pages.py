@@ -65,8 +65,10 @@ def helper(server: Server) -> int:
         except (OSError, http.client.HTTPException):
             return False
 
-    def started() -> list[int]:
-        return [event["pid"] for event in server.events() if event["kind"] == "status-started"]
+    def living() -> int:
+        """0 while the last one has ended, and who follows it is not told of yet."""
+        last = [event for event in server.events() if event["kind"] in ("status-started", "status-ended")][-1:]
+        return sum(int(event["pid"]) for event in last if event["kind"] == "status-started")
 
     eventually(answering, "the page answers", PATIENCE_S)
-    return eventually(started, "it is known who answers")[-1]
+    return eventually(living, "it is told of")

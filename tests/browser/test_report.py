@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+from servers import DEADLINE_S, eventually
 
 from reports import render, run_folder
 from tests.unit import run_folders
@@ -44,6 +45,7 @@ SEEN = """(colours, filter) => colours.map(colour => {
 
 @pytest.fixture(scope="module")
 def browser():
+    playwright.expect.set_options(timeout=DEADLINE_S * 1000)
     with playwright.sync_playwright() as started:
         opened = started.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
         yield opened
@@ -150,13 +152,23 @@ def test_the_charts_share_one_axis_and_go_back_on_double_click(show):
     box = chart.bounding_box()
     across = [box["x"] + box["width"] * share for share in (0.4, 0.6)]
     y = box["y"] + box["height"] / 2
-    page.mouse.move(across[0], y)
-    page.mouse.down()
-    page.mouse.move(across[1], y, steps=5)
-    page.mouse.up()
     starts = "Bokeh.documents[0].roots().map(root => root.x_range.start)"
+
+    def drag():
+        page.mouse.move(across[0], y)
+        page.mouse.down()
+        page.mouse.move(across[1], y, steps=5)
+        page.mouse.up()
+        return page.evaluate(f"{starts}[0] > 5")
+
+    def double_click():
+        page.mouse.dblclick(sum(across) / 2, y)
+        return page.evaluate(f"{starts}[0] == 0")
+
+    # Whoever takes over 300 ms to begin to move, or to click again, has pressed, or clicked twice.
+    eventually(drag, "it was dragged")
     page.wait_for_function(f"{starts}.length == {CHARTS - 1} && new Set({starts}).size == 1 && {starts}[0] > 5")
-    page.mouse.dblclick(sum(across) / 2, y)
+    eventually(double_click, "it was double-clicked")
     page.wait_for_function(f"{starts}.every(start => start == 0)")
 
 

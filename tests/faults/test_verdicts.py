@@ -65,7 +65,7 @@ def test_a_server_that_never_answers(tmp_path):
 def test_uploads_under_way_when_the_run_ends(tmp_path):
     """They are counted too, whatever they wait for."""
     with serving(lambda sock: read_exactly(sock, 1 << 40)) as host:
-        opened, closed = run_both(tmp_path, host, "--no-report")
+        opened, closed = run_both(tmp_path, host, "--no-report", "--drain", "1s")
     for job, uploads in ((opened, 50), (closed, 3)):
         assert job.wait() == 1
         assert failures(job.runs()[0]) == {"unfinished": uploads}

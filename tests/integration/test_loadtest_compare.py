@@ -4,7 +4,8 @@ import json
 import signal
 
 import pytest
-from loads import LOADTEST, run, started
+from loads import LOADTEST, is_too_busy, run, started
+from servers import eventually
 
 from reports import run_folder
 
@@ -22,6 +23,8 @@ def compared(cwd):
 def test_in_turned_order_and_compared(tmp_path):
     """Too few to tell, which is an exit code of its own: silence would pass for "no difference"."""
     with started(tmp_path, *COMPARE, "--a", "--workers 1", "--b", "--workers 2", "--pairs", "2", *SHORT) as job:
+        for number in range(1, 5):
+            eventually(lambda number=number: f"run {number} of 4" in job.said() or job.process.poll(), f"run {number}")
         assert job.wait() == 4, job.said()
     infos = [run_folder.read_run(folder) for folder in job.runs()]
     assert [info.label for info in infos] == ["A workers 1", "B workers 2", "B workers 2", "A workers 1"]
@@ -31,7 +34,11 @@ def test_in_turned_order_and_compared(tmp_path):
     ]
     found = compared(tmp_path)
     assert found["baseline"] == "A workers 1"
-    assert found["against"][0]["differences"] == {"server workers": ["1", "2"]}
+    left_out = [folder for folder, run in zip(job.runs(), found["runs"], strict=True) if run["left_out"]]
+    assert all(is_too_busy(run_folder.read_outcome(folder)) for folder in left_out)
+    compared_labels = {run["label"] for run in found["runs"] if not run["left_out"]}
+    differences = {"server workers": ["1", "2"]} if len(compared_labels) == 2 else {}
+    assert found["against"][0]["differences"] == differences
     assert "run 3 of 4: B workers 2" in job.said()
     assert job.said().rstrip().endswith("comparison.html")
 

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +13,7 @@ import pages
 import psutil
 import pytest
 import servers
+from loads import free_port
 from servers import eventually
 
 from reports.run_folder import read_events, read_host, read_processes
@@ -86,11 +86,6 @@ def roles(tick):
     return {sample.pid: sample.role for sample in tick.processes}
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
-
-
 def children(pid):
     return [child.pid for child in psutil.Process(pid).children()]
 
@@ -104,6 +99,7 @@ def test_somebody_elses_prefork_server(tmp_path):
         assert process.hello["server"]["options"] is None
         workers = children(server.pid)
         eventually(lambda: len(list(read_host(tmp_path))) >= 5, "five ticks")
+        eventually(lambda: quick(tmp_path), "a tick that is not slow")  # the first one after 2 s is
         finish(process)
 
     ticks, hosts = list(read_processes(tmp_path)), list(read_host(tmp_path))
@@ -114,13 +110,17 @@ def test_somebody_elses_prefork_server(tmp_path):
     assert len({(sample.pid, sample.create_time) for tick in ticks for sample in tick.processes}) == 4
     assert all(sample.slot is None for tick in ticks for sample in tick.processes)
     assert all(sample.uss_bytes for tick in (ticks[0], ticks[-1]) for sample in tick.processes)
-    assert all(sample.uss_bytes is None for sample in ticks[1].processes)
     assert all(host.scoreboard is None for host in hosts)
     assert [event.details["pid"] for event in events(tmp_path, "server-found")] == [server.pid]
 
 
+def quick(folder):
+    """The ticks that read no memory."""
+    return [tick for tick in read_processes(folder) if all(sample.uss_bytes is None for sample in tick.processes)]
+
+
 BURN = """
-import os, socket, sys, time
+import os, resource, socket, sys, time
 
 def burn(seconds):
     end = time.process_time() + seconds
@@ -136,10 +136,12 @@ for _ in range(10):                     # workers that come, burn and are reaped
         burn(0.1)
         os._exit(0)
     os.waitpid(child, 0)
+reaped = resource.getrusage(resource.RUSAGE_CHILDREN)
+burnt = time.process_time() + reaped.ru_utime + reaped.ru_stime
 child = os.fork()                       # and one that stays
 if not child:
     burn(0.6)
-    print("burnt", flush=True)
+    print(burnt + time.process_time(), flush=True)
     sys.stdin.buffer.raw.read()
     os._exit(0)
 os.waitpid(child, 0)
@@ -150,7 +152,7 @@ def test_cpu_agrees_with_wait4(tmp_path):
     """Totals are cumulative from birth: also of workers that lived before the recorder did, or between two ticks."""
     with server_script(BURN) as (server, port):
         with recorder(tmp_path, port, interval="0.5") as process:
-            assert server.stdout.readline() == "burnt\n"
+            burnt_s = float(server.stdout.readline())
             finish(process)
         server.stdin.close()
         _, status, usage = os.wait4(server.pid, 0)
@@ -165,9 +167,10 @@ def test_cpu_agrees_with_wait4(tmp_path):
         for part in (parts if sample.role == "server-master" else parts[:2])
     )
     charged_s = usage.ru_utime + usage.ru_stime
-    assert charged_s > 1.9
-    # Each of the six counters is cut to whole ticks of 10 ms, and ending costs something too.
-    assert recorded_s == pytest.approx(charged_s, rel=0.03, abs=0.06)
+    assert burnt_s > 1.9
+    # Each of the six counters is cut to whole ticks of 10 ms, and what runs is charged at the kernel's next tick. How
+    # much it costs to end, which is charged too, is the machine's.
+    assert burnt_s - 0.07 < recorded_s < charged_s + 0.001
 
 
 # Two workers; each line on standard input tells the first of them to take 50 MiB and touch them, or to give them back.
@@ -291,15 +294,19 @@ def test_the_load_the_server_and_the_recorder_are_told_apart(tmp_path):
 
 
 def test_orders(tmp_path):
+    def refusals():
+        """On a busy machine it misses ticks too."""
+        return [event.kind for event in read_events(tmp_path) if event.kind != "recorder-missed-ticks"]
+
     with server_script(LOAD, *IDLE) as (other, child), recorder(tmp_path, free_port()) as process:
         order = json.dumps({"follow": other.pid, "role": "load-worker"})
         process.stdin.write(f'{order}\nnonsense\n{{"follow": 1, "role": "king"}}\n{order}\n{order[:10]}')
         process.stdin.flush()
         process.stdin.write(f'{order[10:]}\n{{"follow": 4194305, "role": "load-worker"}}\n')
         process.stdin.flush()
-        eventually(lambda: len(list(read_events(tmp_path))) == 3, "three refusals")
+        eventually(lambda: len(refusals()) == 3, "three refusals")
         finish(process)
-    assert [event.kind for event in read_events(tmp_path)] == [
+    assert refusals() == [
         "recorder-bad-order",
         "recorder-bad-order",
         "recorder-no-such-process",

@@ -19,7 +19,14 @@ from terminals import WAYS, at_a_terminal, exit_code, shown_until, term
 from reports import run_folder
 
 RECORD = [sys.executable, "-m", "reports", "record"]
-BURN = "import time\nend = time.process_time() + 0.3\nwhile time.process_time() < end: pass\n"
+BURN = """
+import sys, time
+from pathlib import Path
+end = time.process_time() + 0.3
+while time.process_time() < end or not Path(sys.argv[1]).exists():
+    pass
+raise SystemExit(7)
+"""
 
 
 @contextmanager
@@ -46,6 +53,11 @@ def roles(folder):
     return {sample.pid: sample.role for tick in run_folder.read_processes(folder) for sample in tick.processes}
 
 
+def tcp_states(folder):
+    """Of the server's connections, at each tick."""
+    return [tick.tcp_states for tick in run_folder.read_host(folder)]
+
+
 def report(folder):
     """What the terminal shows of the report that is built of a recording."""
     command = [sys.executable, "-m", "reports", "build", str(folder)]
@@ -60,6 +72,7 @@ def test_a_server_of_ours_by_its_port(tmp_path):
     folder = tmp_path / "run"
     with running(workers=2) as server, recording(folder, "--port", server.port) as process:
         eventually(lambda: len(list(run_folder.read_host(folder))) > 12, "more than a second")
+        eventually(lambda: None in tcp_states(folder), "a tick without what is dear, which is read each 2 s")
         code, said = ended(process)
         pids = {server.pid: "server-master", process.pid: "recorder"}
         pids |= dict.fromkeys((slot.pid for slot in server.slots()), "server-worker")
@@ -69,10 +82,9 @@ def test_a_server_of_ours_by_its_port(tmp_path):
     assert roles(folder) == pids
     run = run_folder.read_run(folder)
     assert (run.model, run.ended.how, run.server.pid) == ("none", "completed", server.pid)
-    host = list(run_folder.read_host(folder))
-    assert [queue.waiting for queue in host[-1].accept_queues] == [0, 0]
-    assert host[0].tcp_states == host[-1].tcp_states == {}
-    assert host[1].tcp_states is None  # dear, so on a slower tick
+    assert [queue.waiting for queue in list(run_folder.read_host(folder))[-1].accept_queues] == [0, 0]
+    first, *_, last = tcp_states(folder)
+    assert first == last == {}
     said = report(folder)
     assert "RECORDED: what the processes cost" in said
     assert "the server, 3 processes in all, used" in said
@@ -92,30 +104,53 @@ def test_a_server_that_comes_later_is_in_the_run(tmp_path):
 
 
 def test_a_command_from_its_start_to_its_end(tmp_path):
-    """Its exit code is passed on."""
+    """Its exit code is passed on. It does not end before it is seen; when it has, all that it used is known."""
     folder = tmp_path / "run"
-    with recording(folder, "--", sys.executable, "-c", f"{BURN}raise SystemExit(7)") as process:
+    with recording(folder, "--", sys.executable, "-c", BURN, folder / run_folder.RUN) as process:
         assert process.wait(DEADLINE_S) == 7
     command = [pid for pid, role in roles(folder).items() if role == "server-master"]
     assert command == [run_folder.read_run(folder).server.pid]
-    [last] = [s for s in list(run_folder.read_processes(folder))[-1].processes if s.role == "server-master"] or [None]
-    assert last is None or last.cpu_user_s + last.cpu_system_s > 0.25
+    [*_, last] = [
+        sample for tick in run_folder.read_processes(folder) for sample in tick.processes if sample.pid == command[0]
+    ]
+    assert last.cpu_user_s + last.cpu_system_s > 0.25
     assert "1 process in all" in report(folder)
+
+
+# A signal just before a sleep is not lost.
+LATE = """
+import signal, sys, time
+from pathlib import Path
+
+def end(*_):
+    print("told", flush=True)
+    while not Path(sys.argv[1]).exists():
+        time.sleep(0.02)
+    sys.exit(3)
+
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, end)
+print("ready", flush=True)
+while True:
+    time.sleep(0.02)
+"""
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_command_that_is_told_to_end_is_recorded_until_it_has(tmp_path, number):
     """Ctrl-C at the terminal reaches both, TERM is passed on."""
     folder = tmp_path / "run"
-    script = "import signal, sys, time\nfor n in (2, 15): signal.signal(n, lambda *_: (time.sleep(0.5), sys.exit(3)))\n"
-    script += "print('ready', flush=True)\nwhile True: time.sleep(0.02)\n"  # a signal just before a sleep is not lost
-    with recording(folder, "--", sys.executable, "-c", script, stdout=subprocess.PIPE, process_group=0) as process:
+    command = [sys.executable, "-c", LATE, tmp_path / "end"]
+    with recording(folder, "--", *command, stdout=subprocess.PIPE, process_group=0) as process:
         assert process.stdout.readline() == "ready\n"
         before = len(list(run_folder.read_host(folder)))
         os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+        assert process.stdout.readline() == "told\n"
+        told = len(list(run_folder.read_host(folder)))
+        eventually(lambda: len(list(run_folder.read_host(folder))) >= told + 5, "its last half second")
+        (tmp_path / "end").touch()
         assert process.wait(DEADLINE_S) == 3
     ticks = list(run_folder.read_processes(folder))
-    assert len(ticks) >= before + 3  # its last half second
     [*_, last] = [sample for sample in ticks[-1].processes if sample.role == "recorder"]
     [*_, then] = [sample for sample in ticks[before].processes if sample.role == "recorder"]
     assert last.cpu_user_s - then.cpu_user_s < 0.3  # it slept between its ticks
@@ -141,7 +176,8 @@ def test_a_recorder_that_is_killed(tmp_path):
         eventually(lambda: len(list(run_folder.read_host(folder))) > 12, "more than a second")
         process.kill()
         process.wait()
-    lasted_s = (list(run_folder.read_host(folder))[-1].mono_ns - run_folder.read_run(folder).started_mono_ns) / 1e9
+    last = list(run_folder.read_processes(folder))[-1]  # of whose machine it may not have written any more
+    lasted_s = (last.mono_ns - run_folder.read_run(folder).started_mono_ns) / 1e9
     said = report(folder)
     assert "warning: the run was cut off" in said
     assert "the server, 2 processes in all, used" in said
@@ -174,7 +210,8 @@ def assert_ended_in_order(folder, server):
     run = run_folder.read_run(folder)
     assert (run.ended.how, run.server.pid) == ("completed", server)
     assert all(sample.uss_bytes for sample in list(run_folder.read_processes(folder))[-1].processes)  # a last sample
-    assert "warning" not in report(folder)
+    warnings = [line for line in report(folder).splitlines() if line.startswith("warning: ")]
+    assert [line for line in warnings if not line.startswith("warning: the recorder missed ")] == []  # it had to wait
 
 
 def test_a_recording_outlives_its_terminal_under_nohup(tmp_path):
@@ -322,16 +359,18 @@ def test_servers_of_others(public_folder, tmp_path, server, children):
                 eventually(lambda: process.pid in roles(folder), "the server listens and was found")
                 ticks = len(list(run_folder.read_host(folder)))
                 eventually(lambda: len(list(run_folder.read_host(folder))) > ticks + 12, "more than a second")
-                tree = {process.pid: "server-master", recorder.pid: "recorder"}
-                tree |= {child.pid: "server-worker" for child in psutil.Process(process.pid).children(recursive=True)}
+                before = psutil.Process(process.pid).children(recursive=True)
                 assert ended(recorder)[0] == 0
+                after = psutil.Process(process.pid).children(recursive=True)
         finally:
             process.send_signal(signal.SIGINT)
             process.wait(DEADLINE_S)
+    tree = {process.pid: "server-master", recorder.pid: "recorder"}
+    tree |= {child.pid: "server-worker" for child in before if child in after}  # postgres has some that come and go
     assert len(tree) >= 2 + children
     seen = roles(folder)
     assert {pid: seen.get(pid) for pid in tree} == tree
     assert [queue.waiting for queue in list(run_folder.read_host(folder))[-1].accept_queues] == [0]
     last = list(run_folder.read_processes(folder))[-1]
-    assert all(sample.uss_bytes and sample.threads for sample in last.processes)
+    assert tree.keys() <= {sample.pid for sample in last.processes if sample.uss_bytes and sample.threads}
     report(folder)

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from servers import DEADLINE_S, eventually, running
 
+from loadtest import client as client_module
 from loadtest.client import NOT, UploadClient
 from loadtest.wires import CLIENT_FAILURES, HostError, Target, parse_target
 from server.protocol import FAILURE_CODES, Reply, Timing, digest_of, encode_reply
@@ -208,7 +209,8 @@ def test_a_reply_in_single_bytes():
         assert client.upload("file", Bytes(b"data")).error is None
 
 
-def test_close_waits_for_the_servers_fin():
+def test_close_waits_for_the_servers_fin(monkeypatch):
+    monkeypatch.setattr(client_module, "CLOSE_LIMIT_S", DEADLINE_S)
     gate = threading.Event()
     results = []
 

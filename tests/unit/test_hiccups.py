@@ -32,13 +32,18 @@ def delays(meter, number=1):
 
 
 def test_its_sleeps_fill_the_time(meter):
-    delays(meter)
-    begun_s = time.monotonic()
-    found = delays(meter, 500)
-    took_s = time.monotonic() - begun_s
-    assert min(found) >= 0
-    assert len(found) / 1000 == pytest.approx(took_s, rel=0.2, abs=0.15)  # one each 1 ms, told ten times a second
-    assert len(meter.take()) < 200  # each is told once
+    """One each 1 ms, told once each, ten times a second. What a pause kept it from telling comes later, so it may take
+    more than one look."""
+
+    def fill_it():
+        delays(meter)
+        begun_s = time.monotonic()
+        found = [*delays(meter, 500), *meter.take().tolist()]
+        took_s = time.monotonic() - begun_s
+        assert min(found) >= 0
+        return len(found) / 1000 == pytest.approx(took_s, rel=0.2, abs=0.15)
+
+    eventually(fill_it, "as many as there were milliseconds")
 
 
 @pytest.mark.parametrize(
@@ -60,6 +65,7 @@ def test_a_pause_counts_for_its_time(meter):
     process = psutil.Process(meter.pid)
     process.suspend()
     eventually(lambda: process.status() == psutil.STATUS_STOPPED, "it has stopped")
+    meter.take()
     stopped_s = time.monotonic()
     eventually(lambda: time.monotonic() - stopped_s > 0.2, "it missed 200 sleeps")
     process.resume()
@@ -95,6 +101,7 @@ def test_one_that_died_says_nothing(meter):
     """The run goes on without."""
     os.kill(meter.pid, signal.SIGKILL)
     psutil.wait_procs([psutil.Process(meter.pid)], timeout=DEADLINE_S)
+    meter.take()  # what it said before
     assert meter.take().tolist() == []
 
 
@@ -102,8 +109,14 @@ def test_it_ends_with_the_load():
     """However that ended."""
     code = "import os; from loadtest.hiccup_meter import HiccupMeter; print(HiccupMeter().pid, flush=True); os._exit(0)"
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    pid = int(ended.stdout)
-    eventually(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, "it ends")
+    eventually(lambda: has_ended(int(ended.stdout)), "it ends")
+
+
+def has_ended(pid):
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def test_it_ends_when_nobody_reads():

@@ -223,7 +223,8 @@ def test_what_waits_is_not_made_yet():
 
 def test_waiting_for_an_uploader_is_no_schedule_lag():
     """What was due before the load process looked, was late by its own fault until it looked."""
-    with gated() as (host, gate), fake_load(host, arrival_rate="200", max_in_flight="2", plan="long") as load:
+    options = {"arrival_rate": "200", "max_in_flight": "2", "plan": "long", "phase_seconds": "600"}
+    with gated() as (host, gate), fake_load(host, **options) as load:
         begun_ns = time.monotonic_ns()
         model = OpenModel(load, begun_ns - NS // 2, 0, 1)
         soon(lambda: model.queued, "all uploaders are busy")
@@ -231,9 +232,8 @@ def test_waiting_for_an_uploader_is_no_schedule_lag():
         soon(lambda: model.queued > before + 10, "others became due")
         opened_ns = time.monotonic_ns()
         gate.set()
-        soon(model.finished.is_set, "all that was due has ended")
-        model.drain(0)
-    assert load.codes() == ["ok"] * 200
+        model.drain(DEADLINE_S)
+    assert set(load.codes()) == {"ok"}
     arrivals = [ended.arrival for ended in load.ended]
     late = [arrival for arrival in arrivals if arrival.intended_ns < begun_ns]
     assert len(late) >= 100
