@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 from bench.raw_sender import framed
-from loads import free_port
+from servers import free_port
 
 from server.ports import listening_root
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from hdrh.histogram import HdrHistogram
-from loads import LOCUST, Command, free_port, is_too_busy, started
-from servers import DEADLINE_S, Server
+from loads import LOCUST, Command, is_too_busy, started
+from servers import DEADLINE_S, Server, free_port
 
 from reports import run_folder
 from reports.run_folder import HistogramsLine, Outcome, Phase

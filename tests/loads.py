@@ -6,7 +6,6 @@ end of every test nobody may carry it any more. Its temporary files go to a fold
 """
 
 import os
-import random
 import re
 import signal
 import subprocess
@@ -18,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from servers import ROOT, all_pids, bindable, eventually
+from servers import ROOT, all_pids, eventually
 
 from reports import procfs, run_folder
 from reports.run_folder import RunFolderError, RunInfo, UploadsLine
@@ -179,16 +178,6 @@ def run(cwd: Path, *command: str) -> tuple[int, str]:
     """(exit code, all it said) of a command that ends by itself."""
     with started(cwd, *command) as job:
         return job.wait(), job.said()
-
-
-def free_port() -> int:
-    """Nobody has it, nor gets it by chance before it is used: the kernel gives those of another range to who connects,
-    or asks for any port, and two tests hardly ask for the same one at once."""
-    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    ports = range(10_000, first) if first > 20_000 else range(1024, 1 << 16)
-    while not bindable(port := random.SystemRandom().choice(ports)):
-        pass
-    return port
 
 
 def seconds(folder: Path) -> list[UploadsLine]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from benches import median_with_interval, our_server, pinned, send
-from loads import free_port
+from servers import free_port
 
 from server.batch import AT_ONCE
 

@@ -19,8 +19,7 @@ from shutil import which
 
 import psutil
 import pytest
-from loads import free_port
-from servers import eventually
+from servers import eventually, free_port
 
 from reports import run_folder
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 from benches import median_with_interval, our_server, send
-from loads import free_port
+from servers import free_port
 
 PAIRS = 60  # what is looked for is small beside what a second scatters by
 UPLOADS = ("--connections", "20", "--size", "4096", "--seconds", "1")

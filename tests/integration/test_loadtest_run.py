@@ -10,13 +10,12 @@ from loads import (
     assert_complete,
     assert_report,
     failures,
-    free_port,
     is_too_busy,
     pids_by_role,
     run,
     started,
 )
-from servers import eventually, running
+from servers import eventually, free_port, running
 
 from loadtest import credentials
 from loadtest.options import FIELDS

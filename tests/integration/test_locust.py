@@ -15,13 +15,12 @@ from loads import (
     assert_report,
     events,
     failures,
-    free_port,
     pids_by_role,
     run,
     seconds,
     started,
 )
-from servers import DEADLINE_S, eventually, running
+from servers import DEADLINE_S, eventually, free_port, running
 
 from loadtest.options import FIELDS
 from reports import run_folder

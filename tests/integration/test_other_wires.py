@@ -7,8 +7,8 @@ import socket
 import pytest
 from benches import NGINX, nginx
 from headless import ends_fine, host_of, load, measured, script, together, users
-from loads import acked, assert_complete, failures, free_port, started
-from servers import ROOT, eventually, running
+from loads import acked, assert_complete, failures, started
+from servers import ROOT, eventually, free_port, running
 
 from loadtest import payloads
 from reports import run_folder

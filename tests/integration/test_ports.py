@@ -16,7 +16,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
-from servers import DEADLINE_S, eventually, quiet_port
+from servers import DEADLINE_S, eventually, free_port
 
 from server import ports, scoreboard, sockets
 
@@ -249,7 +249,7 @@ def test_a_server_that_cannot_bind_names_the_holder(real_server: Program) -> Non
 
 
 def test_the_root_of_a_server_is_its_supervisor_even_after_it_was_replaced(start: Start) -> None:
-    first = start(PREFORK, quiet_port())
+    first = start(PREFORK, free_port())
     assert ports.listening_root(first.port) == first.pid
     assert ports.listening_root(first.port) == first.pid
     first.end()
@@ -375,7 +375,7 @@ def test_time_wait_alone_is_free_and_explained() -> None:
 
 
 def test_nothing_there_is_free_and_with_strict_an_exit_code_of_its_own() -> None:
-    port = quiet_port()
+    port = free_port()
     assert run("show", port).returncode == 0
     assert run("release", port).returncode == 0
     assert run("release", port, "--strict").returncode == 4
@@ -482,7 +482,7 @@ udp.bind(("127.0.0.1", int(sys.argv[1])))
 ready(udp.getsockname()[1])
 wait()
 """,
-        quiet_port(),  # which is not the TCP port of another test's server
+        free_port(),  # which is not the TCP port of another test's server
     )
     assert run("show", server.port).returncode == 0
     assert run("show", server.port, "--udp").returncode == 1

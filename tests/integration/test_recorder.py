@@ -13,8 +13,7 @@ import pages
 import psutil
 import pytest
 import servers
-from loads import free_port
-from servers import eventually
+from servers import eventually, free_port
 
 from reports.run_folder import read_events, read_host, read_processes
 

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from loads import free_port
-from servers import DEADLINE_S, ROOT, eventually, running
+from servers import DEADLINE_S, ROOT, eventually, free_port, running
 from terminals import WAYS, at_a_terminal, exit_code, shown_until, term
 
 from reports import run_folder

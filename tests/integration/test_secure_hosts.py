@@ -10,7 +10,7 @@ import pytest
 from headless import load, measured, serving, summary, together, users
 from loads import LOADTEST, acked, assert_complete, events, failures, started
 from secure import Certificates, Store, over_tls
-from servers import DEADLINE_S, quiet_port, running
+from servers import DEADLINE_S, free_port, running
 
 from reports import run_folder
 
@@ -232,7 +232,7 @@ def test_a_run_does_not_begin_with_a_server_that_is_not_to_be_trusted(tmp_path, 
 
 @pytest.mark.parametrize("host", ["tls://127.0.0.1:{port}", "unix://{path}"])
 def test_no_server(tmp_path, host):
-    host = host.format(port=quiet_port(), path=tmp_path / "socket")
+    host = host.format(port=free_port(), path=tmp_path / "socket")
     done = loadtest("run", "--host", host, "--users", 1, cwd=tmp_path)
     assert refusal(done, code=2).startswith(f"Error: no server at {host}: ")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import DEADLINE_S, ROOT, Client, Server, eventually, quiet_port, running, upload
+from servers import DEADLINE_S, ROOT, Client, Server, eventually, free_port, running, upload
 
 from server.logs import LINES
 from server.protocol import UploadHeader
@@ -250,7 +250,7 @@ def test_status_without_a_choice_tells_of_every_server_of_this_user() -> None:
 
 
 def test_a_server_that_is_not_there_is_one_line() -> None:
-    with running("--listen", f"127.0.0.1:{quiet_port()}") as server:
+    with running("--listen", f"127.0.0.1:{free_port()}") as server:
         [worker] = server.workers()
         told = command("status", "--pid", worker, code=1)
         assert told.stderr == f"Error: pid {worker} is no running server; its workers have other pids than it has\n"

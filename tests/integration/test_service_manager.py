@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from certificates import Authority
 from crowd import crowd
-from servers import DEADLINE_S, ROOT, Client, eventually, quiet_port, running, upload
+from servers import DEADLINE_S, ROOT, Client, eventually, free_port, running, upload
 
 from server import systemd
 
@@ -157,7 +157,7 @@ def test_what_is_of_no_use_is_one_line(
 @pytest.mark.skipif(shutil.which("systemd-socket-activate") is None, reason="no systemd here")
 def test_systemds_own_activator(tmp_path: Path) -> None:
     """The first connection starts the server, and is served."""
-    port = quiet_port()
+    port = free_port()
     command = ["systemd-socket-activate", "-l", f"127.0.0.1:{port}", "-E", "PATH", "-E", f"PYTHONPATH={ROOT}"]
     command += [sys.executable, "-m", "server", "--discard", "--workers", "1"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from headless import script
-from servers import DEADLINE_S, eventually, quiet_port, running
+from servers import DEADLINE_S, eventually, free_port, running
 
 from server.protocol import Limits, ServerConnection
 
@@ -115,7 +115,7 @@ def test_a_name_that_is_not_text(tmp_path):
 
 def test_no_server(tmp_path):
     (tmp_path / "file").touch()
-    port = quiet_port()
+    port = free_port()
     said = refusal(upload(at(port), tmp_path / "file"))
     assert f"connect_refused: nobody listens at the address (tcp://127.0.0.1:{port})" in said
 
@@ -125,7 +125,7 @@ def test_a_web_server(tmp_path):
     (tmp_path / "load-1").write_bytes(bytes(100_000))
     (tmp_path / "load-2").touch()
     (tmp_path / "other").touch()
-    port = quiet_port()
+    port = free_port()
     with script(tmp_path, "http_store.py", str(port)):
         eventually(lambda: accepts(port), "the web server listens")
         done = upload("--host", f"http://127.0.0.1:{port}/dir", tmp_path / "load-1", tmp_path / "load-2")

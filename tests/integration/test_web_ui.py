@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import psutil
 import pytest
-from loads import LOCUST, Command, acked, assert_complete, events, failures, free_port, seconds, started
-from servers import DEADLINE_S, ROOT, eventually, running
+from loads import LOCUST, Command, acked, assert_complete, events, failures, seconds, started
+from servers import DEADLINE_S, ROOT, eventually, free_port, running
 
 from loadtest.options import OPTIONS
 from reports import run_folder
