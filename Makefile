@@ -18,15 +18,17 @@ LOAD_OPTIONS = $(if $(USERS),--users '$(USERS)') $(if $(RATE),--arrival-rate '$(
   $(if $(PHASE_SECONDS),--phase-seconds '$(PHASE_SECONDS)') $(if $(PAYLOADS),--payloads '$(PAYLOADS)') \
   $(if $(PAYLOAD_DIR),--payload-dir '$(PAYLOAD_DIR)') $(if $(HOST),--host '$(HOST)')
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Tests of a file share what it starts. More workers than cores: most of a test is waiting.
+IN_PARALLEL := -n 5 --dist loadfile
 # Or numpy starts a thread a core in every process, and none here has work for them.
 export OPENBLAS_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve killport loadtest compare test soak fuzz lint bench clean
+.PHONY: help install serve killport loadtest compare test test-slow soak fuzz lint bench clean
 
 help: ## this list
 	@echo "socketswarm: load-test a TCP upload server. Targets:"
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "socketswarm needs Python 3.11 or newer; this is $$($(PYTHON) --version). Name another one: make PYTHON=python3.11 ..."; exit 1; }
@@ -55,8 +57,11 @@ compare: $(RUN_STAMP) ## which is better: A='--workers 1' B='--workers 2' PAIRS=
 	@exec $(BIN)/python -m loadtest compare --a '$(A)' --b '$(B)' $(if $(PAIRS),--pairs '$(PAIRS)') \
 	  $(if $(TOLERANCE),--tolerance '$(TOLERANCE)') $(LOAD_OPTIONS)
 
-test: $(DEV_STAMP) ## run the tests
-	@exec $(BIN)/python -m pytest -n 5 --dist loadfile
+test: $(DEV_STAMP) ## run the tests, but for the slow ones
+	@exec $(BIN)/python -m pytest $(IN_PARALLEL) -m 'not slow'
+
+test-slow: $(DEV_STAMP) ## run those that try the same thing at more moments, bytes and sockets
+	@exec $(BIN)/python -m pytest $(IN_PARALLEL) -m slow
 
 lint: $(DEV_STAMP) ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .

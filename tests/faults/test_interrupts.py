@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from loads import END_S, LOADTEST, assert_complete, assert_report
+from slow import first_of
 from terminals import WAYS, at_a_terminal, close_the_terminal, exit_code, shown_until
 
 from reports import render, run_folder
@@ -65,7 +66,7 @@ def after_the_report(job):
     return has(job, run_folder.REPORT_HTML)
 
 
-BEFORE = [while_python_imports, before_the_server_listens, while_locust_starts, in_the_ramp_up, in_a_measure_phase]
+BEFORE = [in_a_measure_phase, while_python_imports, before_the_server_listens, while_locust_starts, in_the_ramp_up]
 AT_THE_END = [in_the_drain, while_the_report_is_built, after_the_report]
 
 
@@ -101,7 +102,7 @@ def assert_folder(job):
         assert list(folder.glob(".*")) == []  # what was to be put in place whole
 
 
-@pytest.mark.parametrize("moment", BEFORE + AT_THE_END, ids=lambda moment: moment.__name__)
+@pytest.mark.parametrize("moment", first_of(BEFORE + AT_THE_END), ids=lambda moment: moment.__name__)
 def test_a_run_is_ended(tmp_path, moment):
     command = [*RUN, *(SHORT if moment in AT_THE_END else LONG)]
     with ExitStack() as stack:
@@ -116,6 +117,7 @@ def test_a_run_is_ended(tmp_path, moment):
             assert_folder(job)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1])
 def test_a_run_is_ended_whenever(tmp_path, seed):
     """Between the moments that have a name there are others."""
@@ -162,6 +164,7 @@ def end_each_when(runs, moments):
     return over
 
 
+@pytest.mark.slow
 def test_a_run_outlives_its_terminal_under_nohup(tmp_path):
     with at_a_terminal(tmp_path / "run", "nohup", *RUN, *SHORT) as (job, terminal):
         shown_until(terminal, lambda: in_the_ramp_up(job), "the run's begin")

@@ -7,6 +7,7 @@ import signal
 import pytest
 from loads import LOADTEST, acked, assert_complete, assert_report, events, failures, started
 from servers import eventually
+from slow import first_of
 
 from reports import chart_lines, run_folder
 from reports.analysis import analyse
@@ -25,7 +26,7 @@ def workers(job):
     return {sample.slot: sample.pid for sample in samples if sample.role == "server-worker"}
 
 
-@pytest.mark.parametrize("model", ["closed", "open"])
+@pytest.mark.parametrize("model", first_of(["closed", "open"]))
 def test_a_worker_is_killed(tmp_path, model):
     command = RUN if model == "closed" else [*START, "--arrival-rate", str(RATE)]
     with started(tmp_path, *command, "--phase-seconds", str(MEASURE_S)) as job:

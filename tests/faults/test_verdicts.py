@@ -23,6 +23,7 @@ from headless import (
 )
 from loads import acked, events, failures, started
 from servers import eventually, running
+from slow import first_of
 
 from loadtest.wires import CLIENT_FAILURES
 from reports import run_folder
@@ -105,10 +106,10 @@ def test_a_server_that_lies(tmp_path):
         assert "size_differs" in report
 
 
-@pytest.mark.parametrize("model", BOTH.values(), ids=BOTH)
+@pytest.mark.parametrize("model", first_of(BOTH))
 def test_a_server_that_dies(model, tmp_path):
     with running(exit_code=-signal.SIGKILL) as server:
-        with started(tmp_path, *load(host_of(server), "--plan", "long", "--phase-seconds", "6", *model)) as job:
+        with started(tmp_path, *load(host_of(server), "--plan", "long", "--phase-seconds", "6", *BOTH[model])) as job:
             job.in_phase("long-1")
             os.kill(server.pid, signal.SIGKILL)
             job.wait()
@@ -156,7 +157,7 @@ def test_the_last_load_process_dies(tmp_path):
         only.wait()
 
 
-@pytest.mark.parametrize("model", list(BOTH))
+@pytest.mark.parametrize("model", first_of(BOTH))
 def test_a_load_process_that_leaves(tmp_path, model):
     """In good order, and with its counts. Its arrivals would be nobody's; users go to the other."""
     options = ["--plan", "long", "--phase-seconds", "6", *BOTH[model]]
@@ -174,7 +175,7 @@ def test_a_load_process_that_leaves(tmp_path, model):
         assert [other.wait() for other in others] == [0, 0]
 
 
-@pytest.mark.parametrize("name", [run_folder.UPLOADS, run_folder.EVENTS])
+@pytest.mark.parametrize("name", first_of([run_folder.UPLOADS, run_folder.EVENTS]))
 def test_a_disk_that_is_full(tmp_path, name):
     """What nobody can write down ends the run: it would go on for ever, and nobody would know how it went."""
     folder = tmp_path / "run"

@@ -20,6 +20,7 @@ def compared(cwd):
     return json.loads(written.read_text())
 
 
+@pytest.mark.slow
 def test_in_turned_order_and_compared(tmp_path):
     """Too few to tell, which is an exit code of its own: silence would pass for "no difference"."""
     with started(tmp_path, *COMPARE, "--a", "--workers 1", "--b", "--workers 2", "--pairs", "2", *SHORT) as job:

@@ -139,6 +139,7 @@ def test_nothing_was_measured(tmp_path):
 # ── Ctrl-C ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_ctrl_c_once_more_while_the_report_is_built(tmp_path):
     """As a terminal does it: to the whole process group. Single ones at any moment: test_interrupts.py."""
     with started(tmp_path, *RUN, *LONG) as job:
@@ -153,6 +154,7 @@ def test_ctrl_c_once_more_while_the_report_is_built(tmp_path):
     assert "report.html" in job.said()
 
 
+@pytest.mark.slow
 def test_a_closed_terminal(tmp_path):
     """And a server of somebody else, which is left running."""
     with running() as server:
@@ -168,6 +170,7 @@ def test_a_closed_terminal(tmp_path):
         assert acked(folder) == server.stored()
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_does_not_wait(tmp_path):
     """A stopped Locust would never finish its uploads."""
     with started(tmp_path, *RUN, *LONG) as job:

@@ -21,6 +21,7 @@ from loads import (
     started,
 )
 from servers import DEADLINE_S, eventually, free_port, running
+from slow import first_of
 
 from loadtest.options import FIELDS
 from reports import run_folder
@@ -147,7 +148,7 @@ def test_a_master_and_two_workers_have_one_run_folder(tmp_path):
     assert len(pids["hiccup-meter"]) == len(workers)  # one on the core of each that makes load
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["TERM", "INT"])
+@pytest.mark.parametrize("number", first_of([signal.SIGTERM, signal.SIGINT]), ids=["TERM", "INT"])
 def test_a_signal_in_a_run_leaves_its_report(tmp_path, number):
     """Before anything was measured, so its exit code says that there are no numbers."""
     options = ["--plan", "long", "--phase-seconds", "600", "--warm-up", "600"]

@@ -192,6 +192,7 @@ def is_recorded(job, ticks=4):
     return len(list(run_folder.read_host(job.cwd / "run"))) >= ticks and run_folder.read_run(job.cwd / "run")
 
 
+@pytest.mark.slow
 def test_a_recording_is_ended(tmp_path):
     """Whichever way, its folder is complete. All at the same time, of one server."""
     with running() as server, ExitStack() as stack:
@@ -213,6 +214,7 @@ def assert_ended_in_order(folder, server):
     assert [line for line in warnings if not line.startswith("warning: the recorder missed ")] == []  # it had to wait
 
 
+@pytest.mark.slow
 def test_a_recording_outlives_its_terminal_under_nohup(tmp_path):
     with running() as server:
         command = ["nohup", *RECORD, "--interval", "0.1", "--out", "run", "--port", str(server.port)]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from slow import first_of
 
 from reports import run_folder
 from reports.analysis import analyse
@@ -173,7 +174,7 @@ def alarms(relabelled, tolerance=0.0):
     return any(finding.outcome in ("better", "worse") for one in found.against for finding in one.findings)
 
 
-@pytest.mark.parametrize("in_blocks", [True, False])
+@pytest.mark.parametrize("in_blocks", first_of([True, False]))
 def test_a_thing_compared_with_itself_raises_few_alarms(repeat, in_blocks):
     """40 runs of one thing that drifts, scatters and has spells, relabelled 400 times: alarms in at most 5 %."""
     chance = random.Random(11)
