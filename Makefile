@@ -18,8 +18,8 @@ LOAD_OPTIONS = $(if $(USERS),--users '$(USERS)') $(if $(RATE),--arrival-rate '$(
   $(if $(PHASE_SECONDS),--phase-seconds '$(PHASE_SECONDS)') $(if $(PAYLOADS),--payloads '$(PAYLOADS)') \
   $(if $(PAYLOAD_DIR),--payload-dir '$(PAYLOAD_DIR)') $(if $(HOST),--host '$(HOST)')
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# Tests of a file share what it starts. More workers than cores: most of a test is waiting.
-IN_PARALLEL := -n 5 --dist loadfile
+# Tests of a file share what it starts. More workers than cores: most of a test is waiting. What takes long comes first.
+IN_PARALLEL := -n 5 --dist loadfile --no-loadscope-reorder
 # Or numpy starts a thread a core in every process, and none here has work for them.
 export OPENBLAS_NUM_THREADS := 1
 

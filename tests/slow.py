@@ -1,4 +1,4 @@
-"""The same test once more, at another moment, byte or socket: `make test` tries the first, `make test-slow` the others."""
+"""The same once more, at another moment, byte or socket: `make test` tries the first of them, `make test-slow` the rest."""
 
 from collections.abc import Iterable
 from typing import Any
