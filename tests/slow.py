@@ -1,4 +1,4 @@
-"""The same once more, at another moment, byte or socket: `make test` tries the first of them, `make test-slow` the rest."""
+"""The same once more, at another moment, byte or socket: `make test` tries the first, and `make test-slow` the rest."""
 
 from collections.abc import Iterable
 from typing import Any
