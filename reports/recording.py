@@ -67,7 +67,8 @@ def _record(
 
     def started(server: ServerInfo | None) -> None:
         _write(out, msgspec.structs.replace(info, server=server))
-        who = "nobody listens there yet" if server is None else f"pid {server.pid}"
+        nobody = "nobody listens there yet" if subject.pid is None else "it has ended already"
+        who = nobody if server is None else f"pid {server.pid}"
         _tell(f"recording {subject} ({who}) into {out}; Ctrl-C ends it")
 
     def pass_on(number: int, _: FrameType | None) -> bool:
