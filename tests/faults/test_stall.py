@@ -1,4 +1,4 @@
-"""All workers stop together for a second: the open model shows it; the closed model, which stops too, does not."""
+"""All workers stop together for two seconds: the open model shows it; the closed model, which stops too, does not."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from headless import histogram, host_of, load, measured, users
 from loads import acked, failures, started
 from servers import running
 
-RATE, MEASURE_S, STALL_S, USERS = 500, 10, 1.0, 20
+RATE, MEASURE_S, STALL_S, USERS = 500, 12, 2.0, 20
 
 
 def longer(durations, than_s):
