@@ -47,6 +47,9 @@ class Bytes:
 class Uploader(Protocol):
     """Uploads one file after the other over its connection; returns the code of a failure."""
 
+    worker: int
+    """Pid of the worker that its connection is known to be with, since that answered before; 0 while it is not."""
+
     def upload(self, name: str, body: Bytes, last: bool) -> str | None: ...
 
     def close(self) -> None: ...
@@ -54,6 +57,8 @@ class Uploader(Protocol):
 
 class LoadClient:
     """The project's own."""
+
+    worker = 0
 
     def __init__(self, port: int) -> None:
         self._client = UploadClient(parse_target(f"tcp://127.0.0.1:{port}"), timeout_s=30)
@@ -72,11 +77,13 @@ class OtherClient:
     def __init__(self, connect: Callable[[], Client]) -> None:
         self._connect = connect
         self._client: Client | None = None
+        self.worker = 0
 
     def upload(self, name: str, body: Bytes, last: bool) -> str | None:
         try:
             if self._client is None or _is_stale(self._client):
                 self.close()
+                self.worker = 0
                 self._client = self._connect()
             reply = self._client.upload(body.content, name, **({"connection": "close"} if last else {}))
         except (ConnectionRefusedError, FileNotFoundError):
@@ -84,6 +91,7 @@ class OtherClient:
         except (OSError, RemoteProtocolError):
             self.close()
             return "connection_lost"
+        self.worker = reply.pid
         if reply.connection == "close":
             self.close()
         if reply.code == "ok" and reply.digest != body.digest():
@@ -118,12 +126,12 @@ class Crowd:
     connect: Callable[[], Uploader]
     acknowledged: dict[str, str] = field(default_factory=dict)
     """Digest by name."""
-    failures: list[tuple[float, str]] = field(default_factory=list)
-    """(monotonic second, code)."""
+    failures: list[tuple[float, str, int]] = field(default_factory=list)
+    """(monotonic second, code, worker)."""
     _over: threading.Event = field(default_factory=threading.Event)
 
     def codes(self) -> Counter[str]:
-        return Counter(code for _, code in self.failures)
+        return Counter(code for _, code, _ in self.failures)
 
     def go_on(self, uploads: int = 50) -> None:
         """Wait until so many more have been acknowledged."""
@@ -148,7 +156,7 @@ class Crowd:
             if error is None:
                 self.acknowledged[name] = str(body.digest())
             else:
-                self.failures.append((time.monotonic(), error))
+                self.failures.append((time.monotonic(), error, client.worker))
                 self._over.wait(0.02)  # a server that is gone refuses 10,000 times a second
         client.close()
 
