@@ -19,12 +19,14 @@ import errno
 import os
 import select
 import socket
+import ssl
 import struct
 import sys
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+LEFT_WITHIN_S = 1.0
 SEND_PIECE_BYTES = 1 << 20  # then others get a turn: one large upload must not hold up the other users
 
 _RECEIVE_BYTES = 64 << 10
@@ -47,6 +49,21 @@ def lookup(host: str, port: int) -> list[Address]:
     except socket.gaierror:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         return [(family, where) for family, _, _, _, where in found]
+
+
+def leave(sock: socket.socket) -> None:
+    """End a connection that was only a question, once the server has let it in and closed it as well. Whoever counts
+    from now on does not count it: a busy server lets it in later than the kernel connects it. Another's server may not
+    care for ends; it is left after a second."""
+    sock.settimeout(LEFT_WITHIN_S)
+    try:
+        if isinstance(sock, ssl.SSLSocket):
+            sock.unwrap()  # sends our goodbye and waits for theirs
+        else:
+            sock.shutdown(socket.SHUT_WR)
+            sock.recv(1)
+    except OSError:
+        pass
 
 
 class Waiter(Protocol):

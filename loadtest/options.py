@@ -17,6 +17,7 @@ from loadtest import arrivals, credentials, payloads, phases, wires
 from loadtest.arrivals import ArrivalError, Profile
 from loadtest.client import Close, Closer
 from loadtest.credentials import CredentialsError
+from loadtest.link import leave
 from loadtest.payloads import PayloadError
 from loadtest.phases import PlanError
 from loadtest.tls_link import in_words
@@ -283,10 +284,14 @@ def _reach(options: LoadOptions) -> None:
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(ANSWERS_WITHIN_S)
             sock.connect(target.path)
+            leave(sock)
         return
     with socket.create_connection(target.address, timeout=ANSWERS_WITHIN_S) as sock:
-        if options.tls is not None:
-            options.tls.wrap_socket(sock, server_hostname=target.host).close()
+        if options.tls is None:
+            leave(sock)
+        else:
+            with options.tls.wrap_socket(sock, server_hostname=target.host) as secured:
+                leave(secured)
 
 
 def _seconds(text: Mapping[str, str], field: str, *, at_least: float = 0) -> float:

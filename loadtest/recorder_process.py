@@ -15,6 +15,7 @@ import gevent
 import msgspec
 import psutil
 
+from loadtest.link import leave
 from loadtest.wires import Target
 from reports import environment as machine
 from reports.run_folder import ServerInfo
@@ -42,6 +43,7 @@ def _listener_of(path: str) -> int | None:
             sock.settimeout(RECORDER_TIMEOUT_S)
             sock.connect(path)
             credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+            leave(sock)
     except OSError:
         return None
     pid: int = _UCRED.unpack(credentials)[0]

@@ -2,16 +2,21 @@
 one; and that a token is nowhere to be found afterwards."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+from certificates import Authority
 from headless import load, measured, serving, summary, together, users
 from loads import LOADTEST, acked, assert_complete, events, failures, started
 from secure import Certificates, Store, over_tls
 from servers import DEADLINE_S, free_port, running
 
+from loadtest import link
+from loadtest.options import DEFAULTS, check_server, validate
 from reports import run_folder
 
 TOKEN = "a-token-that-nobody-may-see"
@@ -272,3 +277,24 @@ with serving(Store().serve, Path(sys.argv[1])):
     print("ready", flush=True)
     time.sleep(600)
 """
+
+
+# ── a question ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "unix", "tls"])
+def test_who_only_asks_whether_it_is_there_is_let_in_before_a_run_begins(scheme, tmp_path, monkeypatch):
+    """Or a busy server would count the question among the run's connections."""
+    monkeypatch.setattr(link, "LEFT_WITHIN_S", DEADLINE_S)
+    authority = Authority(tmp_path)
+    listening = {"tcp": [], "unix": ["--listen", f"unix://{tmp_path}/s"], "tls": ["--tls-cert", authority.server()]}
+    with running(*listening[scheme]) as server:
+        host = f"unix://{tmp_path}/s" if scheme == "unix" else f"{scheme}://127.0.0.1:{server.port}"
+        chosen = validate(host, DEFAULTS | ({"ca": str(authority.file)} if scheme == "tls" else {}))
+        [worker] = server.workers()
+        os.kill(worker, signal.SIGSTOP)
+        goes_on = threading.Timer(0.3, os.kill, (worker, signal.SIGCONT))
+        goes_on.start()
+        check_server(chosen, host)
+        assert server.slots()[0].connections_accepted == 1
+        goes_on.join()
