@@ -10,7 +10,7 @@ It answers whoever reaches its port, so it can do nothing else (`confinement`): 
 the events, gives everything else up, and only then answers. It writes nothing, and takes no orders.
 
 Hostile clients keep others from the page at most, never from uploading: few threads, few connections, small requests,
-ten seconds for each connection whatever it does, 3 % of a core for all together, and that only while no worker wants
+ten seconds for each connection whatever it does, 2 % of a core for all together, and that only while no worker wants
 it. Where the page is on loopback, only names of loopback are taken for a Host: any website could otherwise have
 its own name point there, and read the page in the browser of somebody who visits it (DNS rebinding). No answer has a
 text of the request in it.
@@ -19,6 +19,7 @@ A beat goes the way of a request, through the loop and one of the threads, so th
 answered. The supervisor kills whoever is silent.
 """
 
+import gc
 import ipaddress
 import logging
 import os
@@ -54,7 +55,7 @@ BEAT_S = 1.0
 CONNECTION_S = 10.0
 CONNECTIONS = 100
 THREADS = 2
-CPU_SHARE = 0.03  # of a core
+CPU_SHARE = 0.02  # of a core
 CPU_SAVED_S = 0.2  # that may be used at once after a time of rest: a browser asks several times
 LONGEST_PAUSE_S = 0.3  # a pause is no hang
 STATE_BYTES = 1 << 20
@@ -260,6 +261,7 @@ def _serve(listener: socket.socket, channel: socket.socket, supervisor: int) -> 
     if problem := confinement.confine():
         log.warning("nothing but its own code keeps it from the store: %s", problem)
     die_with(supervisor)  # anew, since the kernel forgets it when the user changes
+    gc.freeze()  # what was loaded stays, and needs no looking through
     # Now that all is loaded: a flood of requests makes no worker wait, for this class gives way to every other at once.
     # Being nice was not enough: a worker that woke up had to wait for the end of the helper's turn.
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

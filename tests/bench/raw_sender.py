@@ -5,16 +5,20 @@ nothing but what keeps a server busy, so that the server is what is measured.
 
 A closed loop on epoll: each connection sends its next frame as soon as the last one was answered. With --close each
 upload has a connection of its own, for which as little as possible is done: the next one is made when the server has
-closed this one, and its reply is looked at only then. Prints one JSON object: uploads, seconds, sender_cpu (share of
-its core; over 0.8 the sender may have been the limit).
+closed this one, and its reply is looked at only then. A large frame is a file in memory, whose pages the kernel takes
+as they are (sendfile(2)): copied, they would keep the sender as busy as the server. Prints one JSON object: uploads,
+seconds, sender_cpu (share of its core; over 0.8 the sender may have been the limit).
 """
 
 import _socket
 import argparse
 import json
+import os
 import select
 import socket
 import time
+
+LARGE_BYTES = 1 << 20
 
 
 def framed(name: str, body: bytes, close: bool) -> bytes:
@@ -47,14 +51,36 @@ def http_ok(reply: bytes) -> bool:
     return True
 
 
+class Frame:
+    """One prebuilt upload, of which any part can be sent."""
+
+    def __init__(self, data: bytes) -> None:
+        self.size = len(data)
+        self._data, self._fd = memoryview(data), -1
+        if self.size >= LARGE_BYTES:
+            self._fd = os.memfd_create("frame")
+            with open(self._fd, "wb", closefd=False) as file:
+                file.write(data)
+            self._data = memoryview(b"")
+
+    def send(self, sock: socket.socket, sent: int) -> int:
+        """Send what comes behind the first `sent` bytes; returns how many are sent now."""
+        try:
+            if self._fd >= 0:
+                return sent + os.sendfile(sock.fileno(), self._fd, sent, self.size - sent)
+            return sent + sock.send(self._data[sent:] if sent else self._data)
+        except BlockingIOError:  # what was sent before is not acknowledged yet
+            return sent
+
+
 class Sender:
     """`connections` sockets to one port, each with its own frames, sent in turn."""
 
     def __init__(self, port: int, frames: list[list[bytes]], whole) -> None:
         self._address = ("127.0.0.1", port)
-        self._frames, self._whole = frames, whole
+        self._frames, self._whole = [[Frame(data) for data in some] for some in frames], whole
         self._next = [0] * len(frames)
-        self._unsent = [b""] * len(frames)
+        self._sent = [0] * len(frames)
         self._reply = [b""] * len(frames)
         self._epoll = select.epoll()
         self._by_fd: dict[int, int] = {}
@@ -90,24 +116,15 @@ class Sender:
         self._start(index)
 
     def _start(self, index: int) -> None:
-        frames = self._frames[index]
-        frame = frames[self._next[index]]
-        self._next[index] = (self._next[index] + 1) % len(frames)
-        try:
-            sent = self._sockets[index].send(frame)
-        except BlockingIOError:  # what it sent before is not acknowledged yet
-            sent = 0
-        if sent < len(frame):
-            self._unsent[index] = memoryview(frame)[sent:]
+        frame = self._frames[index][self._next[index]]
+        self._sent[index] = frame.send(self._sockets[index], 0)
+        if self._sent[index] < frame.size:
             self._epoll.modify(self._sockets[index].fileno(), select.EPOLLIN | select.EPOLLOUT)
 
     def _send(self, index: int) -> None:
-        try:
-            sent = self._sockets[index].send(self._unsent[index])
-        except BlockingIOError:
-            return
-        self._unsent[index] = self._unsent[index][sent:]
-        if not self._unsent[index]:
+        frame = self._frames[index][self._next[index]]
+        self._sent[index] = frame.send(self._sockets[index], self._sent[index])
+        if self._sent[index] == frame.size:
             self._epoll.modify(self._sockets[index].fileno(), select.EPOLLIN)
 
     def _receive(self, index: int) -> None:
@@ -120,6 +137,7 @@ class Sender:
             return
         self._reply[index] = b""
         self.uploads += 1
+        self._next[index] = (self._next[index] + 1) % len(self._frames[index])
         self._start(index)
 
 
