@@ -16,6 +16,7 @@ import pytest
 from certificates import Authority
 from crowd import crowd
 from servers import ROOT, Client, Server, bindable, eventually, running, session, upload
+from slow import first_of
 from terminals import at_a_terminal
 
 from server.supervisor import KILL_AFTER_DRAIN_S
@@ -43,7 +44,7 @@ def titles(server: Server) -> set[str]:
 # ── Nobody notices ──
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", first_of(MODES))
 def test_reloads_fail_no_upload(mode: str, tmp_path: Path) -> None:
     with running("--accept", mode, store=tmp_path / "store", workers=2) as server, crowd(server.port) as load:
         for reload in range(1, 4):
@@ -56,7 +57,7 @@ def test_reloads_fail_no_upload(mode: str, tmp_path: Path) -> None:
     load.assert_stored(tmp_path / "store")
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", first_of(MODES))
 def test_more_and_fewer_workers_fail_no_upload(mode: str, tmp_path: Path) -> None:
     with running("--accept", mode, store=tmp_path / "store", workers=2) as server, crowd(server.port) as load:
         for _ in range(2):
@@ -69,7 +70,7 @@ def test_more_and_fewer_workers_fail_no_upload(mode: str, tmp_path: Path) -> Non
     load.assert_stored(tmp_path / "store")
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", first_of(MODES))
 def test_the_end_resets_nobody(mode: str, tmp_path: Path) -> None:
     """Who comes afterwards is refused, which is the truth; who was there has its answer."""
     with running("--accept", mode, store=tmp_path / "store", workers=2) as server, crowd(server.port) as load:

@@ -145,6 +145,7 @@ def test_a_load_process_that_dies(tmp_path):
             assert [other.wait() for other in others] == [-signal.SIGKILL, 0]
 
 
+@pytest.mark.slow
 def test_the_last_load_process_dies(tmp_path):
     """Locust sees that before we do, and stops the test."""
     options = ["--plan", "long", "--phase-seconds", "600", *BOTH["closed"]]

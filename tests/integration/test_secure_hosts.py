@@ -242,6 +242,7 @@ def test_no_server(tmp_path, host):
     assert refusal(done, code=2).startswith(f"Error: no server at {host}: ")
 
 
+@pytest.mark.slow
 def test_a_server_that_is_lost_over_a_unix_socket(tmp_path):
     """The recording of the load goes on."""
     path = tmp_path / "socket"
