@@ -5,6 +5,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 NAMES = ("127.0.0.1", "::1", "localhost")
 
@@ -43,3 +49,11 @@ class Authority:
         new.touch(mode=0o600)
         certificate.private_key_and_cert_chain_pem.write_to_path(new)
         return new.rename(path)
+
+
+def locked(key: Path) -> Path:
+    """The same key in a file beside it, with a passphrase."""
+    private = load_pem_private_key(key.read_bytes(), None)
+    path = key.with_suffix(".locked")
+    path.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"sesame")))
+    return path

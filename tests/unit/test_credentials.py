@@ -3,9 +3,9 @@
 import os
 import re
 import ssl
-import subprocess
 
 import pytest
+from certificates import locked
 from hypothesis import given
 from hypothesis import strategies as st
 from secure import Certificates
@@ -188,13 +188,11 @@ def test_a_key_of_another_certificate(issued):
     mistake("cert: there is no .*: key values mismatch", cert=issued.client()[0], key=issued.client("other")[1])
 
 
-def test_a_key_with_a_password_is_not_asked_for(issued, tmp_path):
+def test_a_key_with_a_password_is_not_asked_for(issued):
     """Nobody could answer: a load process has no terminal."""
     cert, key, _ = issued.client()
-    locked = tmp_path / "locked.pem"
-    command = ["openssl", "pkey", "-in", str(key), "-aes256", "-passout", "pass:secret", "-out", str(locked)]
-    subprocess.run(command, check=True, capture_output=True)
-    mistake(f"cert: the key in '{locked}' has a password: decrypt it", cert=cert, key=locked)
+    secret = locked(key)
+    mistake(f"cert: the key in '{secret}' has a password: decrypt it", cert=cert, key=secret)
 
 
 @given(st.sampled_from(FIELDS), st.text(), st.sampled_from(["tcp://h:1", "tls://h:1", "unix:///s", "http://h:1"]))
