@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -112,6 +113,7 @@ def repository(tmp_path):
     return tmp_path, git
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="no git here")
 def test_git_state(repository, monkeypatch):
     folder, git = repository
     assert environment.git_state(folder) == (None, None)
