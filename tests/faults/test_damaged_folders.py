@@ -26,6 +26,15 @@ from reports.__main__ import main
 LINES = [run_folder.PROCESSES, run_folder.HOST, run_folder.UPLOADS, run_folder.LOAD, run_folder.EVENTS]
 BUILT = [run_folder.SUMMARY, run_folder.REPORT_HTML, run_folder.REPORT_MD]
 
+# What is recorded: it ends when there are some ticks of it.
+UNTIL_RECORDED = """
+import time
+from pathlib import Path
+ticks = Path("run", "host.jsonl")
+while not ticks.exists() or ticks.read_bytes().count(b"\\n") < 5:
+    time.sleep(0.02)
+"""
+
 pytestmark = pytest.mark.filterwarnings("error")  # they would be lines on standard error
 
 
@@ -44,7 +53,7 @@ def real_run(tmp_path_factory):
 def real_recording(tmp_path_factory):
     cwd = tmp_path_factory.mktemp("recording")
     record = [sys.executable, "-m", "reports", "record", "--interval", "0.1", "--out", "run", "--"]
-    code, said = run(cwd, *record, sys.executable, "-c", "import time; time.sleep(0.5)")
+    code, said = run(cwd, *record, sys.executable, "-c", UNTIL_RECORDED)
     assert code == 0, said
     return cwd / "run"
 
