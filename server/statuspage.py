@@ -10,8 +10,8 @@ It answers whoever reaches its port, so it can do nothing else (`confinement`): 
 the events, gives everything else up, and only then answers. It writes nothing, and takes no orders.
 
 Hostile clients keep others from the page at most, never from uploading: few threads, few connections, small requests,
-ten seconds for each connection whatever it does, 2 % of a core for all together, and that only while no worker wants
-it. Where the page is on loopback, only names of loopback are taken for a Host: any website could otherwise have
+ten seconds for each connection whatever it does, 1 % of a core for all together (2 % in the first second after a rest),
+and that only while no worker wants it. Where the page is on loopback, only names of loopback are taken for a Host: any website could otherwise have
 its own name point there, and read the page in the browser of somebody who visits it (DNS rebinding). No answer has a
 text of the request in it.
 
@@ -55,8 +55,8 @@ BEAT_S = 1.0
 CONNECTION_S = 10.0
 CONNECTIONS = 100
 THREADS = 2
-CPU_SHARE = 0.02  # of a core
-CPU_SAVED_S = 0.2  # that may be used at once after a time of rest: a browser asks several times
+CPU_SHARE = 0.01  # of a core
+CPU_SAVED_S = 0.01  # that may be used at once after a time of rest: a browser asks several times
 LONGEST_PAUSE_S = 0.3  # a pause is no hang
 STATE_BYTES = 1 << 20
 HEADER_BYTES = 8 << 10

@@ -1,22 +1,29 @@
 """`make bench`: what a flood of the status page costs those who upload.
 
 One worker on core 0, with the helper beside it; the sender and the flood are on core 1, the flood only while the sender
-does not want it, so that what it takes of the sender is not counted against the helper. A pair is one second beside an
-idle page and one beside a flooded one, alternating who goes first.
+does not want it, so that what it takes of the sender is not counted against the helper. One sender uploads all the
+time, and the flood is stopped every other half second: a machine's speed wanders by more from run to run than what is
+looked for. The flood starts and is stopped by turns, so that neither half is always the first of its pair.
 """
 
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from benches import median_with_interval, our_server, send
+from benches import median_with_interval, our_server, sending
 from servers import free_port
 
-PAIRS = 60  # what is looked for is small beside what a second scatters by
-UPLOADS = ("--connections", "20", "--size", "4096", "--seconds", "1")
+from server.ports import listening_root
+from server.scoreboard import Scoreboard, read_state
+
+PAIRS = 120  # what is looked for is small beside what half a second scatters by
+SLICE_S = 0.5
+UPLOADS = ("--connections", "20", "--size", "4096", "--seconds", f"{2 * PAIRS * SLICE_S + 10:g}")
 # Ten connections that ask as fast as they are answered; it prints how often that was when its stdin is closed.
 FLOOD = """
 import http.client, sys, threading
@@ -42,44 +49,64 @@ pytestmark = pytest.mark.timeout(600)
 
 
 @contextmanager
-def flooded(port: int, path: str, answers: list[int]) -> Iterator[None]:
+def flood(port: int, path: str) -> Iterator["subprocess.Popen[str]"]:
+    """Stopped at first."""
     command = ["taskset", "-c", "1", "chrt", "--idle", "0", sys.executable, "-c", FLOOD, str(port), path]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "started\n"
+    process.send_signal(signal.SIGSTOP)
     try:
-        yield
+        yield process
     finally:
-        out, _ = process.communicate()
-        answers.append(int(out))
+        process.kill()
+        process.communicate()
 
 
-def uploads_per_s(port: int) -> float:
-    done = send(port, "framed", *UPLOADS)
-    return done["uploads"] / done["seconds"]
+@contextmanager
+def uploading(port: int) -> Iterator[Callable[[], int]]:
+    """A sender that goes on until the block ends. Yields what tells how many uploads there were."""
+    root = listening_root(port)
+    state = read_state(root) if root is not None else None
+    assert state is not None
+    board = Scoreboard.open(state.scoreboard)
+    process = subprocess.Popen(sending(port, "framed", *UPLOADS), stdout=subprocess.DEVNULL)
+    try:
+        yield lambda: sum(slot.uploads_stored for slot in board.read())
+        assert process.poll() is None, "the sender ended before the bench did"
+    finally:
+        process.kill()
+        process.wait()
+        board.close()
+
+
+def uploads_per_s(count: Callable[[], int]) -> float:
+    """Over a slice."""
+    before, before_s = count(), time.monotonic()
+    time.sleep(SLICE_S)
+    return (count() - before) / (time.monotonic() - before_s)
 
 
 @pytest.mark.parametrize("path", ["/", "/metrics", "/healthz"])
 def test_a_flooded_page(path: str) -> None:
     ratios: list[float] = []
-    answers: list[int] = []
     page = free_port()
     with our_server("--discard", "--status-port", str(page)) as port:
         _wait_for(page)
-        uploads_per_s(port)
-        for pair in range(PAIRS):
-            rates = {}
-            for is_flooded in (pair % 2 == 0, pair % 2 == 1):
-                if is_flooded:
-                    with flooded(page, path, answers):
-                        rates[is_flooded] = uploads_per_s(port)
-                else:
-                    rates[is_flooded] = uploads_per_s(port)
-            ratios.append(rates[True] / rates[False])
+        with uploading(port) as count, flood(page, path) as asking:
+            time.sleep(1)
+            for pair in range(PAIRS):
+                rates = {}
+                for is_flooded in (pair % 2 == 0, pair % 2 == 1):
+                    asking.send_signal(signal.SIGCONT if is_flooded else signal.SIGSTOP)
+                    rates[is_flooded] = uploads_per_s(count)
+                ratios.append(rates[True] / rates[False])
+            asking.send_signal(signal.SIGCONT)
+            out, _ = asking.communicate()
     ratio, low, high = median_with_interval(ratios)
     print(
         f"\nbeside a flood of {path} uploads/s are {ratio:.3f} of those beside an idle page (90 % interval {low:.3f} "
-        f"to {high:.3f}, {PAIRS} pairs); it was answered {sum(answers) / len(answers):,.0f} times a second or so"
+        f"to {high:.3f}, {PAIRS} pairs); it was answered {int(out) / PAIRS / SLICE_S:,.0f} times a second or so"
     )
 
 
