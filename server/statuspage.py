@@ -11,9 +11,9 @@ the events, gives everything else up, and only then answers. It writes nothing, 
 
 Hostile clients keep others from the page at most, never from uploading: few threads, few connections, small requests,
 ten seconds for each connection whatever it does, 1 % of a core for all together (2 % in the first second after a rest),
-and that only while no worker wants it. Where the page is on loopback, only names of loopback are taken for a Host: any website could otherwise have
-its own name point there, and read the page in the browser of somebody who visits it (DNS rebinding). No answer has a
-text of the request in it.
+and that only while no worker wants it. Where the page is on loopback, only names of loopback are taken for a Host: any
+website could otherwise have its own name point there, and read the page in the browser of somebody who visits it (DNS
+rebinding). No answer has a text of the request in it.
 
 A beat goes the way of a request, through the loop and one of the threads, so that it stops when requests are no longer
 answered. The supervisor kills whoever is silent.
