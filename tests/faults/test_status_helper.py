@@ -8,11 +8,13 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from http.client import HTTPException
 from pathlib import Path
 
+import psutil
 import pytest
 from certificates import Authority
 from crowd import crowd
@@ -22,6 +24,7 @@ from pages import ask, helper, page_port
 from servers import AS_NOBODY, DEADLINE_S, NOBODY, ROOT, Server, eventually, needs_nobody, running, session, upload
 
 from server import confinement
+from server.statuspage import CPU_SHARE
 
 FAULTY = ROOT / "tests" / "faulty_server.py"
 PAGE = ("--status-port", "0")
@@ -149,6 +152,17 @@ def test_it_is_flooded(kind: Callable[[Server], None], tmp_path: Path) -> None:
         assert server.workers() == [slot.pid for slot in server.slots()]
     assert load.failures == []
     load.assert_stored(tmp_path / "store")
+
+
+def test_a_flood_takes_little_of_a_core_that_nobody_else_wants() -> None:
+    with running(*PAGE) as server:
+        process = psutil.Process(helper(server))
+        before, before_s = process.cpu_times(), time.monotonic()
+        with flood(server, requests):
+            threading.Event().wait(2)
+        after, seconds = process.cpu_times(), time.monotonic() - before_s
+        used_s = after.user + after.system - before.user - before.system
+        assert used_s < 10 * CPU_SHARE * seconds, "it would take nearly all"
 
 
 def test_it_dies_with_its_supervisor() -> None:
