@@ -123,6 +123,7 @@ def test_the_recorder_is_killed(tmp_path):
         assert max(curves.share.t_s, default=0.0) <= from_s  # no line where nothing is known
 
 
+@pytest.mark.slow
 def test_the_hiccup_meter_is_killed(tmp_path):
     """Nobody can say how quiet the machine was, but everything else is known."""
     with started(tmp_path, *RUN, "--phase-seconds", "1", "--warm-up", "8s") as job:

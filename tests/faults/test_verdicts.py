@@ -73,6 +73,7 @@ def test_uploads_under_way_when_the_run_ends(tmp_path):
         assert_one_text(job, "unfinished")
 
 
+@pytest.mark.slow
 def test_a_server_that_resets_in_the_body(tmp_path):
     def reset_in_the_body(sock):
         read_header(sock)
@@ -158,7 +159,8 @@ def test_the_last_load_process_dies(tmp_path):
         only.wait()
 
 
-@pytest.mark.parametrize("model", first_of(BOTH))
+@pytest.mark.slow
+@pytest.mark.parametrize("model", BOTH)
 def test_a_load_process_that_leaves(tmp_path, model):
     """In good order, and with its counts. Its arrivals would be nobody's; users go to the other."""
     options = ["--plan", "long", "--phase-seconds", "6", *BOTH[model]]

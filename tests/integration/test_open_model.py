@@ -203,6 +203,7 @@ def test_shapes(tmp_path):
         assert failures(folder) == {}
 
 
+@pytest.mark.slow
 def test_a_shape_waits_for_the_start(tmp_path):
     """Locust asks it each second; told of other users before the test has begun, it would begin another."""
     with running() as server:
