@@ -362,19 +362,19 @@ class Supervisor:
         record = self._board.record(slot.number, seat)
         record[scoreboard.STATE] = scoreboard.STARTING
         record[scoreboard.STARTED_NS] = record[scoreboard.HEARTBEAT_NS] = time.monotonic_ns()
-        record[scoreboard.BIRTHS] += 1  # before it is born: it looks there, and may be ready before we run again
+        births = record[scoreboard.BIRTHS] + 1
         try:
-            pid = fork(partial(self._be_worker, slot.number, record, place), f"worker {slot.number}")
+            pid = fork(partial(self._be_worker, slot.number, record, births, place), f"worker {slot.number}")
         except OSError:
-            record[scoreboard.BIRTHS] -= 1
             record[scoreboard.STATE] = scoreboard.EMPTY
             raise
-        record[scoreboard.PID] = pid
+        record[scoreboard.PID], record[scoreboard.BIRTHS] = pid, births
         return Offspring(pid, slot.number, seat, record, self._config, time.monotonic())
 
-    def _be_worker(self, slot: int, record: memoryview, place: str) -> None:
+    def _be_worker(self, slot: int, record: memoryview, births: int, place: str) -> None:
         """In the child: keep only what a worker needs, and serve."""
-        record[scoreboard.PID] = os.getpid()  # whoever sees it ready must see whose state that is
+        # As its parent does, which may not run again before this one is ready: whoever sees that must see who it is.
+        record[scoreboard.PID], record[scoreboard.BIRTHS] = os.getpid(), births
         doors = self._listeners.keep_only(slot)
         for fd in (self._signals_read, self._signals_write, self._ready_read):
             os.close(fd)

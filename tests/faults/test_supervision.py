@@ -3,6 +3,7 @@ under load that must not notice."""
 
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -15,10 +16,11 @@ from pathlib import Path
 import pytest
 from certificates import Authority
 from crowd import crowd
-from servers import ROOT, Client, Server, bindable, eventually, running, session, upload
+from servers import AS_NOBODY, ROOT, Client, Server, bindable, eventually, needs_nobody, running, session, upload
 from slow import first_of
 from terminals import at_a_terminal
 
+from server.scoreboard import Scoreboard, read_state
 from server.supervisor import KILL_AFTER_DRAIN_S
 
 FAULTY = ROOT / "tests" / "faulty_server.py"
@@ -494,6 +496,28 @@ def test_deaths_that_others_cause_are_no_crash_loop() -> None:
             os.kill(server.workers()[0], signal.SIGKILL)
         eventually(lambda: server.slots()[0].births == 5 and len(server.workers()) == 2, "two again")
         assert upload(server.port, b"abc").code == "ok"
+
+
+@needs_nobody
+def test_a_worker_that_cannot_be_forked_is_forked_later() -> None:
+    """And until it has been, it counts as no restart."""
+    with running(prefix=AS_NOBODY, workers=2) as server:
+        state = read_state(server.pid)
+        assert state is not None
+        board = Scoreboard.open(state.scoreboard)
+        worker = next(slot.pid for slot in board.read() if slot.slot == 0)
+        _, most = resource.getrlimit(resource.RLIMIT_NPROC)
+        limit = [*AS_NOBODY, "prlimit", "--pid", str(server.pid)]
+        subprocess.run([*limit, "--nproc=1:"], check=True)
+        os.kill(worker, signal.SIGKILL)
+        failed = "worker 0 could not be forked: Resource temporarily unavailable; again in "
+        eventually(lambda: server.messages().count(failed) == 2, "it is tried twice")
+        assert [slot.births for slot in board.read()] == [1, 1]
+        subprocess.run([*limit, f"--nproc={most}:"], check=True)
+        eventually(lambda: [slot.births for slot in board.read()] == [2, 1], "it is replaced")
+        eventually(lambda: [slot.state for slot in board.read()] == ["ready", "ready"], "it is ready")
+        assert upload(server.port, b"abc").code == "ok"
+        board.close()
 
 
 # ── Seen from outside ──
