@@ -209,7 +209,7 @@ def _side(name: str, common: Sequence[str], options: str) -> "Side":
 def upload(files: tuple[Path, ...], host: str, close: bool, **identity: str) -> None:
     """Upload FILES, check each reply's digest, and show the progress in bytes.
 
-    Stops at the first file that is refused, with exit code 1 and the server's reason.
+    Stops at the first file that is refused, with exit code 1 and the server's reason; after Ctrl-C with 130.
     """
     from loadtest import upload_files
 

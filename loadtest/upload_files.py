@@ -56,12 +56,14 @@ class FileBody:
 
 def upload(files: Sequence[Path], host: str, identity: Mapping[str, str], *, close: bool) -> int:
     """Upload the files in order and return the exit code: 0, or 1 at the first that was refused or could not be read,
-    2 when `host` is none, or one of the files in `identity` (keyed as `credentials.FIELDS`) cannot be used."""
+    2 when `host` is none, or one of the files in `identity` (keyed as `credentials.FIELDS`) cannot be used, 130 after
+    Ctrl-C."""
     try:
         client = _client(host, identity)
     except (CredentialsError, HostError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
+    stored = 0
     try:
         total = sum(path.stat().st_size for path in files)
         with tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, disable=None) as bar:
@@ -72,6 +74,10 @@ def upload(files: Sequence[Path], host: str, identity: Mapping[str, str], *, clo
                     bar.close()
                     print(f"Error: {path}: {done.error.code}: {done.error.message} ({host})", file=sys.stderr)
                     return 1
+                stored += 1
+    except KeyboardInterrupt:
+        print(f"Interrupted: {stored} of {len(files)} files stored at {host}", file=sys.stderr)
+        return 130
     except UnicodeEncodeError as error:
         print(f"Error: {error.object!r} cannot be uploaded: its name is not UTF-8", file=sys.stderr)
         return 1

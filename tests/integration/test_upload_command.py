@@ -1,6 +1,7 @@
 """`python -m loadtest upload` against the real server."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from headless import script
+from headless import answer, read_exactly, read_header, script, serving
 from servers import DEADLINE_S, eventually, free_port, running
 
 from server.protocol import Limits, ServerConnection
@@ -94,6 +95,27 @@ def test_it_stops_at_the_first_that_is_refused(tmp_path):
         assert f"{tmp_path}/large: too_large: file_size is {4 << 20}, over the limit of 1024 bytes" in said
         assert f"tcp://127.0.0.1:{server.port}" in said
         assert server.files() == {"small": 1024}
+
+
+def test_ctrl_c_says_what_is_stored(tmp_path):
+    files = [tmp_path / name for name in ("first", "second", "third")]
+    for file in files:
+        file.write_bytes(b"abc")
+    waits = threading.Event()
+
+    def answer_one(sock):
+        answer(sock)
+        read_header(sock)
+        waits.set()
+        read_exactly(sock, 1 << 20)
+
+    with serving(answer_one) as host:
+        command = [sys.executable, "-m", "loadtest", "upload", f"--host={host}", *map(str, files)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert waits.wait(DEADLINE_S)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=TIMEOUT_S)
+    assert (process.returncode, out, err) == (130, "", f"Interrupted: 1 of 3 files stored at {host}\n")
 
 
 def test_a_name_that_the_server_rejects(tmp_path):

@@ -2,14 +2,17 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from html.parser import HTMLParser
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
 from reports import render, run_folder
+from reports.__main__ import cli
 from reports.analysis import analyse
 from reports.run_folder import Event, RunFolderError
 from reports.summary import SUMMARY_VERSION
@@ -212,3 +215,9 @@ def test_the_command_line_builds_and_refuses(tmp_path):
     assert refused.returncode == 1
     assert refused.stderr.count("\n") == 1
     assert "there is no run folder" in refused.stderr
+
+
+def test_ctrl_c_does_not_say_that_the_folder_is_wrong(monkeypatch, tmp_path):
+    monkeypatch.setattr(render, "build", lambda run: signal.raise_signal(signal.SIGINT))
+    done = CliRunner().invoke(cli, ["build", str(tmp_path)])
+    assert (done.exit_code, done.stderr) == (130, "\nInterrupted\n")
