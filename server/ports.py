@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 
 from server import output, sockets
 from server.sockets import kernel_text
-from server.units import parse_duration
+from server.units import format_age, parse_duration
 
 # What a process does with the port. Bound means bound without listening or being connected.
 LISTENER, CLIENT, ACCEPTED_ONLY, BOUND = "listener", "client", "accepted-only", "bound"
@@ -703,15 +703,6 @@ def _shortened(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def _age(age_s: float) -> str:
-    """`42s`, `3m07s`, `2h05m`, `3d04h`."""
-    seconds = int(age_s)
-    for big, big_s, small, small_s in ("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1):
-        if seconds >= big_s:
-            return f"{seconds // big_s}{big}{seconds % big_s // small_s:02}{small}"
-    return f"{seconds}s"
-
-
 def _headline(holding: Holding) -> str:
     places = sorted({listener.place for listener in holding.listening})
     what = f"listening on {', '.join(places)}" if places else "nobody listens"
@@ -725,7 +716,7 @@ def _table(holding: Holding) -> list[str]:
         return []
     head = f"  {'PID':>8}  {'USER':<10} {'AGE':>7}  {'ROLE':<13}  {'STATE':<9}  COMMAND"
     return [head] + [
-        f"  {p.pid:>8}  {_user(p.uid):<10} {_age(p.age_s):>7}  {p.role:<13}  {p.state:<9}  {p.command}"
+        f"  {p.pid:>8}  {_user(p.uid):<10} {format_age(p.age_s):>7}  {p.role:<13}  {p.state:<9}  {p.command}"
         for p in processes
     ]
 

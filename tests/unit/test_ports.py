@@ -234,13 +234,6 @@ def test_who_started_it_is_the_parent_unless_that_is_gone(family: Callable[..., 
     assert "cannot be named" in ports._starter([])
 
 
-@pytest.mark.parametrize(
-    ("age_s", "text"), [(0.4, "0s"), (59.9, "59s"), (187, "3m07s"), (7500, "2h05m"), (273600, "3d04h")]
-)
-def test_ages_have_two_units_at_most(age_s: float, text: str) -> None:
-    assert ports._age(age_s) == text
-
-
 @pytest.mark.parametrize(("text", "seconds"), [("5s", 5), ("500ms", 0.5), ("2min", 120), ("1.5", 1.5), ("0", 0)])
 def test_durations(text: str, seconds: float) -> None:
     assert ports._duration_s(text) == seconds
