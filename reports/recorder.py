@@ -50,7 +50,7 @@ from reports.run_folder import (
     now_ns,
 )
 from reports.sampling import sample_host, sample_process
-from server.ports import listening_root
+from server.port_holders import listening_root
 
 _SECOND_NS = 1_000_000_000
 _LOOK_EVERY_NS = _SECOND_NS

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 from servers import DEADLINE_S, eventually, free_port
 
-from server import ports, scoreboard, sockets
+from server import port_holders, port_release, scoreboard, sockets
+from server.port_release import FREE, HELD, REFUSED, Orders, release
 
 ROOT = Path(__file__).parents[2]
 ESTABLISHED = 1  # include/net/tcp_states.h
@@ -250,13 +251,13 @@ def test_a_server_that_cannot_bind_names_the_holder(real_server: Program) -> Non
 
 def test_the_root_of_a_server_is_its_supervisor_even_after_it_was_replaced(start: Start) -> None:
     first = start(PREFORK, free_port())
-    assert ports.listening_root(first.port) == first.pid
-    assert ports.listening_root(first.port) == first.pid
+    assert port_holders.listening_root(first.port) == first.pid
+    assert port_holders.listening_root(first.port) == first.pid
     first.end()
-    assert ports.listening_root(first.port) is None
+    assert port_holders.listening_root(first.port) is None
     listener = LISTEN + "listener, port = listen(port=sys.argv[1]); ready(port); wait()"
     second = start(listener, first.port)
-    assert ports.listening_root(first.port) == second.pid
+    assert port_holders.listening_root(first.port) == second.pid
 
 
 # --- Other programs ---
@@ -285,7 +286,7 @@ def test_a_dry_run_changes_nothing(start: Start) -> None:
 
 
 def test_a_respawner_is_named_after_three_rounds(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ports, "_WATCH_OTHERS_S", DEADLINE_S)  # it may have to wait for a core
+    monkeypatch.setattr(port_release, "_WATCH_OTHERS_S", DEADLINE_S)  # it may have to wait for a core
     respawner = start(
         LISTEN
         + """
@@ -302,9 +303,9 @@ while True:
     first = False
 """
     )
-    [result] = ports.release([respawner.port], ports.Orders(force=True), say=lambda _: None)
+    [result] = release([respawner.port], Orders(force=True), say=lambda _: None)
     said = "\n".join(result.lines)
-    assert result.code == ports.HELD
+    assert result.code == HELD
     assert said.count("let go after TERM") == 3
     assert f"started by pid {respawner.pid}" in said
     assert respawner.process.poll() is None
@@ -411,13 +412,13 @@ def test_two_programs_that_share_a_port_are_ended_both_or_neither(real_server: P
 def test_a_pid_reused_between_look_and_signal_is_left_alone(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     server = start(PREFORK)
     bystander = start("import signal; print('0', flush=True); signal.pause()")
-    [holding] = ports.look([server.port])
+    [holding] = port_holders.look([server.port])
     [seen] = [process for process in holding.processes if process.pid == server.pid]
     # The pid of the supervisor now names the bystander: start time and sockets are still those that were seen.
     reused = seen._replace(pid=bystander.pid)
     stale = holding._replace(processes=(reused,))
-    monkeypatch.setattr(ports, "_look_closely", lambda *_: [stale])
-    [result] = ports.release([server.port], ports.Orders(grace_s=0.1, force=True), say=lambda _: None)
+    monkeypatch.setattr(port_release, "look_closely", lambda *_: [stale])
+    [result] = release([server.port], Orders(grace_s=0.1, force=True), say=lambda _: None)
     assert "had gone before it was signalled" in result.lines[0]
     assert bystander.process.poll() is None
     assert server.process.poll() is None
@@ -425,9 +426,9 @@ def test_a_pid_reused_between_look_and_signal_is_left_alone(start: Start, monkey
 
 def test_a_process_that_let_go_of_the_port_is_not_signalled(start: Start) -> None:
     bystander = start("import signal; print('0', flush=True); signal.pause()")
-    process = ports._process(bystander.pid)
+    process = port_holders.read_process(bystander.pid)
     assert process is not None
-    assert not ports._signal(process._replace(links=frozenset({"socket:[1]"})), signal.SIGKILL)
+    assert not port_release._signal(process._replace(links=frozenset({"socket:[1]"})), signal.SIGKILL)
     assert bystander.process.poll() is None
 
 
@@ -552,7 +553,7 @@ def test_both_ways_to_ask_the_kernel_agree(start: Start) -> None:
     assert sorted(asked) == sorted(sockets.listed([server.port], "tcp"))
 
 
-@pytest.mark.parametrize(("answer", "code"), [("y\n", ports.FREE), ("\n", ports.REFUSED), ("no\n", ports.REFUSED)])
+@pytest.mark.parametrize(("answer", "code"), [("y\n", FREE), ("\n", REFUSED), ("no\n", REFUSED)])
 def test_at_a_terminal_a_person_is_asked(start: Start, answer: str, code: int) -> None:
     server = start(LISTEN + "listener, port = listen(); ready(port); wait()")
     ours, theirs = os.openpty()
@@ -569,7 +570,7 @@ def test_at_a_terminal_a_person_is_asked(start: Start, answer: str, code: int) -
         assert f"pid {server.pid} (".encode() in question
         person.write(answer.encode())
         assert helper.wait(timeout=DEADLINE_S) == code
-    if code == ports.FREE:  # it lets go of the port before it is dead
+    if code == FREE:  # it lets go of the port before it is dead
         assert server.process.wait(DEADLINE_S) == -signal.SIGTERM
     else:
         assert server.process.poll() is None
@@ -582,18 +583,18 @@ def test_a_process_that_must_not_be_signalled_is_a_refusal(start: Start, monkeyp
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(signal, "pidfd_send_signal", forbidden)
-    [result] = ports.release([server.port], ports.Orders(force=True), say=lambda _: None)
-    assert result.code == ports.REFUSED
+    [result] = release([server.port], Orders(force=True), say=lambda _: None)
+    assert result.code == REFUSED
     assert "Operation not permitted" in result.lines[0]
     assert server.process.poll() is None
 
 
 def test_init_is_never_signalled() -> None:
     """Whatever is allowed otherwise: the guard that cannot be switched off."""
-    process = ports._process(1)
+    process = port_holders.read_process(1)
     assert process is not None
-    everything = ports.Orders(any_user=True, force=True, include_accepted=True)
-    assert "is init" in str(ports._never(process, process, everything, ourselves=()))
+    everything = Orders(any_user=True, force=True, include_accepted=True)
+    assert "is init" in str(port_release._never(process, process, everything, ourselves=()))
 
 
 @pytest.mark.parametrize("wrong", ["0", "65536", "12x", "9-8", "-1", ""])

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from server import ports, sockets
-from server.ports import ACCEPTED_ONLY, CLIENT, LISTENER, Holding, Listener, Orders, Process, Result
+from server import port_holders, port_release, ports, sockets
+from server.port_holders import ACCEPTED_ONLY, BOUND, CLIENT, LISTENER, Holding, Listener, Process
+from server.port_release import FREE, HELD, NOTHING, REFUSED, USAGE, Ask, Orders, Result
 
 TCP = """\
   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
@@ -35,7 +36,8 @@ def family(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Process]]:
     """Make these the only processes there are."""
 
     def there_are(*processes: Process) -> list[Process]:
-        monkeypatch.setattr(ports, "_process", {process.pid: process for process in processes}.get)
+        for reader in (port_holders, port_release):
+            monkeypatch.setattr(reader, "read_process", {process.pid: process for process in processes}.get)
         return list(processes)
 
     return there_are
@@ -47,7 +49,7 @@ def family(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Process]]:
 @pytest.fixture
 def proc(monkeypatch: pytest.MonkeyPatch) -> None:
     files = {"/proc/net/tcp": TCP, "/proc/net/tcp6": TCP6, "/proc/sys/net/ipv4/ip_local_port_range": "32768\t60999\n"}
-    for reader in (ports, sockets):
+    for reader in (port_holders, sockets):
         monkeypatch.setattr(reader, "kernel_text", lambda path: files.get(path, ""))
 
 
@@ -61,7 +63,7 @@ def without_diagnostics(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("proc", "without_diagnostics")
 def test_every_socket_on_the_port_gets_its_part() -> None:
-    table = ports._tables([12345], udp=False)[12345]
+    table = port_holders._tables([12345], udp=False)[12345]
     assert table.parts[LISTENER] == {"socket:[501]", "socket:[601]"}
     assert table.parts[ACCEPTED_ONLY] == {"socket:[502]"}
     assert table.parts[CLIENT] == {"socket:[503]"}
@@ -73,21 +75,21 @@ def test_every_socket_on_the_port_gets_its_part() -> None:
 @pytest.mark.usefixtures("proc", "without_diagnostics")
 def test_from_the_clients_side_the_server_is_the_other_end() -> None:
     """Asked for the client's port: neither end listens on it, and who called whom cannot be told from 12345 alone."""
-    table = ports._tables([0x9C41], udp=False)[0x9C41]
+    table = port_holders._tables([0x9C41], udp=False)[0x9C41]
     assert table.parts[CLIENT] == {"socket:[502]", "socket:[503]"}
 
 
 @pytest.mark.usefixtures("proc")
 def test_many_ports_are_looked_up_in_one_reading() -> None:
-    tables = ports._tables(range(12340, 12360), udp=False)
+    tables = port_holders._tables(range(12340, 12360), udp=False)
     assert [port for port, table in tables.items() if table.listening] == [12345]
 
 
 def test_of_several_parts_the_strongest_counts(family: Callable[..., list[Process]]) -> None:
     family(process(1), process(2), process(3))
-    parts = {LISTENER: {"l"}, CLIENT: {"c"}, ACCEPTED_ONLY: {"a"}, ports.BOUND: set[str]()}
-    table = ports._Table([], parts, [])
-    players = ports._players(table, {1: {"l", "c", "a"}, 2: {"c", "a"}, 3: {"a"}, 4: {"l"}, 5: {"z"}})
+    parts = {LISTENER: {"l"}, CLIENT: {"c"}, ACCEPTED_ONLY: {"a"}, BOUND: set[str]()}
+    table = port_holders._Table([], parts, [])
+    players = port_holders._players(table, {1: {"l", "c", "a"}, 2: {"c", "a"}, 3: {"a"}, 4: {"l"}, 5: {"z"}})
     assert [(player.pid, player.role, player.links) for player in players] == [
         (1, LISTENER, {"l"}),
         (2, CLIENT, {"c"}),
@@ -97,8 +99,8 @@ def test_of_several_parts_the_strongest_counts(family: Callable[..., list[Proces
 
 def test_a_name_with_brackets_and_spaces_does_not_confuse_the_fields(monkeypatch: pytest.MonkeyPatch) -> None:
     stat = "1 (a) R (b) S 7 " + " ".join(["0"] * 17) + " 4242 0"
-    monkeypatch.setattr(ports, "kernel_text", {"/proc/1/stat": stat, "/proc/1/cmdline": "/bin/a b\0-x\0"}.get)
-    found = ports._process(1)
+    monkeypatch.setattr(port_holders, "kernel_text", {"/proc/1/stat": stat, "/proc/1/cmdline": "/bin/a b\0-x\0"}.get)
+    found = port_holders.read_process(1)
     assert found is not None
     assert (found.name, found.state, found.parent, found.start_ticks) == ("a) R (b", "sleeping", 7, 4242)
     assert found.command == "a b -x"
@@ -116,29 +118,29 @@ def test_a_listener_without_a_visible_owner_is_unseen() -> None:
 def test_the_root_is_the_topmost_ancestor_with_the_same_socket(family: Callable[..., list[Process]]) -> None:
     top, middle, worker = process(10), process(11, parent=10, links="z"), process(12, parent=11)
     family(top, middle, worker)
-    assert ports._roots([worker, top]) == [top]
+    assert port_holders.roots_of([worker, top]) == [top]
 
 
 def test_per_worker_sockets_have_one_root(family: Callable[..., list[Process]]) -> None:
     everybody = family(process(10, links="ab"), process(11, parent=10, links="a"), process(12, parent=10, links="b"))
-    assert ports._roots(everybody) == [everybody[0]]
+    assert port_holders.roots_of(everybody) == [everybody[0]]
 
 
 @pytest.mark.parametrize("launcher", ["bash", "make", "systemd"])
 def test_climbing_ends_below_what_only_launches(family: Callable[..., list[Process]], launcher: str) -> None:
     server = process(11, parent=10)
     everybody = family(process(10, name=launcher), server)
-    assert server in ports._roots(everybody)
+    assert server in port_holders.roots_of(everybody)
 
 
 def test_climbing_ends_below_ourselves(family: Callable[..., list[Process]]) -> None:
     us, server = family(process(10), process(11, parent=10))
-    assert ports._roots([us, server], stop={10}) == [us, server]
+    assert port_holders.roots_of([us, server], stop={10}) == [us, server]
 
 
 def test_orphans_are_roots_each(family: Callable[..., list[Process]]) -> None:
     orphans = family(process(11), process(12))
-    assert ports._roots(orphans) == orphans
+    assert port_holders.roots_of(orphans) == orphans
 
 
 # --- Guard ---
@@ -162,12 +164,12 @@ def test_orphans_are_roots_each(family: Callable[..., list[Process]]) -> None:
 )
 def test_ours_is_told_by_the_command_line(argv: tuple[str, ...], ours: bool) -> None:
     unborn = 1 << 30  # no state file either
-    assert ports._is_ours(process(unborn)._replace(argv=argv)) is ours
+    assert port_release._is_ours(process(unborn)._replace(argv=argv)) is ours
 
 
-def refusals(targets: list[Process], orders: Orders, ask: ports.Ask | None = None) -> list[str]:
+def refusals(targets: list[Process], orders: Orders, ask: Ask | None = None) -> list[str]:
     holding = Holding(1, False, (), tuple(targets), 0)
-    return ports._refusals(holding, targets, targets, orders, {77}, ask)
+    return port_release._refusals(holding, targets, targets, orders, {77}, ask)
 
 
 def test_ourselves_are_refused_whatever_is_allowed() -> None:
@@ -223,15 +225,15 @@ def test_clients_are_never_among_those_to_signal() -> None:
     ],
 )
 def test_the_systemd_service_is_named(monkeypatch: pytest.MonkeyPatch, line: str, unit: str | None) -> None:
-    monkeypatch.setattr(ports, "kernel_text", lambda _: line)
-    assert ports._unit(process(5)) == unit
+    monkeypatch.setattr(port_release, "kernel_text", lambda _: line)
+    assert port_release._unit(process(5)) == unit
 
 
 def test_who_started_it_is_the_parent_unless_that_is_gone(family: Callable[..., list[Process]]) -> None:
     _, child = family(process(10, "respawner"), process(11, parent=10))
-    assert ports._starter([child]) == "which is started by pid 10 (respawner): end that first"
-    assert "cannot be named" in ports._starter([process(12, parent=9)])
-    assert "cannot be named" in ports._starter([])
+    assert port_release._starter([child]) == "which is started by pid 10 (respawner): end that first"
+    assert "cannot be named" in port_release._starter([process(12, parent=9)])
+    assert "cannot be named" in port_release._starter([])
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("5s", 5), ("500ms", 0.5), ("2min", 120), ("1.5", 1.5), ("0", 0)])
@@ -243,18 +245,18 @@ def test_durations(text: str, seconds: float) -> None:
 def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         ports.main(arguments)
-    assert ended.value.code == ports.USAGE
+    assert ended.value.code == USAGE
     assert "usage: python -m server.ports" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("codes", "strict", "expected"),
     [
-        ([ports.FREE], True, 0),
-        ([ports.NOTHING], False, 0),
-        ([ports.NOTHING, ports.FREE], True, 4),
-        ([ports.FREE, ports.HELD, ports.NOTHING], True, 1),
-        ([ports.HELD, ports.REFUSED], False, 3),
+        ([FREE], True, 0),
+        ([NOTHING], False, 0),
+        ([NOTHING, FREE], True, 4),
+        ([FREE, HELD, NOTHING], True, 1),
+        ([HELD, REFUSED], False, 3),
     ],
 )
 def test_of_several_ports_the_worst_counts(
@@ -284,7 +286,7 @@ def test_whoever_cannot_bind_is_told_the_holder_and_the_way_out(
 def test_a_stuck_server_is_explained() -> None:
     listener = Listener("a", socket.AF_INET, "127.0.0.1", 1, 0, 27)
     stopped = process(5)._replace(state="stopped")
-    notes = "\n".join(ports._notes(Holding(1, False, (listener,), (stopped,), 3)))
+    notes = "\n".join(port_holders.notes_on(Holding(1, False, (listener,), (stopped,), 3)))
     assert "pid 5 stopped (Ctrl-Z or SIGSTOP)" in notes
     assert "waiting to be accepted: 27 connections" in notes
     assert "3 connections in TIME_WAIT" in notes
