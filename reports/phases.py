@@ -49,6 +49,8 @@ class _Costs:
     workers: list[Track]
     load: list[Account]
     """As the recorder saw it."""
+    others: list[Account]
+    """Of all recorded processes but the server's."""
     load_itself: list[LoadAccounts]
     ticks: Floats
     """Of processes.jsonl."""
@@ -64,6 +66,7 @@ def phase_summaries(evidence: Evidence, tracks: Sequence[Track], server: Account
         server=server,
         workers=_workers(tracks),
         load=[track.account for track in tracks if track.is_load],
+        others=[track.account for track in tracks if not track.is_server],
         load_itself=load_accounts(evidence),
         ticks=evidence.times(evidence.ticks),
     )
@@ -104,6 +107,8 @@ def _phase(
     written = [line for name, line in evidence.histograms.items() if name == phase.name]
     transactions = histograms.of_all(written, "transaction")
     is_open = evidence.run.model == "open"
+    busy_s = None if costs.machine is None else _used(costs.machine, whole, _recorded(whole, costs.machine.t_s))
+    server_s = None if costs.server is None else _used(costs.server, whole, recorded)
     return PhaseSummary(
         name=phase.name,
         kind=phase.kind,
@@ -126,11 +131,12 @@ def _phase(
         schedule_lag_us=_latency(written, "schedule_lag") if is_open else None,
         pool_wait_us=_latency(written, "pool_wait") if is_open else None,
         hiccup_us=histograms.latency(Samples(histograms.hiccups(written))),
-        busy_core_s=None if costs.machine is None else _used(costs.machine, whole, _recorded(whole, costs.machine.t_s)),
+        busy_core_s=busy_s,
+        foreign_share=_foreign_share(busy_s, server_s, costs.others, whole, recorded),
         machine_share=_share(costs.load_core, whole),
         steal_share=_share(costs.steal, whole),
         disk_wait_share=_share(costs.disk_wait, whole),
-        server_cpu_s=None if costs.server is None else _used(costs.server, whole, recorded),
+        server_cpu_s=server_s,
         busiest_worker_share=_largest_share([worker.account for worker in costs.workers], recorded),
         mean_worker_share=_mean_share(costs.workers, recorded),
         generator_share=_generator_share(costs, whole, recorded),
@@ -184,6 +190,15 @@ def _used(account: Account, whole: _Stretch, recorded: _Stretch | None) -> float
     if recorded is None:
         return None
     return account.between(recorded.start_s, recorded.end_s) * whole.duration_s / recorded.duration_s
+
+
+def _foreign_share(
+    busy_s: float | None, server_s: float | None, others: Sequence[Account], whole: _Stretch, recorded: _Stretch | None
+) -> float | None:
+    if not busy_s or server_s is None:
+        return None
+    known_s = server_s + sum(_used(account, whole, recorded) or 0.0 for account in others)
+    return max(0.0, 1 - known_s / busy_s)
 
 
 def _largest_share(accounts: Sequence[Account], recorded: _Stretch | None) -> float | None:

@@ -23,6 +23,7 @@ MISSED_TICKS_LIMIT = 0.20
 ACHIEVED_LIMIT = 0.99  # of the offered uploads: with less, an open model measured another load than it was asked for
 HICCUP_LIMIT_US = 5_000.0  # a sleeper of 1 ms that wakes so late was kept from its core by something else
 RUN_DELAY_LIMIT = 0.20  # of the time that a load process was ready to run and did not
+FOREIGN_LIMIT = 0.50  # of all busy CPU: with more of it, what other programs do is what is measured
 SHORTEST_PHASE_S = 1.0
 
 Model = Literal["closed", "open", "none"]
@@ -184,6 +185,9 @@ class PhaseSummary(msgspec.Struct, frozen=True, kw_only=True):
     hiccup_us: Latency
     """How late a sleeper of 1 ms woke beside the load: it measures the machine."""
     busy_core_s: float | None
+    foreign_share: float | None
+    """Of `busy_core_s`, what was charged to no process of server, load or recorder: other programs, and the kernel's
+    own threads. None where the server was not recorded."""
     machine_share: float | None
     """Of the cores of this machine that the load may run on, busy with whatever. None where no load runs here."""
     server_cpu_s: float | None
@@ -211,6 +215,11 @@ class PhaseSummary(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def measured(self) -> bool:
         return self.kind == "measure" and self.long_enough
+
+    @property
+    def mostly_foreign(self) -> bool:
+        """Its busy CPU says more of other programs than of uploads."""
+        return self.foreign_share is not None and self.foreign_share > FOREIGN_LIMIT
 
     @property
     def busy_core_us_per_upload(self) -> float | None:

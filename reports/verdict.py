@@ -140,6 +140,7 @@ def warnings(evidence: Evidence, phases: Sequence[PhaseSummary], modes: Sequence
         *_schedule_lag(measured),
         *_drift(measured),
         *_recorder(evidence, measured),
+        *_foreign(measured),
         *_deaths(evidence, measured),
         *_generator(measured),
         *_samples(modes),
@@ -262,6 +263,16 @@ def _recorder(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]
     if stored(evidence) is None:
         found.append("the server shows no scoreboard: uploads it stored could not be compared with those acknowledged")
     return found
+
+
+def _foreign(measured: Sequence[PhaseSummary]) -> list[str]:
+    shares = [phase.foreign_share for phase in measured if phase.foreign_share is not None and phase.mostly_foreign]
+    if not shares:
+        return []
+    return [
+        f"other programs were busy on this machine: up to {percent(max(shares))} of all busy CPU in a measured phase "
+        "was not that of server, load or recorder, so what all cores spent on an upload says little"
+    ]
 
 
 def _why_not_recorded(evidence: Evidence) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from reports.analysis import Analysis
 from reports.environment import ranges
 from reports.run_folder import RunInfo
-from reports.summary import ACHIEVED_LIMIT, ROLE_NAMES, Contrast, ModeSummary, ProcessSummary, Summary
+from reports.summary import ACHIEVED_LIMIT, ROLE_NAMES, ModeSummary, ProcessSummary, Summary
 from reports.tables import (
     Table,
     all_processes_table,
@@ -120,7 +120,7 @@ def sentence(summary: Summary) -> str:
     who = f"With {workers} worker{'s' if workers > 1 else ''} the server" if workers else "The server"
     *clauses, last = (_clause(mode) for mode in measured.values())
     text = f"{who} took {', '.join(clauses)}{' and ' if clauses else ''}{last}"
-    return f"{text}{_comparison(summary.contrast)}. What binds: {summary.binding}."
+    return f"{text}{_comparison(summary)}. What binds: {summary.binding}."
 
 
 def _costs(summary: Summary) -> str:
@@ -178,12 +178,16 @@ def _slowest(mode: ModeSummary) -> list[str]:
     return [f"{percentile} % of {what} within {duration(value)}"]
 
 
-def _comparison(contrast: Contrast | None) -> str:
+def _comparison(summary: Summary) -> str:
+    """Nothing where other programs took most of the CPU that is compared: its ratio would be chance."""
+    contrast = summary.contrast
     if contrast is None or contrast.busy_core_us is None:
+        return ""
+    if any(phase.measured and phase.mostly_foreign for phase in summary.phases):
         return ""
     cost = contrast.busy_core_us
     spread = f" ({significant(cost.lowest)} to {significant(cost.highest)})" if contrast.blocks > 1 else ""
-    return f"; a short upload cost {significant(cost.median)}{spread} times the CPU of a long one"
+    return f"; a short upload cost {significant(cost.median)}{spread} times the CPU of a long one, all cores counted"
 
 
 # --- circumstances ----------------------------------------------------------------------------------------------------

@@ -27,10 +27,18 @@ def test_the_sentence(show):
     assert show().sentence == (
         "With 2 workers the server took 1,000 uploads/s over long connections (99 % of transactions ≤4 KiB within 600 "
         "µs, server CPU 0.210 cores) and 400 uploads/s over short connections (99 % of transactions ≤4 KiB within "
-        "1,500 µs, server CPU 0.510 cores); a short upload cost 3.00 (3.00 to 3.00) times the CPU of a long one. What "
-        "binds: nothing (the busiest worker used 25.0 % of a core; the users and their pauses "
+        "1,500 µs, server CPU 0.510 cores); a short upload cost 3.00 (3.00 to 3.00) times the CPU of a long one, all "
+        "cores counted. What binds: nothing (the busiest worker used 25.0 % of a core; the users and their pauses "
         "asked for no more)."
     )
+
+
+def test_where_other_programs_were_busy_no_cost_is_compared(show):
+    """Over half of the busy CPU is nobody's that we know."""
+    shown = show(long=Rate(1000, 0.10, 0.40, 1.80, 200))
+    assert "times the CPU" not in shown.sentence
+    [warning] = [warning for warning in shown.warnings if "other programs" in warning]
+    assert "up to 65.0 % of all busy CPU in a measured phase was not that of server, load or recorder" in warning
 
 
 def test_long_latencies_are_milliseconds_in_the_sentence_and_microseconds_in_the_table(show):
