@@ -146,8 +146,8 @@ class StatusHelper:
                 message = self._channel.recv(_MESSAGE_BYTES)
             except OSError:
                 return
-            if not message:
-                return
+            if not message:  # its end; or it wrote nothing, and there is more
+                continue
             self._heard_s = time.monotonic()
             for line in message.decode(errors="replace").splitlines():
                 if line:

@@ -275,6 +275,8 @@ def _speak_through(channel: socket.socket) -> None:
         os.dup2(nothing, fd)
     os.dup2(channel.fileno(), 2)
     logging.raiseExceptions = False  # a line that nobody takes is lost
+    # In one message: Python writes a traceback piece by piece, and of so many most would be lost.
+    sys.excepthook = lambda *error: log.critical("it ends for a reason nobody foresaw", exc_info=error)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("waitress").setLevel(logging.ERROR)  # that there are many requests is no news
 

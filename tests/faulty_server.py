@@ -143,7 +143,8 @@ def page() -> None:
 
 
 def status() -> None:
-    """It also answers `/stuck`, never, and `/attack`, with what came of all that it tried."""
+    """It also answers `/stuck`, never, and `/attack`, with what came of all that it tried. It cannot start while the
+    working directory has a file `broken`."""
     from flask import Response
 
     from server import statuspage
@@ -155,6 +156,9 @@ def status() -> None:
             time.sleep(1)
 
     def with_more(source: statuspage.Source) -> dict[str, Callable[[], Response]]:
+        if Path("broken").exists():
+            raise RuntimeError("it is broken")
+
         def attack() -> Response:
             return Response(json.dumps(_attack(source.state())), mimetype="application/json")
 

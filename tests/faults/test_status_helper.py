@@ -93,6 +93,19 @@ def test_it_is_killed_when_its_threads_are_stuck(tmp_path: Path) -> None:
         assert helper(server) != pid
 
 
+def test_why_it_cannot_start_is_in_the_log(tmp_path: Path) -> None:
+    (tmp_path / "broken").touch()
+    with faulty(tmp_path) as server:
+        eventually(lambda: ends(server), "it has ended")
+        (tmp_path / "broken").unlink()
+        helper(server)
+        said = server.messages()
+        server.log.truncate(0)  # elsewhere a traceback is a failure
+    assert "it ends for a reason nobody foresaw" in said
+    assert "Traceback (most recent call last):" in said
+    assert "): RuntimeError: it is broken" in said
+
+
 def test_it_is_not_blamed_for_the_supervisors_own_absence() -> None:
     with running(*PAGE, "--hang-timeout", HANG_TIMEOUT) as server:
         pid = helper(server)
