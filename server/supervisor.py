@@ -27,11 +27,12 @@ import select
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from types import FrameType
+from typing import NoReturn
 
 from server import scoreboard, systemd
 from server.config import MAX_WORKERS, ConfigError, ServerConfig, one_line, printable
@@ -54,6 +55,7 @@ LEAST_ROOM = 64  # slots that the scoreboard has at least, for workers that are 
 HANDSHAKE_S = 1.0  # that a connection being made may take before its listening socket goes
 START_S = 3.0  # that a worker may take to start before the drain begins without it
 LOOK_AGAIN_S = 0.01
+READ_S = 5.0  # that a reload may read its files for: one may have become a pipe, or be on a disk that is gone
 LOOK_FOR_HANGS_S = 1.0
 
 OK, FAILED, GAVE_UP = 0, 1, 3
@@ -511,7 +513,8 @@ class Supervisor:
             return
         self._tell_manager(self._manager.reloading)
         try:
-            config = self._config if self._reread is None else self._reread()
+            with _no_longer_than(READ_S):
+                config = self._config if self._reread is None else self._reread()
         except ConfigError as error:
             log.error("not reloaded: %s", error)
             self._not_reloaded(str(error))
@@ -797,6 +800,22 @@ def _place(slot: int, seat: int) -> str:
 
 def _with_fixed(config: ServerConfig, old: ServerConfig, names: list[str]) -> ServerConfig:
     return dataclasses.replace(config, **{name: getattr(old, name) for name in names})
+
+
+@contextmanager
+def _no_longer_than(seconds: float) -> Iterator[None]:
+    """ConfigError in whatever system call the block still waits then: whoever waits for ever hears no signal."""
+
+    def give_up(number: int, frame: FrameType | None) -> NoReturn:
+        raise ConfigError(f"its files could not be read within {seconds:g} s: one may be a pipe, or a disk be gone")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _has_terminal() -> bool:

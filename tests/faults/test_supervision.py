@@ -239,6 +239,24 @@ def test_a_reload_reads_the_file_again(tmp_path: Path) -> None:
         assert server.workers() == workers
 
 
+@pytest.mark.parametrize("option", ["--config", "--token-file", "--tls-cert"])
+def test_a_file_that_has_become_a_pipe_refuses_the_reload(tmp_path: Path, option: str) -> None:
+    """And keeps the supervisor from its workers for no longer than that."""
+    content = {"--config": b"", "--token-file": b"token", "--tls-cert": Authority(tmp_path).server().read_bytes()}
+    file = tmp_path / "file"
+    file.write_bytes(content[option])
+    file.chmod(0o600)
+    with running(option, str(file)) as server:
+        file.unlink()
+        os.mkfifo(file)
+        server.process.send_signal(signal.SIGHUP)
+        [worker] = server.workers()
+        os.kill(worker, signal.SIGKILL)
+        eventually(lambda: events(server, "reload-failed"), "it said no")
+        assert "its files could not be read within 5 s" in server.messages()
+        eventually(lambda: server.slots()[0].births == 2 and server.workers(), "the worker was replaced")
+
+
 def test_a_reload_that_fails_by_a_mistake_of_ours_leaves_the_old_workers(tmp_path: Path) -> None:
     with faulty("reread", tmp_path) as server:
         before = server.workers()
