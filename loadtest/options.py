@@ -66,7 +66,7 @@ OPTIONS = (
     Option(
         "arrival_profile",
         "constant",
-        "constant, poisson, ramp (rate FROM-TO) or step (rates R1,R2,...)",
+        "constant, poisson, ramp (rate FROM-TO, or TO from 0) or step (rates R1,R2,...)",
         ("constant", "poisson", "ramp", "step"),
     ),
     Option("max_in_flight", "900", "open model: the most uploads under way at once, in all load processes"),

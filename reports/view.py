@@ -32,6 +32,7 @@ from reports.tables import (
     threshold_table,
 )
 from reports.texts import duration, significant
+from server.shown import show_option
 
 Facts = list[tuple[str, str]]
 
@@ -103,7 +104,11 @@ def _load(run: RunInfo, summary: Summary) -> str:
     if not rates:
         return "open model"
     fewest, most = significant(min(rates)), significant(max(rates))
-    return f"open model, {fewest if fewest == most else f'{fewest} to {most}'} arrivals/s"
+    offered = f"open model, {fewest if fewest == most else f'{fewest} to {most}'} arrivals/s"
+    profile = run.load_options.get("arrival_profile", "constant")
+    if profile in ("constant", "poisson"):
+        return offered
+    return f"{offered} in the mean ({profile} {run.load_options['arrival_rate']})"
 
 
 # --- one sentence -----------------------------------------------------------------------------------------------------
@@ -199,7 +204,7 @@ def _facts(run: RunInfo, processes: Sequence[ProcessSummary]) -> list[tuple[str,
     server = [("recorded", "no")]
     if run.server is not None:
         server = [("command", shlex.join(run.server.command)), ("pid", str(run.server.pid))]
-        server += _pairs(run.server.options or {})
+        server += [show_option(*option) for option in (run.server.options or {}).items()]
     return [
         ("Run", [("id", run.id), ("ended", ending), ("target", run.host), ("commit", commit)]),
         ("Load", _pairs(_load_facts(run))),

@@ -4,11 +4,12 @@
     limits        no file can grow by it (RLIMIT_FSIZE 0), memory and descriptors end somewhere
     user          root becomes nobody, who owns nothing
     Landlock      of the file system nothing can be written and only Python's own files be read; no TCP connection can
-                  be made, and nobody outside be sent a signal (man 7 landlock)
+                  be made (ABI 4), and nobody outside be sent a signal (ABI 6; man 7 landlock)
 
 None of it can be taken back, and whoever takes the process over has no more. Landlock does not know of permissions and
-times of files: a user's own ones could still be changed. Of these measures the last two are those that keep files from
-being removed and renamed, so that one of them at least is needed; `confine` says when neither could be had.
+times of files: a user's own ones could still be changed; nor of unix sockets: to those that the user may connect to, it
+may too. Of these measures the last two are those that keep files from being removed and renamed, so that one of them at
+least is needed; `confine` says when neither could be had.
 
 Landlock and the user hold for the calling thread and those that it starts later. So this comes before any thread.
 """

@@ -45,8 +45,9 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from server import confinement, metrics
 from server.offspring import die_with, show_title
 from server.scoreboard import Scoreboard, ServerState
+from server.shown import Value, show_option
 from server.status import ServerStatus, as_json, describe, why_not_ready
-from server.units import format_age, format_size, write_duration
+from server.units import format_age, format_size
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -194,44 +195,16 @@ def _is_one_of(names: frozenset[str], host: str) -> bool:
         return False
 
 
-# ── Options as people read them ──
-
-Value = str | int | float | bool | None
+# ── Options ──
 
 _LIMIT = re.compile("max_|min_|backlog|death_window|token|.*_timeout")
-_NO_LIMIT = {
-    "max_store_bytes": "the disk's room",
-    "max_connections": "as descriptors allow",
-    "min_rate_bytes_per_s": "none",
-}
 
 
 def _groups(options: Mapping[str, Value]) -> list[tuple[str, list[tuple[str, str]]]]:
     """(heading, (name, value) of each): limits first."""
-    limits = [_shown(name, value) for name, value in options.items() if _LIMIT.match(name)]
-    others = [_shown(name, value) for name, value in options.items() if not _LIMIT.match(name)]
+    limits = [show_option(name, value) for name, value in options.items() if _LIMIT.match(name)]
+    others = [show_option(name, value) for name, value in options.items() if not _LIMIT.match(name)]
     return [("Limits in force", limits), ("Other options", others)]
-
-
-def _shown(name: str, value: Value) -> tuple[str, str]:
-    words = re.sub("(_bytes)?(_per)?(_s)?$", "", name).replace("_", " ")
-    return words, _NO_LIMIT[name] if value == 0 and name in _NO_LIMIT else _written(name, value)
-
-
-def _written(name: str, value: Value) -> str:
-    match value:
-        case None:
-            return "none"
-        case bool():
-            return "yes" if value else "no"
-        case int() if name.endswith("_bytes"):
-            return format_size(value)
-        case int() if name.endswith("_bytes_per_s"):
-            return f"{format_size(value)}/s"
-        case int() | float() if name.endswith("_s"):
-            return write_duration(value)
-        case _:
-            return str(value)
 
 
 # ── The process ──

@@ -185,6 +185,28 @@ def test_circumstances_name_each_option_once(tmp_path):
     ]
 
 
+def test_a_profile_that_is_not_even_is_named(tmp_path):
+    folder = run_folders.write(tmp_path / "run", model="open")
+    options = {"arrival_profile": "ramp", "arrival_rate": "2000"}
+    run = msgspec.structs.replace(run_folder.read_run(folder), load_options=options)
+    run_folder.write_whole(folder / run_folder.RUN, run)
+    assert "open model, 400 to 1,000 arrivals/s in the mean (ramp 2000) against" in view(analyse(folder)).subtitle
+
+
+def test_the_servers_options_have_their_units(tmp_path):
+    folder = run_folders.write(tmp_path / "run")
+    run = run_folder.read_run(folder)
+    options = {"min_rate_bytes_per_s": 1024, "max_header_size_bytes": 65536, "max_store_bytes": 0, "tls": None}
+    run = msgspec.structs.replace(run, server=msgspec.structs.replace(run.server, options=options))
+    run_folder.write_whole(folder / run_folder.RUN, run)
+    assert dict(view(analyse(folder)).facts)["Server"][2:] == [
+        ("min rate", "1 KiB/s"),
+        ("max header size", "64 KiB"),
+        ("max store", "the disk's room"),
+        ("tls", "none"),
+    ]
+
+
 def test_the_server_of_a_run_that_did_not_find_it_is_said_to_be_unknown(show):
     assert ("Server", [("recorded", "no")]) in show(with_server=False).facts
 
