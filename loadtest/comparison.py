@@ -37,7 +37,7 @@ def compare(sides: Sequence[Side], pairs: int, tolerance: float) -> int:
         raise OptionError(f"both sets have the label {first.label!r}: runs of one label are repeats of one thing")
     lasts_s = sum(_check(side.job()) for side in sides) * pairs
     order = list(_in_turn(first, second, pairs))
-    print(f"{len(order)} runs, about {lasts_s / 60:.0f} min: {first.label}, {second.label}", flush=True)
+    print(f"{len(order)} runs, about {max(1.0, lasts_s / 60):.0f} min: {first.label}, {second.label}", flush=True)
     folders: list[Path] = []
     worst = OK
     try:

@@ -28,12 +28,13 @@ from loadtest import options as load_options
 from loadtest.options import OptionError
 from loadtest.payloads import PayloadError
 from reports import run_folder
-from reports.run_folder import RunFolderError, UploadsTail
+from reports.run_folder import RunFolderError, UploadsLine, UploadsTail
 
 SERVER_START_S = 20.0
 SERVER_STOP_S = 10.0
 LOAD_STOP_S = 30.0  # beside the drain: last batches, the recorder's last sample
 POLL_S = 0.2
+RATE_OVER_S = 0.8  # of shorter times a rate would be chance
 STORE_ROOM_BYTES = 2 << 30  # payloads are at most 1 GiB, and replaced while they are still being read
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -94,9 +95,17 @@ def run(job: Job, interrupts: Interrupts) -> tuple[int, Path]:
     finally:
         _report(job)
     if interrupts.count:
+        _forget_what_never_began(job.folder)
         return INTERRUPTED, job.folder
     outcome = run_folder.read_outcome(job.folder)
     return (FAILED if outcome is None else outcome.exit_code), job.folder
+
+
+def _forget_what_never_began(folder: Path) -> None:
+    """A folder without a run would be in the way of who reads them all."""
+    if not (folder / run_folder.RUN).exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        _show("interrupted before the run began: there is nothing to report\n", sys.stderr)
 
 
 def check(job: Job) -> None:
@@ -221,7 +230,7 @@ class _Progress:
     def __init__(self, folder: Path, total_s: float) -> None:
         self._folder = folder
         self._tail = UploadsTail(folder)
-        self._failed = 0
+        self._failed = self._uploads = self._bytes = self._since_ns = 0
         terminal = sys.stderr.isatty()
         layout = "{desc:<9} {percentage:3.0f} % |{bar}| {n:.0f}/{total:.0f} s{postfix}"
         self._total_s = total_s
@@ -255,11 +264,19 @@ class _Progress:
             self._shown_s += step_s
             self._bar.update(step_s)
         for line in self._tail.take():
-            self._failed += sum(sum(name.failures.values()) for name in line.names.values())
-            uploads = sum(name.count for name in line.names.values())
-            size = sum(name.bytes for name in line.names.values())
-            text = f"{uploads:,} uploads/s  {size / 1e6:,.1f} MB/s  {self._failed:,} failed"
-            self._bar.set_postfix_str(text, refresh=False)
+            self._take(line)
+
+    def _take(self, line: UploadsLine) -> None:
+        """Show rates when about a second has passed: where a phase changes, a line is of less."""
+        self._failed += sum(sum(name.failures.values()) for name in line.names.values())
+        self._uploads += sum(name.count for name in line.names.values())
+        self._bytes += sum(name.bytes for name in line.names.values())
+        passed_s = (line.mono_ns - self._since_ns) / 1e9 if self._since_ns else 1.0
+        if passed_s < RATE_OVER_S:
+            return
+        rates = f"{self._uploads / passed_s:,.0f} uploads/s  {self._bytes / passed_s / 1e6:,.1f} MB/s"
+        self._bar.set_postfix_str(f"{rates}  {self._failed:,} failed", refresh=False)
+        self._since_ns, self._uploads, self._bytes = line.mono_ns, 0, 0
 
 
 # ── the end ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -96,7 +96,7 @@ def assert_folder(job):
         if (folder / run_folder.RUN).exists():
             assert_report(folder)
             assert run_folder.read_outcome(folder) is not None
-        else:
+        else:  # it was killed
             with pytest.raises(RunFolderError, match=r"is not a run folder: it has no run\.json$"):
                 render.build(folder)
         assert list(folder.glob(".*")) == []  # what was to be put in place whole
@@ -114,6 +114,7 @@ def test_a_run_is_ended(tmp_path, moment):
                 assert code == INTERRUPTED or (code < 0 and job.runs() == []), terminal.shown()
             elif job not in over:  # such a run may have ended by itself
                 assert code == INTERRUPTED, terminal.shown()
+                assert all((folder / run_folder.RUN).exists() for folder in job.runs())
             assert_folder(job)
 
 
