@@ -88,6 +88,8 @@ def run(job: Job, interrupts: Interrupts) -> tuple[int, Path]:
     try:
         with _server(job, interrupts) as host:
             _load(job, host, interrupts)
+        if interrupts.count and not _began(job.folder):
+            raise RunError("stopped before the run began")
     except RunError as error:
         if not interrupts.count:
             raise
@@ -95,17 +97,15 @@ def run(job: Job, interrupts: Interrupts) -> tuple[int, Path]:
     finally:
         _report(job)
     if interrupts.count:
-        _forget_what_never_began(job.folder)
+        if not _began(job.folder):  # it would be in the way of who reads all runs
+            shutil.rmtree(job.folder, ignore_errors=True)
         return INTERRUPTED, job.folder
     outcome = run_folder.read_outcome(job.folder)
     return (FAILED if outcome is None else outcome.exit_code), job.folder
 
 
-def _forget_what_never_began(folder: Path) -> None:
-    """A folder without a run would be in the way of who reads them all."""
-    if not (folder / run_folder.RUN).exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        _show("interrupted before the run began: there is nothing to report\n", sys.stderr)
+def _began(folder: Path) -> bool:
+    return (folder / run_folder.RUN).exists()
 
 
 def check(job: Job) -> None:
@@ -297,7 +297,7 @@ def _end(process: "subprocess.Popen[str] | subprocess.Popen[bytes]", grace_s: fl
 
 def _report(job: Job) -> None:
     """Build and show the report, if anything was measured; otherwise the error that stopped us says more."""
-    if (job.folder / run_folder.RUN).exists():
+    if _began(job.folder):
         built = _build(job.folder)
         if -built.returncode in ENDING:  # Ctrl-C came in the instant before it had a session of its own
             built = _build(job.folder)

@@ -59,6 +59,8 @@ class Chart:
     empty: str
     """Why there is nothing to see, when there is not."""
     log: bool = False
+    dots: bool = False
+    """Show where values are known: too rarely for the line between them to be one."""
 
     @property
     def keys(self) -> list[Key]:
@@ -88,14 +90,15 @@ def charts(analysis: Analysis) -> list[Chart]:
         ),
         Chart(
             "Memory",
-            "per process, USS in MiB: what its end would give back",
+            "per process, USS in MiB: what its end would give back; read every few seconds, at the dots",
             _process_lines([(curves.process, _mebibytes(curves.uss_bytes)) for curves in timeline.processes]),
             "0,0.[0]",
             "Nothing to draw: USS of no process could be read.",
+            dots=True,
         ),
         Chart(
             "Connections",
-            "at the server's end by state, and all sockets of the machine in TIME_WAIT",
+            "at the server's end by state, read every few seconds, and all sockets of the machine in TIME_WAIT",
             [
                 Line(
                     Key(state, STATE_COLOURS.get(state, "muted"), "dashed" if state == "TIME_WAIT" else "solid"), curve
@@ -104,6 +107,7 @@ def charts(analysis: Analysis) -> list[Chart]:
             ],
             "0,0",
             "Nothing to draw: the kernel did not tell of the connections of this port.",
+            dots=True,
         ),
         Chart(
             "Accept queue",

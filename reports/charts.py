@@ -46,6 +46,7 @@ from reports.summary import PhaseSummary
 from reports.texts import plain
 
 HEIGHT_PX = 210
+MOST_DOTS = 100  # more would be a line
 HEADROOM = 1.25  # of the range of values, for the names of the phases
 FRAME: dict[str, Any] = {
     "sizing_mode": "stretch_width",
@@ -128,7 +129,7 @@ def _figure(canvas: _Canvas, chart: Chart) -> figure:
     if chart.log:
         plot.yaxis.ticker = FixedTicker(ticks=log_ticks(*_limits(chart)))
     _shade_phases(plot, canvas, high)
-    drawn = [_draw_line(plot, line) for line in chart.lines]
+    drawn = [_draw_line(plot, line, chart.dots) for line in chart.lines]
     _mark_events(plot, canvas.marks)
     _add_tools(plot, canvas, chart, drawn)
     return plot
@@ -199,7 +200,7 @@ def _name_phases(plot: figure, phases: Sequence[PhaseSummary], colour: str, top:
     plot.add_glyph(ColumnDataSource(names), name)
 
 
-def _draw_line(plot: figure, line: Line) -> tuple[DataRenderer, bool]:
+def _draw_line(plot: figure, line: Line, dots: bool) -> tuple[DataRenderer, bool]:
     """(the line, whether it has a band). It knows the widest of its bands, to tell of it where a reader points."""
     curve, bands = envelope.reduce(line.curve, line.bands)
     columns = {"x": curve.t_s, "y": curve.values}
@@ -209,8 +210,11 @@ def _draw_line(plot: figure, line: Line) -> tuple[DataRenderer, bool]:
         plot.add_glyph(ColumnDataSource(envelope.area(low, high)), area)
     glyph = glyphs.Line(line_width=line.width, line_dash=line.key.dash, line_join="round")
     glyph.update(line_color=light(line.key.colour))
-    drawn = plot.add_glyph(ColumnDataSource(columns), glyph)
+    source = ColumnDataSource(columns)
+    drawn = plot.add_glyph(source, glyph)
     drawn.name = line.key.label
+    if dots and len(curve.t_s) <= MOST_DOTS:
+        plot.add_glyph(source, glyphs.Scatter(size=5, fill_color=glyph.line_color, line_color=None))
     return drawn, bool(bands)
 
 

@@ -21,6 +21,7 @@ from reports.run_folder import HistogramsLine, Phase, UploadsLine
 from reports.summary import MISSED_TICKS_LIMIT, Latency, PhaseSummary
 
 SHORTEST_SPAN_S = 0.5  # less gives a wild rate
+SHORTEST_SHARE_S = 0.2  # the kernel counts CPU in steps of 10 ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +203,7 @@ def _foreign_share(
 
 
 def _largest_share(accounts: Sequence[Account], recorded: _Stretch | None) -> float | None:
-    if not accounts or recorded is None:
+    if not accounts or recorded is None or recorded.duration_s < SHORTEST_SHARE_S:
         return None
     return max(account.between(recorded.start_s, recorded.end_s) for account in accounts) / recorded.duration_s
 

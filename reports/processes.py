@@ -1,7 +1,7 @@
 """The table of processes, and the server as a whole."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from reports.accounts import Account, Track
 from reports.evidence import Evidence, stored
@@ -49,32 +49,25 @@ def server_summary(evidence: Evidence, tracks: Sequence[Track], account: Account
     slots = {track.slot for track in tracks if track.is_server} - {None}
     alive = [sum(sample.role == "server-worker" for sample in tick.processes) for tick in evidence.ticks]
     board = stored(evidence)
-    memory_kind, memory_bytes = _memory_peak(evidence)
+    ticks = [[sample for sample in tick.processes if sample.role.startswith("server-")] for tick in evidence.ticks]
+    pss = _sums([[sample.pss_bytes for sample in samples] for samples in ticks])
+    rss = _sums([[sample.rss_bytes for sample in samples] for samples in ticks])
     return ServerSummary(
         workers=len(slots) or max(alive, default=0),
         cpu_total_s=None if account is None else _server_total_s(evidence, account),
         uploads_stored=None if board is None else board.uploads,
-        memory_peak_bytes=memory_bytes,
-        memory_kind=memory_kind,
+        memory_peak_bytes=max(pss or rss, default=None),
+        memory_kind="PSS" if pss else "RSS",
+        memory_readings=len(pss or rss),
+        rss_peak_bytes=max(rss, default=None),
         uss_per_connection_bytes=uss_per_connection(evidence),
     )
 
 
-def _memory_peak(evidence: Evidence) -> tuple[Literal["PSS", "RSS"], int | None]:
-    """The largest sum at one tick that knows it of every server process. What forked processes share is in their PSS
-    once, all together; in a sum of USS it would be missing, and in one of RSS it is there once for each. PSS is read on
-    a slower tick than RSS."""
-    ticks = [[sample for sample in tick.processes if sample.role.startswith("server-")] for tick in evidence.ticks]
-    pss = _largest_sum([[sample.pss_bytes for sample in samples] for samples in ticks])
-    if pss is not None:
-        return "PSS", pss
-    return "RSS", _largest_sum([[sample.rss_bytes for sample in samples] for samples in ticks])
-
-
-def _largest_sum(ticks: Iterable[Sequence[int | None]]) -> int | None:
-    """None when no tick knows all of its values."""
+def _sums(ticks: Iterable[Sequence[int | None]]) -> list[int]:
+    """Of each tick that knows all of its values."""
     known = [[value for value in values if value is not None] for values in ticks if None not in values]
-    return max((sum(values) for values in known if values), default=None)
+    return [sum(values) for values in known if values]
 
 
 def _server_total_s(evidence: Evidence, account: Account) -> float:

@@ -307,6 +307,11 @@ class ServerSummary(msgspec.Struct, frozen=True, kw_only=True):
     memory_peak_bytes: int | None
     """The largest sum over its processes at one tick, of PSS; of RSS where PSS was never read of all of them."""
     memory_kind: Literal["PSS", "RSS"]
+    memory_readings: int
+    """At so many ticks it was read. What forked processes share is in their PSS once, all together; in a sum of USS it
+    would be missing, and in one of RSS it is there once for each. But PSS is read seldom, since it is dear."""
+    rss_peak_bytes: int | None
+    """The largest sum of RSS, which is read at every tick: an upper bound of what was used."""
     uss_per_connection_bytes: float | None
     """From a run whose number of connections rose or fell by 100 at least; None where the data do not carry it."""
 

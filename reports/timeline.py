@@ -20,6 +20,7 @@ from reports.run_folder import Percentiles, Phase, SecondOfUploads
 from reports.summary import ProcessSummary
 
 SHORTEST_SPAN_S = 0.2  # less gives a wild rate
+SHORTEST_STEP = 0.5  # of the usual one, between two ticks
 
 Shown = Literal["transaction", "response", "service"]
 
@@ -166,9 +167,14 @@ def _broken(pieces: Iterable[Sequence[tuple[float, ...]]]) -> list[Curve]:
 
 
 def _share_curve(track: Track) -> Curve:
-    """Share of one core from tick to tick, at the middle of each pair."""
+    """Share of one core from tick to tick, at the middle of each pair. Without pairs much closer than usual, such as
+    the last two: the kernel counts CPU in steps of 10 ms, which are no small part of them."""
     t_s, cpu_s = track.account.t_s[1:], track.account.cpu_s[1:]  # without its birth
-    return Curve((t_s[1:] + t_s[:-1]) / 2, np.where(_is_gap(t_s), math.nan, np.diff(cpu_s) / np.diff(t_s)))
+    share = np.where(_is_gap(t_s), math.nan, np.diff(cpu_s) / np.diff(t_s))
+    usual = np.diff(t_s) >= SHORTEST_STEP * interval_s(t_s)
+    if np.isnan(share[usual]).all():  # there is nothing else
+        usual[:] = True
+    return Curve(((t_s[1:] + t_s[:-1]) / 2)[usual], share[usual])
 
 
 def _uss_curve(track: Track) -> Curve:

@@ -14,7 +14,7 @@ from typing import Any
 from reports.analysis import Analysis
 from reports.environment import ranges
 from reports.run_folder import RunInfo
-from reports.summary import ACHIEVED_LIMIT, ROLE_NAMES, ModeSummary, ProcessSummary, Summary
+from reports.summary import ACHIEVED_LIMIT, ROLE_NAMES, ModeSummary, ProcessSummary, ServerSummary, Summary
 from reports.tables import (
     Table,
     all_processes_table,
@@ -138,10 +138,21 @@ def _costs(summary: Summary) -> str:
     cores = sum(phase.server_cpu_s or 0 for phase in known) / lasted_s if lasted_s else 0.0
     memory = ""
     if server.memory_peak_bytes is not None:
-        memory = f" and at most {significant(server.memory_peak_bytes / (1 << 20))} MiB ({server.memory_kind})"
+        memory = f" and at most {_memory(server)}"
     number = sum(process.role.startswith("server-") for process in summary.processes)
     processes = f"{number} process{'es' if number > 1 else ''}"
     return f"In {significant(lasted_s)} s the server, {processes} in all, used {significant(cores)} cores{memory}."
+
+
+def _memory(server: ServerSummary) -> str:
+    """PSS is read seldom, and may have been higher in between; RSS always, and is too high where processes share."""
+    assert server.memory_peak_bytes is not None
+    peak = f"{significant(server.memory_peak_bytes / (1 << 20))} MiB"
+    if server.memory_kind == "RSS" or server.rss_peak_bytes is None:
+        return f"{peak} (RSS)"
+    times = "once" if server.memory_readings == 1 else f"{server.memory_readings} times"
+    most = f"{significant(server.rss_peak_bytes / (1 << 20))} MiB"
+    return f"{peak} (PSS, read {times}; its RSS was at most {most})"
 
 
 def _clause(mode: ModeSummary) -> str:

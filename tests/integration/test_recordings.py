@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -180,6 +181,7 @@ def test_a_recorder_that_is_killed(tmp_path):
     said = report(folder)
     assert "warning: the run was cut off" in said
     assert "the server, 2 processes in all, used" in said
+    assert re.search(r"at most [\d.]+ MiB \(PSS, read (once|\d+ times); its RSS was at most [\d.]+ MiB\)", said)
     [phase] = json.loads((folder / run_folder.SUMMARY).read_text())["phases"]
     assert phase["duration_s"] == pytest.approx(lasted_s, abs=0.1)
     assert None not in (phase["server_cpu_s"], phase["busy_core_s"])

@@ -3,6 +3,7 @@
 import math
 
 import msgspec
+import numpy as np
 import pytest
 
 from reports import run_folder
@@ -23,6 +24,22 @@ def test_curves_are_the_rates_and_break_between_phases(tmp_path):
     at_20 = float(load.share.values[abs(load.share.t_s - 20.25).argmin()])
     assert at_20 == pytest.approx(0.5)
     assert timeline.end_s == 44
+
+
+def test_of_ticks_that_nearly_coincide_no_share_is_drawn(tmp_path):
+    """10 ms of CPU, the kernel's least, would be five cores of the 2 ms before the last tick."""
+    folder = run_folders.write(tmp_path / "run")
+    *ticks, before = run_folder.read_processes(folder)
+    last = msgspec.structs.replace(
+        before,
+        mono_ns=before.mono_ns + 2_000_000,
+        processes=[
+            msgspec.structs.replace(process, cpu_user_s=process.cpu_user_s + 0.01) for process in before.processes
+        ],
+    )
+    rewrite(folder / run_folder.PROCESSES, [*ticks, before, last])
+    for process in analyse(folder).timeline.processes:
+        assert process.share.values[~np.isnan(process.share.values)].max() < 1
 
 
 def test_no_line_is_drawn_over_a_gap(tmp_path):
