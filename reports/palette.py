@@ -6,6 +6,8 @@ contrast of 3:1 or more to its ground, and families differ in lightness or dash 
 cannot tell the hues apart.
 """
 
+import math
+
 # name: (light, dark)
 PALETTE = {
     "ground": ("#ffffff", "#14171a"),
@@ -19,7 +21,10 @@ PALETTE = {
     "bad": ("#b3261e", "#ff8a80"),
     "long": ("#00796b", "#4dc0b0"),
     "short": ("#c2185b", "#ff7fac"),
-    "other-mode": ("#6d5f00", "#d9c34a"),
+    "other-mode-0": ("#6d5f00", "#d9c34a"),
+    "other-mode-1": ("#00639c", "#6cb8e6"),
+    "other-mode-2": ("#a33b00", "#ffab7a"),
+    "other-mode-3": ("#5b4b9a", "#b6a8f0"),
     "worker-0": ("#08306b", "#d3e6f7"),
     "worker-1": ("#1c5fa8", "#9ecae1"),
     "worker-2": ("#3182bd", "#6baed6"),
@@ -37,4 +42,8 @@ def light(name: str) -> str:
 
 
 def mode_colour(mode: str) -> str:
-    return mode if mode in ("long", "short") else "other-mode"
+    """Of the modes between long and short, which have a number of uploads per connection, neighbours in the usual
+    series (1 2 5 10 20 ..., 1 2 4 8 16) get different ones."""
+    if mode in ("long", "short"):
+        return mode
+    return f"other-mode-{round(3 * math.log10(max(2, int(mode.split()[0])))) % 4}"
