@@ -56,7 +56,7 @@ def _machine(measured: Sequence[PhaseSummary]) -> str:
     worst = max(measured, key=lambda phase: phase.machine_share or 0)
     if not worst.machine_limited:
         return ""
-    return f"the machine's CPU (load and server together used {percent(worst.machine_share or 0)} of it)"
+    return f"the machine's CPU (all that ran there used {percent(worst.machine_share or 0)} of it)"
 
 
 def _accept_queue(tcp: TcpSummary | None) -> str:

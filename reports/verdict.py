@@ -63,9 +63,10 @@ def _limit(measured: Sequence[PhaseSummary]) -> str:
         )
     if limited := [phase for phase in measured if phase.machine_limited]:
         worst = max(limited, key=lambda phase: phase.machine_share or 0)
+        others = ", mostly with other programs" if worst.mostly_foreign else ""
         return (
             f"the machine was the limit, not the server: its cores, which load and server share, were busy for "
-            f"{percent(worst.machine_share or 0)} of phase {worst.name} (from {percent(CAPACITY)} on)"
+            f"{percent(worst.machine_share or 0)} of phase {worst.name}{others} (from {percent(CAPACITY)} on)"
         )
     return ""
 

@@ -36,7 +36,7 @@ HOT = {"busiest_worker_share": 0.97, "mean_worker_share": 0.4}
         ({"failures": {NO_LOCAL_PORT: 5}} | FULL, "the load's ports (20 connections found none free)"),
         (FULL, "server CPU (its workers used 96.0 % of a core each)"),
         (HOT, "CPU of one worker (it used 97.0 % of a core; the workers' mean is 40.0 %)"),
-        ({"machine_share": 0.99}, "the machine's CPU (load and server together used 99.0 % of it)"),
+        ({"machine_share": 0.99}, "the machine's CPU (all that ran there used 99.0 % of it)"),
         ({"disk_wait_share": 0.3}, "perhaps the disk (cores were idle for it 30.0 % of the time)"),
         (
             {"busiest_worker_share": None},
