@@ -293,7 +293,7 @@ def _by_label(runs: Sequence[Read]) -> str:
     numbers: dict[str, int] = defaultdict(int)
     for run in runs:
         numbers[run.info.label] += 1
-    return ", ".join(f"{label} {number}" for label, number in numbers.items())
+    return ", ".join(f"{number} of {label}" for label, number in numbers.items())
 
 
 def _environments(runs: Sequence[Read]) -> Iterator[str]:

@@ -283,7 +283,7 @@ def test_environments_that_differ(repeat):
     runs = interleaved(repeat, 6)
     other = msgspec.structs.replace(runs[1].info, environment={**runs[1].info.environment, "kernel": "Linux 7.0"})
     runs[1] = Read(other, runs[1].summary)
-    assert "kernel is Linux 6.18.0 in A 6, B 5; Linux 7.0 in B 1" in warned(runs)
+    assert "kernel is Linux 6.18.0 in 6 of A, 5 of B; Linux 7.0 in 1 of B" in warned(runs)
 
 
 def test_what_was_asked_for_is_told_and_what_was_not_is_warned_of(repeat):
