@@ -29,7 +29,7 @@ from typing import Literal, cast
 from msgspec import UNSET
 
 from server import scoreboard
-from server.batch import AT_ONCE, Batch
+from server.batch import AT_ONCE, RECEIVE_BYTES, Batch
 from server.context import Looked, WorkerContext
 from server.protocol import (
     Data,
@@ -203,6 +203,10 @@ class Connection(asyncio.BufferedProtocol):
             return
         self._heard_s = self._worker.clock_s
         view = self._batch.received(nbytes)
+        if self._waits:  # uvloop begins to read after connection_made(), whatever was paused there
+            self._received += bytes(view)
+            self._transport.pause_reading()
+            return
         while whole := self._parser.take_whole(view):
             started, body, view = whole
             self.unanswered += 1
@@ -338,7 +342,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._closing:
             return
         if self.unanswered:
-            self._received = bytes(view)
+            self._received = bytes(view) + self._received
             return
         try:
             for event in self._parser.receive_data(view):
@@ -350,7 +354,7 @@ class Connection(asyncio.BufferedProtocol):
                     if self._closing:
                         return
                     if self.unanswered:
-                        self._received = bytes(view[self._parser.consumed :])
+                        self._received = bytes(view[self._parser.consumed :]) + self._received
                         return
                     if self._parser.consumed < len(view):
                         self._let_others_go_first(view[self._parser.consumed :])
@@ -371,7 +375,7 @@ class Connection(asyncio.BufferedProtocol):
     def _let_others_go_first(self, rest: memoryview) -> None:
         """Take no more in this turn of the loop: a read can have thousands of tiny uploads, and libuv reads up to 32
         times before it looks at anybody else."""
-        self._received = bytes(rest)
+        self._received = bytes(rest) + self._received
         self.wait()
         if not self.unanswered:
             self._worker.loop.call_soon(self._take_what_waited)
@@ -425,8 +429,8 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.close()
 
     def _take_received(self) -> None:
-        received, self._received = self._received, b""
-        if received:
+        while self._received and not self._waits:
+            received, self._received = self._received[:RECEIVE_BYTES], self._received[RECEIVE_BYTES:]
             self._batch.buffer()[: len(received)] = received
             self.buffer_updated(len(received))
 

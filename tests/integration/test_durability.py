@@ -158,6 +158,28 @@ def test_pipelined_uploads_whole_and_in_pieces_are_answered_in_order(shared: Ser
     assert [(shared.store / f"{number}").read_bytes() for number in range(60)] == bodies
 
 
+@pytest.mark.parametrize("durability", ["process", "power"])
+def test_what_was_sent_before_the_connection_was_accepted_keeps_its_order(tmp_path: Path, durability: str) -> None:
+    """More than is read at once, so that some of it waits here and the rest in the kernel."""
+    bodies = [str(number).encode() * 100 for number in range(1500)]
+    with running("--durability", durability, store=tmp_path / "store") as server:
+        [worker] = server.workers()
+        os.kill(worker, signal.SIGSTOP)
+        with Client(server.port) as client:
+            frames = [
+                client.connection.send_upload(UploadHeader(len(body), f"{number}")) + body
+                for number, body in enumerate(bodies)
+            ]
+            sender = threading.Thread(target=client.sock.sendall, args=(b"".join(frames),))
+            sender.start()
+            sender.join(0.2)  # it may block, and has sent then what fits
+            os.kill(worker, signal.SIGCONT)
+            replies = [client.reply() for _ in bodies]
+            sender.join()
+        assert [(reply.code, reply.file_name) for reply in replies] == [("ok", f"{n}") for n in range(len(bodies))]
+        assert [(tmp_path / "store" / f"{number}").read_bytes() for number in range(len(bodies))] == bodies
+
+
 @both_ways
 def test_connections_end_as_they_do_without(shared: Server, size: int) -> None:
     with Client(shared.port) as client:
