@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 import pytest
 from benches import median_with_interval, our_server, sending
-from servers import free_port
+from servers import eventually, free_port
 
 from server.port_holders import listening_root
 from server.scoreboard import Scoreboard, read_state
@@ -94,7 +94,7 @@ def test_a_flooded_page(path: str) -> None:
     with our_server("--discard", "--status-port", str(page)) as port:
         _wait_for(page)
         with uploading(port) as count, flood(page, path) as asking:
-            time.sleep(1)
+            eventually(lambda: count() > 1000, "the sender has warmed up")
             for pair in range(PAIRS):
                 rates = {}
                 for is_flooded in (pair % 2 == 0, pair % 2 == 1):
