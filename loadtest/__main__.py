@@ -21,7 +21,7 @@ from reports.run_folder import new_run_id
 from server.units import parse_share
 
 if TYPE_CHECKING:
-    from loadtest.comparison import Side
+    from loadtest.compare import Side
     from loadtest.run import Job
 
 DEFAULT_USERS = 20
@@ -176,17 +176,17 @@ def compare(first: str, second: str, pairs: int, tolerance: float, common: tuple
     its options, or by a --label in it. Exit codes: 0 no regression, 1 a run broke, 2 wrong options, 4 too few runs to
     tell, 5 B is worse, 130 interrupted.
     """
-    from loadtest import comparison
+    from loadtest.compare import compare_sides
 
     if not first.strip() and not second.strip():
         raise click.UsageError("say what differs: --a and --b have options of `run`, such as --a '--workers 1'")
     sides = [_side(name, common, options) for name, options in (("A", first), ("B", second))]
-    _exit(lambda: comparison.compare(sides, pairs, tolerance))
+    _exit(lambda: compare_sides(sides, pairs, tolerance))
 
 
 def _side(name: str, common: Sequence[str], options: str) -> "Side":
     """One of two sets of options. Its label tells what is particular about it, unless there is a --label in it."""
-    from loadtest.comparison import Side
+    from loadtest.compare import Side
 
     try:
         arguments = [*common, *shlex.split(options)]
@@ -211,10 +211,10 @@ def upload(files: tuple[Path, ...], host: str, close: bool, **identity: str) -> 
 
     Stops at the first file that is refused, with exit code 1 and the server's reason; after Ctrl-C with 130.
     """
-    from loadtest import upload_files
+    from loadtest import upload
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on it ends in one line
-    sys.exit(upload_files.upload(files, host, identity, close=close))
+    sys.exit(upload.upload(files, host, identity, close=close))
 
 
 if __name__ == "__main__":

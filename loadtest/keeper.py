@@ -26,7 +26,7 @@ from locust.runners import STATE_MISSING, STATE_RUNNING, STATE_SPAWNING, MasterR
 from loadtest import arrivals, messages
 from loadtest import options as load_options
 from loadtest.load_process import BATCH_S, option_fields
-from loadtest.phases import PlannedPhase
+from loadtest.plan import PlannedPhase
 from loadtest.pulse import Pulse
 from loadtest.recorder_process import RecorderProcess, build_report, subject_of
 from loadtest.roster import Roster

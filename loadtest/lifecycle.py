@@ -23,12 +23,12 @@ from locust.runners import MasterRunner, WorkerRunner
 
 from loadtest import options as load_options
 from loadtest import shapes
-from loadtest.form import Form
 from loadtest.keeper import RunKeeper
-from loadtest.live import Live
 from loadtest.load_process import LoadProcess, Prepared, option_fields
+from loadtest.locust_form import Form
 from loadtest.options import OptionError
 from loadtest.payloads import PayloadError
+from loadtest.trust_tab import Live
 
 
 class Lifecycle:

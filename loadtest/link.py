@@ -1,9 +1,9 @@
 """One connection, timed by the kernel where the kernel knows better. Knows no protocol.
 
 The socket never blocks; how its owner waits is a `Waiter` of its own. `PollWaiter`, here, blocks the thread: enough for
-the plain client. Under Locust `green.HubWaiter` lets the other users run meanwhile. The socket is the interpreter's own
-C object, not gevent's: waiting first and reading once, instead of reading in vain first, and no timer for each wait
-made an upload cost the generator half (39 instead of 80 µs of CPU, 4 KiB, 50 users in one process).
+the plain client. Under Locust `gevent_sockets.HubWaiter` lets the other users run meanwhile. The socket is the
+interpreter's own C object, not gevent's: waiting first and reading once, instead of reading in vain first, and no timer
+for each wait made an upload cost the generator half (39 instead of 80 µs of CPU, 4 KiB, 50 users in one process).
 
 - When bytes arrived is when the kernel received them (SO_TIMESTAMPNS, read with recvmsg; no privilege needed). A kernel
   begins to stamp a moment after the host's first socket asked (net_enable_timestamp in net/core/dev.c defers it to a

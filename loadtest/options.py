@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from loadtest import arrivals, credentials, payloads, phases, wires
+from loadtest import arrivals, credentials, payloads, wires
 from loadtest.arrivals import ArrivalError, Profile
 from loadtest.client import Close, Closer
 from loadtest.credentials import CredentialsError
 from loadtest.link import leave
 from loadtest.payloads import PayloadError
-from loadtest.phases import PlanError
+from loadtest.plan import PlanError, PlannedPhase, make_plan
 from loadtest.tls_link import in_words
 from loadtest.wires import HostError, Target, WireFactory, WireNameError
 from reports import thresholds
@@ -124,7 +124,7 @@ class LoadOptions:
     wire: WireFactory
     tls: ssl.SSLContext | None
     """Of a `tls://` target."""
-    plan: tuple[phases.PlannedPhase, ...]
+    plan: tuple[PlannedPhase, ...]
     drain_s: float
     profile: Profile | None
     max_in_flight: int
@@ -146,7 +146,7 @@ class LoadOptions:
     def planned_s(self) -> float:
         return sum(phase.duration_s for phase in self.plan)
 
-    def profile_of(self, phase: phases.PlannedPhase) -> Profile | None:
+    def profile_of(self, phase: PlannedPhase) -> Profile | None:
         """The arrivals of this phase: a warm-up has an even rate, that of the profile's beginning."""
         if self.profile is None or phase.kind == "measure":
             return self.profile
@@ -183,7 +183,7 @@ def validate(host: str, fields: Mapping[str, Any]) -> LoadOptions:
             target=target,
             wire=wires.wire_of(target, text["wire"], identity.token),
             tls=identity.tls,
-            plan=phases.plan(
+            plan=make_plan(
                 text["plan"],
                 phase_s,
                 warm_up_s=_seconds(text, "warm_up"),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import gevent
 
 from loadtest.client import NOT, Upload, UploadClient, UploadError
-from loadtest.green import HubWaiter
+from loadtest.gevent_sockets import HubWaiter
 from loadtest.payloads import Payload
 from loadtest.telemetry import Arrival
 from reports.run_folder import mode_of, upload_name

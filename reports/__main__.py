@@ -8,7 +8,7 @@ import click
 import psutil
 
 from reports import run_folder
-from reports.comparison import TOLERANCE
+from reports.comparison.result import TOLERANCE
 from reports.run_folder import RunFolderError
 from server.units import parse_share
 
@@ -33,9 +33,9 @@ def cli() -> None:
 @click.argument("run", type=click.Path(path_type=Path))
 def build(run: Path) -> None:
     """Build report.html, report.md and summary.json of the run folder RUN from that folder alone."""
-    from reports import render  # bokeh takes its time to import: only who builds waits for it
+    from reports.pages import report_files  # bokeh takes its time to import: only who builds waits for it
 
-    print(render.build(run))
+    print(report_files.build(run))
 
 
 def _share(context: click.Context, parameter: click.Parameter, text: str) -> float:
@@ -64,8 +64,8 @@ def compare(runs: tuple[Path, ...], baseline: str | None, tolerance: float, out:
     Writes comparison.html, comparison.md and comparison.json. Exit codes: 0 no regression, 1 a run cannot be read, 2
     wrong options, 4 too few runs to tell, 5 something is worse beyond the tolerance.
     """
-    from reports import compare as comparing  # scipy takes its time to import
-    from reports import render_comparison
+    from reports.comparison import judgement as comparing  # scipy takes its time to import
+    from reports.pages import comparison_files
 
     try:
         compared = comparing.compare(runs, baseline, tolerance)
@@ -73,7 +73,7 @@ def compare(runs: tuple[Path, ...], baseline: str | None, tolerance: float, out:
         raise click.UsageError(str(error)) from None
     labels = "-".join([compared.baseline, *(one.label for one in compared.against)])
     folder = out or run_folder.create(Path("reports/comparisons") / run_folder.new_run_id(labels))
-    print(render_comparison.write(compared, folder))
+    print(comparison_files.write(compared, folder))
     sys.exit(compared.exit_code)
 
 
@@ -100,7 +100,7 @@ def record(
 ) -> None:
     """Sample CPU, memory and TCP of every process of a server until TERM or Ctrl-C: of who listens on --port, of
     --pid, or of COMMAND (after --), which is started and ends the recording when it ends. Any server will do."""
-    from reports import recorder, recording
+    from reports.recording import recorder, standalone
 
     if port is None and pid is None and not command and not until_stdin_closes:
         raise click.UsageError("name the server: --port PORT, --pid PID, or -- COMMAND")
@@ -114,7 +114,7 @@ def record(
         raise click.UsageError(f"there is no process {load_pid} (--load-pid)")
     subject = recorder.Subject(host, port, pid)
     if not until_stdin_closes:
-        sys.exit(recording.record(out, subject, command, interval, load_pid))
+        sys.exit(standalone.record(out, subject, command, interval, load_pid))
     recorder.record(
         out,
         subject,

@@ -244,7 +244,7 @@ class HostTick(msgspec.Struct, frozen=True, kw_only=True):
     """Connections at the server's end by state, without TIME_WAIT. On a slower tick than the rest, as all that follows:
     None or empty in between."""
     kernel: dict[str, int] = {}
-    """TCP counters of the whole machine, as the kernel names them; see reports/kernel_tcp.py."""
+    """TCP counters of the whole machine, as the kernel names them; see reports/recording/kernel_tcp.py."""
     network: dict[str, NetworkBytes] = {}
     """By interface."""
 

@@ -1,7 +1,7 @@
 """summary.json: what a report says, as data, and what its words mean.
 
 The three outputs are texts made of a `Summary`; a script or a later comparison reads the file. Values only: how they
-are found is the business of the files that make them (phases.py, modes.py, processes.py, verdict.py).
+are found is the business of the files that make them, in analysis/.
 
 `start_s`, `started_s` and `last_seen_s` are seconds since the run's start; CPU is in core-seconds; a share is of one
 core; None means "not known" and is never 0. The limits that `lower_bound`, `at_capacity` and the verdict stand on are

@@ -8,7 +8,8 @@
     memory(server)              500MiB           the largest sum over its processes
 
 between them one of > >= < <=. This file only reads them, before a run begins: the load refuses a condition that nobody
-could evaluate afterwards. What they are compared with is the business of conditions.py. A leaf: the load imports it.
+could evaluate afterwards. What they are compared with is the business of analysis/conditions.py. A leaf: the load
+imports it.
 """
 
 import math

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
-from server import output
+from server import stdout
 from server.addresses import Address
 from server.config import ConfigError, ServerConfig, find_store_problem
 from server.settings import ADDRESSES, OPTIONS, SWITCH, Option, Settings, Sources
@@ -82,11 +82,11 @@ def _tell(settings: Settings, print_config: bool, check_config: bool) -> None:
     if print_config:
         rows = [(each.option.name, each.written(), f"{each.source} {each.origin}".rstrip()) for each in settings.each]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        output.show("\n".join(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {source}" for name, value, source in rows))
+        stdout.show("\n".join(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {source}" for name, value, source in rows))
     if check_config:
         if problems := list(_find_problems(settings.config)):
             _refuse(*problems)
-        output.show("configuration is fine")
+        stdout.show("configuration is fine")
 
 
 def _find_problems(config: ServerConfig) -> Iterator[str]:
@@ -122,9 +122,9 @@ def _serve(settings: Settings, sources: Sources) -> int:
     try:
         return serve(warned(settings), lambda: warned(sources.read()))
     except PortInUseError as error:
-        from server import ports
+        from server.ports import __main__ as command
 
-        sys.exit(f"Error: {ports.describe_holder(error.port)}")
+        sys.exit(f"Error: {command.describe_holder(error.port)}")
     except (StartError, AddressError, PidFileError) as error:
         sys.exit(f"Error: {error}")
 
@@ -147,12 +147,12 @@ def status(port: int | None, pid: int | None, as_json: bool) -> None:
     """
     if port is not None and pid is not None:
         raise click.UsageError("give --port or --pid, not both")
-    from server import status as reader
+    from server.status import reader
 
     servers = reader.read_servers(pid=pid, port=port)
     if not servers:
         sys.exit(f"Error: {_none_found(port, pid)}")
-    output.show(reader.as_json(servers) if as_json else reader.as_text(servers))
+    stdout.show(reader.as_json(servers) if as_json else reader.as_text(servers))
 
 
 def _none_found(port: int | None, pid: int | None) -> str:

@@ -18,9 +18,9 @@ from typing import Protocol, TypeVar
 from msgspec import UNSET
 from xxhash import xxh3_128_hexdigest
 
-from server.context import WorkerContext
 from server.protocol import Timing, UploadStarted, digest_of
 from server.storage import Incoming, StoreError
+from server.worker_context import WorkerContext
 
 log = logging.getLogger("server")
 

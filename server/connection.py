@@ -30,7 +30,6 @@ from msgspec import UNSET
 
 from server import scoreboard
 from server.batch import AT_ONCE, RECEIVE_BYTES, Batch
-from server.context import Looked, WorkerContext
 from server.protocol import (
     Data,
     DigestAlgorithm,
@@ -43,6 +42,7 @@ from server.protocol import (
     new_hasher,
 )
 from server.storage import DiscardedFile, Incoming, StoreError
+from server.worker_context import Looked, WorkerContext
 
 LINGER_BYTES = 1 << 20
 LINGER_S = 2.0

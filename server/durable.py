@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 from server.batch import AT_ONCE, Batch, Item, Results, Sender, whole_digest
 from server.config import Durability
-from server.context import WorkerContext
 from server.protocol import UploadStarted
 from server.storage import FileStore, Incoming, IncomingFile
+from server.worker_context import WorkerContext
 
 GATHERED_BYTES = 64 << 20
 """The most that is held in memory for a disk that is too slow: over it the loop waits, as it does in write()."""

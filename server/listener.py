@@ -27,9 +27,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from server import sockets, steering, unix_sockets
+from server import steering, unix_sockets
 from server.addresses import Address, write_host_port
 from server.config import AcceptMode, find_folder_problem
+from server.ports import sockets
 from server.unix_sockets import PathError
 
 log = logging.getLogger("server")

@@ -6,7 +6,7 @@ Each supervisor owns a folder `/dev/shm/socketswarm-<uid>/<pid>/` with three fil
     scoreboard     shared memory, a few fixed records of 64-bit words per worker slot
     events.jsonl   what happened to the workers, one JSON object a line
 
-A reader (the recorder, `server.port_release`, a status page) needs only the supervisor's pid. The scoreboard's header
+A reader (the recorder, `server.ports.release`, a status page) needs only the supervisor's pid. The scoreboard's header
 says how many slots there are and which failure codes are counted, so a reader needs no other module of the server: this
 file is a leaf.
 

@@ -36,7 +36,6 @@ from typing import NoReturn
 
 from server import scoreboard, systemd
 from server.config import MAX_WORKERS, ConfigError, ServerConfig, one_line, printable
-from server.helper import StatusHelper, open_page
 from server.listener import Group, Listeners
 from server.offspring import CAUGHT, Offspring, fork, how_it_ended, is_accident, show_title
 from server.pid_file import PidFile
@@ -44,6 +43,7 @@ from server.protocol import FAILURE_CODES
 from server.quota import count_store
 from server.scoreboard import SEATS, EventLog, Scoreboard, ServerState
 from server.settings import needs_restart
+from server.status.page_process import StatusHelper, open_page
 from server.storage import empty_slot, lock_store, prepare_store
 from server.systemd import Manager
 from server.worker import RETIRE, run_worker

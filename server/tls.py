@@ -18,7 +18,7 @@ from typing import cast
 
 from server import scoreboard
 from server.connection import LINGER_BYTES, LINGER_S, Connection
-from server.context import Looked, WorkerContext
+from server.worker_context import Looked, WorkerContext
 
 
 class TlsLayer(asyncio.BufferedProtocol):

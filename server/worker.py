@@ -27,7 +27,6 @@ from server import scoreboard
 from server.batch import AT_ONCE, RECEIVE_BYTES
 from server.config import ServerConfig
 from server.connection import LINGER_S, Connection, Next, serve_at_once
-from server.context import Looked, Patience, WorkerContext
 from server.durable import make_batch
 from server.listener import Door
 from server.protocol import Limits
@@ -35,6 +34,7 @@ from server.quota import Quota
 from server.scoreboard import Scoreboard
 from server.storage import DiscardStore, FileStore, Store
 from server.tls import TlsLayer
+from server.worker_context import Looked, Patience, WorkerContext
 
 RETIRE = signal.SIGUSR1
 ACCEPT_BURST = 64

@@ -20,7 +20,7 @@ import psutil
 from bench.raw_sender import framed
 from servers import free_port
 
-from server.port_holders import listening_root
+from server.ports.holders import listening_root
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 BENCH = Path(__file__).with_name("bench")

@@ -14,12 +14,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from server import helper as helper_module
 from server import worker as worker_module
 from server.__main__ import main
 from server.pid_file import PidFile
 from server.scoreboard import EventLog, ServerState
 from server.settings import Settings, Sources
+from server.status import page_process as helper_module
 from server.storage import DiscardStore, Incoming, StoreError
 from server.supervisor import Supervisor
 
@@ -147,15 +147,15 @@ def status() -> None:
     working directory has a file `broken`."""
     from flask import Response
 
-    from server import statuspage
+    from server.status import page
 
-    views = statuspage._views
+    views = page._views
 
     def stuck() -> Response:
         while True:
             time.sleep(1)
 
-    def with_more(source: statuspage.Source) -> dict[str, Callable[[], Response]]:
+    def with_more(source: page.Source) -> dict[str, Callable[[], Response]]:
         if Path("broken").exists():
             raise RuntimeError("it is broken")
 
@@ -164,8 +164,8 @@ def status() -> None:
 
         return views(source) | {"/stuck": stuck, "/attack": attack}
 
-    statuspage._views = with_more
-    statuspage.main()
+    page._views = with_more
+    page.main()
 
 
 def _attack(state: ServerState) -> dict[str, str]:

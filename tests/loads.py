@@ -19,7 +19,8 @@ from typing import Any
 
 from servers import ROOT, all_pids, eventually
 
-from reports import procfs, run_folder
+from reports import run_folder
+from reports.recording import procfs
 from reports.run_folder import RunFolderError, RunInfo, UploadsLine
 from server import scoreboard
 

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from server.config import ServerConfig
-from server.context import WorkerContext
 from server.listener import Door
 from server.protocol import FAILURE_CODES, ServerConnection
 from server.scoreboard import Scoreboard
 from server.storage import FileStore, StoreError
 from server.worker import run_worker
+from server.worker_context import WorkerContext
 
 DRAIN_TIMEOUT_S = 300.0  # longer than any test: a connection that is kept for ever fails it
 

@@ -7,7 +7,7 @@ import sys
 import time
 
 from server.__main__ import main
-from server.context import WorkerContext
+from server.worker_context import WorkerContext
 
 
 def make_dear(burn_us: float) -> None:

@@ -17,9 +17,9 @@ import msgspec
 import pytest
 from servers import ROOT
 
-from reports.compare import compare_runs
-from reports.compared_runs import Read, read
-from reports.comparison import Comparison
+from reports.comparison.judgement import compare_runs
+from reports.comparison.result import Comparison
+from reports.comparison.runs import Read, read
 from reports.summary import Summary
 
 COMPARISONS = int(os.environ.get("COMPARISONS", "10"))

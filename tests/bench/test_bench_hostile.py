@@ -15,7 +15,7 @@ import psutil
 import pytest
 from benches import BENCH, median_with_interval, our_server, send
 
-from server.port_holders import listening_root
+from server.ports.holders import listening_root
 
 ROUNDS = 7
 IDLE_ROUNDS = 9

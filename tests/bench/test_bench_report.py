@@ -13,7 +13,7 @@ from statistics import median
 import pytest
 
 from reports import run_folder
-from tests.unit import run_folders
+from tests.unit.reports import run_folders
 
 CHROMIUM = Path("/usr/bin/chromium")
 ROUNDS = 7

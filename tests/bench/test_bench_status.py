@@ -18,7 +18,7 @@ import pytest
 from benches import median_with_interval, our_server, sending
 from servers import eventually, free_port
 
-from server.port_holders import listening_root
+from server.ports.holders import listening_root
 from server.scoreboard import Scoreboard, read_state
 
 PAIRS = 120  # what is looked for is small beside what half a second scatters by

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from servers import DEADLINE_S, eventually
 
-from reports import render, run_folder
-from tests.unit import run_folders
+from reports import run_folder
+from reports.pages import report_files
+from tests.unit.reports import run_folders
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [
@@ -67,7 +68,7 @@ def report(tmp_path_factory):
         thresholds=("p99(response) > 2ms", "failures > 1%"),
         label="<script>document.title='taken over'</script> & co",
     )
-    render.build(folder)
+    report_files.build(folder)
     return folder / run_folder.REPORT_HTML
 
 

@@ -20,8 +20,9 @@ from loads import LOADTEST, assert_report, run
 from servers import AS_NOBODY, DEADLINE_S, ROOT, needs_nobody
 from slow import first_of
 
-from reports import render, run_folder
+from reports import run_folder
 from reports.__main__ import main
+from reports.pages import report_files
 
 LINES = [run_folder.PROCESSES, run_folder.HOST, run_folder.UPLOADS, run_folder.LOAD, run_folder.EVENTS]
 BUILT = [run_folder.SUMMARY, run_folder.REPORT_HTML, run_folder.REPORT_MD]
@@ -262,7 +263,7 @@ def test_a_kill_at_any_byte(request, tmp_path, kind):
     def any_cut(cut):
         for name, data in whole.items():
             (folder / name).write_bytes(data[: cut[name]])
-        render.build(folder)  # no file is missing, so not even RunFolderError is due
+        report_files.build(folder)  # no file is missing, so not even RunFolderError is due
         assert_report(folder)
 
     any_cut()

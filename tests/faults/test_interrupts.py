@@ -15,7 +15,8 @@ from loads import END_S, LOADTEST, assert_complete, assert_report
 from slow import first_of
 from terminals import WAYS, at_a_terminal, close_the_terminal, exit_code, shown_until
 
-from reports import render, run_folder
+from reports import run_folder
+from reports.pages import report_files
 from reports.run_folder import RunFolderError
 
 RUN = [*LOADTEST, "run", "--users", "2", "--workers", "1", "--plan", "long", "--payloads", "4KiB", "--warm-up", "200ms"]
@@ -98,7 +99,7 @@ def assert_folder(job):
             assert run_folder.read_outcome(folder) is not None
         else:  # it was killed
             with pytest.raises(RunFolderError, match=r"is not a run folder: it has no run\.json$"):
-                render.build(folder)
+                report_files.build(folder)
         assert list(folder.glob(".*")) == []  # what was to be put in place whole
 
 

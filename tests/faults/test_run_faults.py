@@ -9,8 +9,9 @@ from loads import LOADTEST, acked, assert_complete, assert_report, events, failu
 from servers import eventually
 from slow import first_of
 
-from reports import chart_lines, run_folder
-from reports.analysis import analyse
+from reports import run_folder
+from reports.analysis.summarise import analyse
+from reports.pages import chart_lines
 from reports.run_folder import HistogramsLine
 from server import scoreboard
 

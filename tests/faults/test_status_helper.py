@@ -23,8 +23,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from pages import ask, helper, page_port
 from servers import AS_NOBODY, DEADLINE_S, NOBODY, ROOT, Server, eventually, needs_nobody, running, session, upload
 
-from server import confinement
-from server.statuspage import CPU_SHARE
+from server.status import confinement
+from server.status.page import CPU_SHARE
 
 FAULTY = ROOT / "tests" / "faulty_server.py"
 PAGE = ("--status-port", "0")

@@ -15,7 +15,7 @@ from certificates import Authority
 from crowd import crowd
 from servers import AS_NOBODY, ROOT, Client, eventually, needs_nobody, port_of, running, upload
 
-from server import status
+from server.status import reader
 
 MIB = 1 << 20
 
@@ -84,9 +84,9 @@ def test_every_address_is_served_by_every_worker(tmp_path: Path, path: Path) -> 
                     break
             assert served == {0, 1} or number == 3, "who is awake first takes from a shared one"
         for port in map(port_of, (four, six, secure)):
-            [found] = status.read_servers(port=port)
+            [found] = reader.read_servers(port=port)
             assert found.pid == server.pid
-        assert status.read_servers(port=1) == []
+        assert reader.read_servers(port=1) == []
 
 
 def test_a_scale_down_and_a_reload_reset_nobody_at_any_address(tmp_path: Path, path: Path) -> None:
@@ -169,7 +169,7 @@ def test_uploads_over_a_unix_socket(path: Path, tmp_path: Path) -> None:
             assert client.reply().code == "too_large"
         titles = {Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").decode() for pid in server.workers()}
         assert titles == {f"socketswarm: worker {slot} [unix://{path}]" for slot in (0, 1)}
-        assert f"unix://{path}: pid {server.pid}" in status.as_text(status.read_servers(pid=server.pid))
+        assert f"unix://{path}: pid {server.pid}" in reader.as_text(reader.read_servers(pid=server.pid))
     assert not path.exists()
 
 

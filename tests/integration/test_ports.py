@@ -18,8 +18,10 @@ from pathlib import Path
 import pytest
 from servers import DEADLINE_S, eventually, free_port
 
-from server import port_holders, port_release, scoreboard, sockets
-from server.port_release import FREE, HELD, REFUSED, Orders, release
+from server import scoreboard
+from server.ports import holders, sockets
+from server.ports import release as releasing
+from server.ports.release import FREE, HELD, REFUSED, Orders, release
 
 ROOT = Path(__file__).parents[2]
 ESTABLISHED = 1  # include/net/tcp_states.h
@@ -251,13 +253,13 @@ def test_a_server_that_cannot_bind_names_the_holder(real_server: Program) -> Non
 
 def test_the_root_of_a_server_is_its_supervisor_even_after_it_was_replaced(start: Start) -> None:
     first = start(PREFORK, free_port())
-    assert port_holders.listening_root(first.port) == first.pid
-    assert port_holders.listening_root(first.port) == first.pid
+    assert holders.listening_root(first.port) == first.pid
+    assert holders.listening_root(first.port) == first.pid
     first.end()
-    assert port_holders.listening_root(first.port) is None
+    assert holders.listening_root(first.port) is None
     listener = LISTEN + "listener, port = listen(port=sys.argv[1]); ready(port); wait()"
     second = start(listener, first.port)
-    assert port_holders.listening_root(first.port) == second.pid
+    assert holders.listening_root(first.port) == second.pid
 
 
 # --- Other programs ---
@@ -286,7 +288,7 @@ def test_a_dry_run_changes_nothing(start: Start) -> None:
 
 
 def test_a_respawner_is_named_after_three_rounds(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(port_release, "_WATCH_OTHERS_S", DEADLINE_S)  # it may have to wait for a core
+    monkeypatch.setattr(releasing, "_WATCH_OTHERS_S", DEADLINE_S)  # it may have to wait for a core
     respawner = start(
         LISTEN
         + """
@@ -412,12 +414,12 @@ def test_two_programs_that_share_a_port_are_ended_both_or_neither(real_server: P
 def test_a_pid_reused_between_look_and_signal_is_left_alone(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     server = start(PREFORK)
     bystander = start("import signal; print('0', flush=True); signal.pause()")
-    [holding] = port_holders.look([server.port])
+    [holding] = holders.look([server.port])
     [seen] = [process for process in holding.processes if process.pid == server.pid]
     # The pid of the supervisor now names the bystander: start time and sockets are still those that were seen.
     reused = seen._replace(pid=bystander.pid)
     stale = holding._replace(processes=(reused,))
-    monkeypatch.setattr(port_release, "look_closely", lambda *_: [stale])
+    monkeypatch.setattr(releasing, "look_closely", lambda *_: [stale])
     [result] = release([server.port], Orders(grace_s=0.1, force=True), say=lambda _: None)
     assert "had gone before it was signalled" in result.lines[0]
     assert bystander.process.poll() is None
@@ -426,9 +428,9 @@ def test_a_pid_reused_between_look_and_signal_is_left_alone(start: Start, monkey
 
 def test_a_process_that_let_go_of_the_port_is_not_signalled(start: Start) -> None:
     bystander = start("import signal; print('0', flush=True); signal.pause()")
-    process = port_holders.read_process(bystander.pid)
+    process = holders.read_process(bystander.pid)
     assert process is not None
-    assert not port_release._signal(process._replace(links=frozenset({"socket:[1]"})), signal.SIGKILL)
+    assert not releasing._signal(process._replace(links=frozenset({"socket:[1]"})), signal.SIGKILL)
     assert bystander.process.poll() is None
 
 
@@ -591,10 +593,10 @@ def test_a_process_that_must_not_be_signalled_is_a_refusal(start: Start, monkeyp
 
 def test_init_is_never_signalled() -> None:
     """Whatever is allowed otherwise: the guard that cannot be switched off."""
-    process = port_holders.read_process(1)
+    process = holders.read_process(1)
     assert process is not None
     everything = Orders(any_user=True, force=True, include_accepted=True)
-    assert "is init" in str(port_release._never(process, process, everything, ourselves=()))
+    assert "is init" in str(releasing._never(process, process, everything, ourselves=()))
 
 
 @pytest.mark.parametrize("wrong", ["0", "65536", "12x", "9-8", "-1", ""])

@@ -70,6 +70,7 @@ def test_the_example_client_uploads(tmp_path: Path) -> None:
 def test_every_file_of_a_room_is_in_its_readme() -> None:
     for room in ("server", "loadtest", "reports"):
         text = (ROOT / room / "README.md").read_text()
-        for file in sorted((ROOT / room).glob("*.py")):
-            if file.name not in ("__init__.py", "__main__.py"):
-                assert f"`{file.name}`" in text, f"{room}/README.md does not name {file.name}"
+        for file in sorted((ROOT / room).rglob("*.py")):
+            if file.name != "__init__.py":
+                line = rf"^ {{{2 * (len(file.relative_to(ROOT).parts) - 1)}}}{file.name} "
+                assert re.search(line, text, re.MULTILINE), f"{room}/README.md does not name {file.relative_to(ROOT)}"

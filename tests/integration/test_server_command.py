@@ -18,7 +18,7 @@ from servers import DEADLINE_S, ROOT, Client, Server, eventually, free_port, run
 
 from server.logs import LINES
 from server.protocol import UploadHeader
-from server.status import read_servers
+from server.status.reader import read_servers
 
 
 def command(*arguments: object, code: int = 0) -> "subprocess.CompletedProcess[str]":

@@ -1,0 +1,233 @@
+"""What must hold, or the numbers must not be used. Each invariant that does not is one sentence.
+
+    counts        the server stored what the load had acknowledged, and no more than failed unheard; so with connections
+    users         closed model: uploading and pausing fill the users' time (Little's law)
+    arrivals      open model: each was acknowledged or failed, and 99 % in time, or it is known who was the limit
+    processes     the server stayed, no load process was lost, the recorder was there
+
+Two countings that agree cost a run nothing and are the only proof that neither side lost something. Little's law needs
+no second side: N users who each go round upload and pause, R + Z long, make X = N / (R + Z) uploads a second. If fewer
+came, users were held up somewhere that no duration shows, which is nowhere but in the load itself.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+
+from reports.analysis import histograms
+from reports.analysis.evidence import Count, Evidence, Stored, count, interval_s, spans, stored
+from reports.run_folder import NEVER_CONNECTED, NEVER_SENT
+from reports.summary import ACHIEVED_LIMIT, MISSED_TICKS_LIMIT, PhaseSummary
+from reports.texts import percent, significant
+
+IDLE_LIMIT = 0.05  # of the users' time may go neither into uploads nor pauses
+OWN_TIME_S = 50e-6  # that a user takes between uploads, to choose the next and count the last: no duration has it
+SHORTEST_IN_CYCLES = 5  # phases of fewer uploads a user say nothing of Little's law
+SAMPLES_MISSING_LIMIT = 0.01  # of a phase's uploads, in its histograms
+
+
+def broken(evidence: Evidence, measured: Sequence[PhaseSummary], *, noisy: bool) -> list[str]:
+    """The invariants that do not hold, as sentences without a full stop; only measure phases are judged. A `noisy`
+    machine explains why uploads were not taken in time, and that users were held up."""
+    if not any(phase.uploads for phase in measured):
+        cut_off = "the run was cut off; " if evidence.run.ended is None else ""
+        return [f"{cut_off}nothing was measured: no measure phase of at least 1 s has an acknowledged upload"]
+    found = [
+        *_lost_load(evidence),
+        *_server_gone(evidence, measured),
+        *_missing_ticks(measured),
+        *(_unaccounted(evidence, measured) if evidence.run.model == "open" else _unanswered(measured)),
+    ]
+    if not noisy:
+        found += _not_achieved(measured) if evidence.run.model == "open" else _held_up(evidence, measured)
+    if evidence.run.ended is not None:  # a killed load takes its last second of counts with it
+        found += _differences(evidence)
+    return found
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+def _lost_load(evidence: Evidence) -> list[str]:
+    """Its users and its last second of counts are gone, whenever it was."""
+    return [event.text for event in evidence.events if event.kind == "load-process-lost"]
+
+
+def _server_gone(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
+    """A server that ended while it was measured, whether another took its place or not. The recorder sees it at its
+    next tick, which may come after the phase."""
+    gone_s = [evidence.s(event.mono_ns) for event in evidence.events if event.kind == "server-gone"]
+    tick_s = interval_s(evidence.times(evidence.ticks))
+    return [
+        f"the server was gone in phase {phase.name}: what was measured is its end"
+        for phase in measured
+        if any(phase.start_s <= t_s <= phase.end_s + tick_s for t_s in gone_s)
+    ]
+
+
+def _missing_ticks(measured: Sequence[PhaseSummary]) -> list[str]:
+    missed_s = sum(phase.recorder_missed_share * phase.duration_s for phase in measured)
+    missed = missed_s / sum(phase.duration_s for phase in measured)
+    if missed <= MISSED_TICKS_LIMIT:
+        return []
+    return [
+        f"the recorder missed {percent(missed)} of its ticks in the measured phases (at most "
+        f"{percent(MISSED_TICKS_LIMIT)} may be missing): neither costs nor what limited the run can be trusted"
+    ]
+
+
+# --- arrivals: the open model -----------------------------------------------------------------------------------------
+
+
+def _unaccounted(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
+    """Only of a run whose plan was over: who stops one does not stop all load processes in the same instant."""
+    if evidence.run.ended is None or evidence.run.ended.how != "completed":
+        return []
+    known = [phase for phase in measured if phase.offered is not None]
+    missing = {phase.name: (phase.offered or 0) - phase.uploads - sum(phase.failures.values()) for phase in known}
+    found = []
+    if lost := {name: number for name, number in missing.items() if number > 0}:
+        found.append(
+            f"{sum(lost.values()):,} uploads that were due in {', '.join(lost)} were neither acknowledged nor failed: "
+            "the load lost count of them"
+        )
+    if twice := {name: -number for name, number in missing.items() if number < 0}:
+        found.append(
+            f"{sum(twice.values()):,} more uploads were acknowledged or failed in {', '.join(twice)} than were due: "
+            "the load sent or counted them twice"
+        )
+    return found
+
+
+def _not_achieved(measured: Sequence[PhaseSummary]) -> list[str]:
+    """An arrival that is not acknowledged in time is explained by a limit: of the generator or the machine, which makes
+    the rates a lower bound, or of the server, which is a result. Without one, another load was measured than was asked
+    for."""
+    short = [phase for phase in measured if phase.short_of_offered and not phase.limited and not phase.at_capacity]
+    if not short:
+        return []
+    worst = min(short, key=lambda phase: phase.achieved_share or 0)
+    return [
+        f"only {percent(worst.achieved_share or 0)} of the {worst.offered or 0:,} uploads offered in phase {worst.name}"
+        f"{_others(len(short))} were acknowledged in it (at least {percent(ACHIEVED_LIMIT)} must be; {_rest(worst)}), "
+        "and neither the server nor the load nor their machine is known to have been at its limit"
+    ]
+
+
+def _rest(phase: PhaseSummary) -> str:
+    parts = {"late": phase.late, **phase.failures}
+    return ", ".join(f"{code} {number:,}" for code, number in parts.items() if number) or "the rest was lost"
+
+
+def _others(phases: int) -> str:
+    """Behind the worst of so many phases: the others are in the tables."""
+    return f" (and too few in {phases - 1} more)" if phases > 1 else ""
+
+
+# --- users: the closed model ------------------------------------------------------------------------------------------
+
+
+def _unanswered(measured: Sequence[PhaseSummary]) -> list[str]:
+    """Uploads that waited for nothing. In a closed model a server that hangs also stops its load, so the few that are
+    seen stand for all that were not sent, and their latency is in no percentile."""
+    number = sum(phase.unanswered for phase in measured)
+    return [f"{number:,} uploads were never answered, and their latency is in no percentile: did the server hang?"] * (
+        number > 0
+    )
+
+
+def _held_up(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
+    """By Little's law. A generator or machine that was the limit held them up, and is said to be so already."""
+    idle = {phase.name: _idle_share(evidence, phase) or 0 for phase in measured if not phase.limited}
+    worst = max(idle, key=lambda name: idle[name], default="")
+    if not worst or idle[worst] <= IDLE_LIMIT:
+        return []
+    return [
+        f"users spent {percent(idle[worst])} of phase {worst} neither uploading nor pausing (at most "
+        f"{percent(IDLE_LIMIT)} may be lost): the load process held them up"
+    ]
+
+
+def _idle_share(evidence: Evidence, phase: PhaseSummary) -> float | None:
+    """1 - X (R + Z) / N, less the cycle of each user that the phase's end cut: its pause is in no histogram of this
+    phase. None where a user's time cannot be accounted for."""
+    users = _constant_users(evidence, phase)
+    transaction, think = _mean_s(evidence, phase, "transaction"), _mean_s(evidence, phase, "think", missing=users or 0)
+    if not users or phase.failures or transaction is None or think is None:
+        return None
+    cycle_s = transaction + think + OWN_TIME_S
+    if phase.duration_s < SHORTEST_IN_CYCLES * cycle_s:
+        return None
+    busy = phase.uploads * cycle_s / (users * phase.duration_s)
+    return 1 - busy - cycle_s / phase.duration_s
+
+
+def _constant_users(evidence: Evidence, phase: PhaseSummary) -> int | None:
+    """None where their number changed."""
+    lines = [line for line in evidence.seconds if line.phase == phase.name and evidence.s(line.mono_ns) <= phase.end_s]
+    numbers = {line.users for line in lines}
+    return numbers.pop() if len(numbers) == 1 else None
+
+
+def _mean_s(evidence: Evidence, phase: PhaseSummary, duration: str, missing: int = 0) -> float | None:
+    """Of a duration in a phase. None unless its histogram has all uploads of it but 1 % and so many `missing`."""
+    line = evidence.histograms.get(phase.name)
+    if line is None:
+        return None
+    histogram = histograms.of_all([line], duration)
+    if histogram.get_total_count() < phase.uploads * (1 - SAMPLES_MISSING_LIMIT) - missing:
+        return None
+    return histograms.mean(histogram) / 1e6
+
+
+# --- counts -----------------------------------------------------------------------------------------------------------
+
+
+def _differences(evidence: Evidence) -> list[str]:
+    """What the load counted against what the server counted, over the whole run.
+
+    What was acknowledged is stored, so the server has at least that many. It may have more by the failures after which
+    nobody knows: an upload may be stored and its reply lost, a connection made and never accepted. Either way the two
+    may differ by what happened in stretches that the scoreboard's ticks do not surround.
+    """
+    board = stored(evidence)
+    if board is None:
+        return []
+    total = count(evidence.seconds)
+    outside = count(span.line for span in spans(evidence) if span.start_s < board.first_s or span.end_s > board.last_s)
+    return [
+        *_uploads_differ(board, total, outside),
+        *_connections_differ(board, total, outside),
+        *_bytes_differ(board, total, outside),
+    ]
+
+
+def _uploads_differ(board: Stored, total: Count, outside: Count) -> Iterator[str]:
+    told = f"the server stored {board.uploads:,} uploads, but {total.uploads:,} were acknowledged to the load"
+    if board.uploads < total.uploads - outside.uploads:
+        yield f"{told}: some that it acknowledged are not there"
+    unclear = _failed_but(NEVER_SENT, total)
+    if board.uploads > total.uploads + unclear + outside.uploads:
+        yield f"{told} and only {unclear:,} that failed may be there (did something else upload to this server?)"
+
+
+def _connections_differ(board: Stored, total: Count, outside: Count) -> Iterator[str]:
+    unclear = _failed_but(NEVER_CONNECTED, total)
+    if abs(board.connections - total.connections) > unclear + outside.connections:
+        yield (
+            f"the server accepted {board.connections:,} connections, but the load opened {total.connections:,}, and no "
+            f"more than {unclear:,} of failed uploads are in doubt (did something else connect to this server?)"
+        )
+
+
+def _bytes_differ(board: Stored, total: Count, outside: Count) -> Iterator[str]:
+    """Not compared where a failed upload may be stored: nobody knows how large it was."""
+    if not _failed_but(NEVER_SENT, total) and abs(board.bytes - total.bytes) > outside.bytes:
+        yield (
+            f"the server stored {significant(board.bytes / 1e6)} MB, but {significant(total.bytes / 1e6)} MB were "
+            f"acknowledged to the load ({abs(board.bytes - total.bytes):,} bytes differ): without failures they must "
+            "agree"
+        )
+
+
+def _failed_but(codes: Collection[str], total: Count) -> int:
+    """Uploads that failed by any other code than these."""
+    return sum(number for code, number in total.failures.items() if code not in codes)

@@ -1,0 +1,162 @@
+"""Long against short: all measure phases of one mode as one.
+
+A mode is how many uploads a connection carries. Its phases are pooled: their uploads over their time, their CPU over
+their uploads. Other phases (warm-up, drain, those too short) never enter.
+
+A rate is of uploads that were acknowledged while their phase went on, and so are costs. What came later belongs to the
+phase nevertheless: its latency is in the percentiles, which would otherwise lack the slowest.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hdrh.histogram import HdrHistogram
+
+from reports import run_folder
+from reports.analysis import histograms
+from reports.analysis.evidence import Count, Evidence, count
+from reports.analysis.histograms import Samples
+from reports.run_folder import HistogramsLine, UploadsLine
+from reports.summary import Latency, ModeSummary, PhaseSummary, SizeSummary
+
+
+def mode_summaries(evidence: Evidence, phases: Sequence[PhaseSummary]) -> list[ModeSummary]:
+    """Every mode that was measured, in the order of its first phase. RunFolderError when a histogram is damaged."""
+    pools: dict[str, list[PhaseSummary]] = defaultdict(list)
+    for phase in phases:
+        if phase.measured:
+            pools[phase.mode].append(phase)
+    return [_mode(evidence, mode, pool) for mode, pool in pools.items()]
+
+
+@dataclass(frozen=True, slots=True)
+class _Durations:
+    """The histograms of one mode, each by size class. `response` is None in the closed model."""
+
+    service: dict[str, HdrHistogram]
+    transaction: dict[str, HdrHistogram]
+    response: dict[str, HdrHistogram] | None
+    unanswered: dict[str, HdrHistogram]
+
+
+def _mode(evidence: Evidence, mode: str, pool: Sequence[PhaseSummary]) -> ModeSummary:
+    names = {phase.name for phase in pool}
+    lines = [line for line in evidence.seconds if line.phase in names]
+    duration_s = sum(phase.duration_s for phase in pool)
+    total = count(lines)
+    durations = _durations(evidence, [line for name, line in evidence.histograms.items() if name in names])
+    return ModeSummary(
+        mode=mode,
+        phases=[phase.name for phase in pool],
+        duration_s=duration_s,
+        uploads=total.uploads,
+        bytes=total.bytes,
+        uploads_per_s=(total.uploads - total.late) / duration_s,
+        bytes_per_s=_bytes_per_s(total, duration_s),
+        offered_per_s=_offered_per_s(pool, duration_s),
+        achieved_share=_achieved_share(pool),
+        lower_bound=any(phase.limited for phase in pool),
+        at_capacity=all(phase.at_capacity for phase in pool),
+        response_us=_response(durations),
+        service_us=_latency(durations.service),
+        transaction_us=_latency(durations.transaction),
+        busy_core_us_per_upload=_per_upload_us([phase.busy_core_s for phase in pool], total),
+        server_core_us_per_upload=_per_upload_us([phase.server_cpu_s for phase in pool], total),
+        busy_core_s_per_gib=_per_gib_s([phase.busy_core_s for phase in pool], total),
+        server_core_s_per_gib=_per_gib_s([phase.server_cpu_s for phase in pool], total),
+        busiest_worker_share=_most([phase.busiest_worker_share for phase in pool]),
+        mean_worker_share=_mean([phase.mean_worker_share for phase in pool]),
+        failures=total.failures,
+        sizes=_sizes(lines, duration_s, durations),
+    )
+
+
+def _bytes_per_s(total: Count, duration_s: float) -> float:
+    """Of late uploads only the number is known: they are taken to be as large as the others."""
+    return total.bytes * (1 - total.late / total.uploads) / duration_s if total.uploads else 0.0
+
+
+def _offered_per_s(pool: Sequence[PhaseSummary], duration_s: float) -> float | None:
+    """Unknown when it is of one phase."""
+    offered = [phase.offered for phase in pool if phase.offered is not None]
+    return sum(offered) / duration_s if len(offered) == len(pool) else None
+
+
+def _achieved_share(pool: Sequence[PhaseSummary]) -> float | None:
+    offered = [phase.offered for phase in pool if phase.offered]
+    return sum(phase.acknowledged for phase in pool) / sum(offered) if len(offered) == len(pool) else None
+
+
+def _per_upload_us(costs_s: Sequence[float | None], total: Count) -> float | None:
+    """Core-microseconds an upload; None where nothing was uploaded or a phase was not recorded."""
+    known = [cost_s for cost_s in costs_s if cost_s is not None]
+    uploads = total.uploads - total.late
+    return sum(known) / uploads * 1e6 if uploads and len(known) == len(costs_s) else None
+
+
+def _per_gib_s(costs_s: Sequence[float | None], total: Count) -> float | None:
+    known = [cost_s for cost_s in costs_s if cost_s is not None]
+    return sum(known) / total.bytes * (1 << 30) if total.bytes and len(known) == len(costs_s) else None
+
+
+def _most(shares: Sequence[float | None]) -> float | None:
+    return max((share for share in shares if share is not None), default=None)
+
+
+def _mean(shares: Sequence[float | None]) -> float | None:
+    known = [share for share in shares if share is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _sizes(lines: Sequence[UploadsLine], duration_s: float, durations: _Durations) -> list[SizeSummary]:
+    """The size classes that were tried, smallest first."""
+    tried = {run_folder.split_name(name)[1] for line in lines for name in line.names}
+    found = []
+    for size_class in (known for known in run_folder.SIZE_CLASSES if known in tried):
+        total = count(lines, size_class)
+        found.append(
+            SizeSummary(
+                size_class=size_class,
+                uploads=total.uploads,
+                uploads_per_s=(total.uploads - total.late) / duration_s,
+                bytes_per_s=_bytes_per_s(total, duration_s),
+                response_us=_response(durations, size_class),
+                service_us=_latency(durations.service, size_class),
+                transaction_us=_latency(durations.transaction, size_class),
+                failures=total.failures,
+            )
+        )
+    return found
+
+
+# --- latencies --------------------------------------------------------------------------------------------------------
+
+
+def _durations(evidence: Evidence, lines: Sequence[HistogramsLine]) -> _Durations:
+    """RunFolderError when a histogram is damaged."""
+    return _Durations(
+        service=histograms.by_size(lines, "service"),
+        transaction=histograms.by_size(lines, "transaction"),
+        response=histograms.by_size(lines, "response") if evidence.run.model == "open" else None,
+        unanswered=histograms.by_size(lines, "unanswered"),
+    )
+
+
+def _latency(duration: dict[str, HdrHistogram], size_class: str | None = None) -> Latency:
+    return histograms.latency(Samples(_picked(duration, size_class)))
+
+
+def _response(durations: _Durations, size_class: str | None = None) -> Latency | None:
+    """With those that were never answered: without them a server that hangs would look faster."""
+    if durations.response is None:
+        return None
+    answered, unanswered = _picked(durations.response, size_class), _picked(durations.unanswered, size_class)
+    return histograms.latency(histograms.with_unanswered(answered, unanswered))
+
+
+def _picked(duration: dict[str, HdrHistogram], size_class: str | None) -> HdrHistogram:
+    """One size class, or all together."""
+    if size_class is None:
+        return histograms.added(duration.values())
+    return duration.get(size_class, histograms.empty())

@@ -1,0 +1,89 @@
+"""From a run folder to numbers: what the load got, what every process paid for it, and whether to believe it.
+
+Everything is derived from cumulative counters and merged histograms; nothing is drawn and nothing is printed. This file
+only joins the steps, each of which has a file of its own:
+
+    evidence ─► accounts ─► server_cpu ─► phases ─► modes ─► verdict ─► conditions ─► outcome    summary.json
+                    └──────────────► processes ──────────► timeline                              arrays, for the charts
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from reports.analysis import conditions
+from reports.analysis.accounts import tracks
+from reports.analysis.binding import binding
+from reports.analysis.contrast import contrast
+from reports.analysis.evidence import Evidence, count, read
+from reports.analysis.fits import sweep_fit
+from reports.analysis.modes import mode_summaries
+from reports.analysis.outcome import exit_code
+from reports.analysis.percentiles import PercentileCurve, percentile_curves
+from reports.analysis.phases import phase_summaries
+from reports.analysis.processes import process_summary, server_summary
+from reports.analysis.server_cpu import server_cpu
+from reports.analysis.tcp_evidence import tcp_summary
+from reports.analysis.timeline import Timeline, timeline
+from reports.analysis.verdict import judge, warnings
+from reports.run_folder import Event, RunInfo
+from reports.summary import LoadSummary, Summary
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """All that a report shows."""
+
+    run: RunInfo
+    summary: Summary
+    timeline: Timeline
+    events: list[Event]
+    percentiles: list[PercentileCurve]
+
+    def seconds(self, event: Event) -> float:
+        """When it happened, since the run's start."""
+        return (event.mono_ns - self.run.started_mono_ns) / 1e9
+
+
+def analyse(folder: Path) -> Analysis:
+    """All that can be said about the run in this folder.
+
+    A folder of a run that was killed is analysed as far as it goes. Raises RunFolderError when it is no run folder, is
+    of another schema, or the load never wrote a line.
+    """
+    evidence = read(folder)
+    seen = tracks(evidence)
+    server = server_cpu(evidence, seen)
+    phases = phase_summaries(evidence, seen, server)
+    modes = mode_summaries(evidence, phases) if evidence.run.model != "none" else []
+    processes = [process_summary(track, phases) for track in seen]
+    verdict, reason = judge(evidence, phases)
+    load = _load(evidence)
+    tcp = tcp_summary(evidence)
+    whole_server = server_summary(evidence, seen, server)
+    thresholds = conditions.results(conditions.Measured(evidence, modes, phases, whole_server, load))
+    summary = Summary(
+        run=evidence.run.id,
+        model=evidence.run.model,
+        verdict=verdict,
+        reason=reason,
+        binding=binding(phases, tcp, evidence.run.model),
+        exit_code=exit_code(verdict, thresholds, load, evidence.run.ended),
+        warnings=warnings(evidence, phases, modes),
+        thresholds=thresholds,
+        modes=modes,
+        contrast=contrast(phases, "short", "long"),
+        sweep=sweep_fit(phases),
+        phases=phases,
+        processes=processes,
+        server=whole_server,
+        tcp=tcp,
+        load=load,
+    )
+    return Analysis(
+        evidence.run, summary, timeline(evidence, seen, processes), evidence.events, percentile_curves(evidence, phases)
+    )
+
+
+def _load(evidence: Evidence) -> LoadSummary:
+    counted = count(evidence.seconds)
+    return LoadSummary(uploads=counted.uploads, failures=counted.failures)

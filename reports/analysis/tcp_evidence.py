@@ -1,0 +1,59 @@
+"""What the kernel saw of TCP during a run: how full the accept queues were, what was dropped, sent again or reset.
+
+The recorder writes counters of the whole machine, so what is told here happened meanwhile, not necessarily to this
+server; only queues and states are of its port. A queue is looked at once a tick, and one that fills and empties in
+between is not seen; what overflowed is, since that is counted.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from reports.analysis.evidence import Evidence
+from reports.run_folder import AcceptQueue, HostTick
+from reports.summary import TcpSummary
+
+
+def tcp_summary(evidence: Evidence) -> TcpSummary | None:
+    """From the first to the last tick of the host; None without two of them."""
+    ticks = evidence.host
+    if len(ticks) < 2:
+        return None
+    counted = [tick for tick in ticks if tick.kernel] or ticks
+    first, last = counted[0], counted[-1]
+    fullest = max((queue for tick in ticks for queue in tick.accept_queues or ()), key=_fullness, default=None)
+    return TcpSummary(
+        queue_waiting=None if fullest is None else fullest.waiting,
+        queue_limit=None if fullest is None else fullest.limit,
+        dropped=_dropped(ticks),
+        states=_most(ticks),
+        time_wait=max((tick.tcp_time_wait for tick in ticks if tick.tcp_time_wait is not None), default=None),
+        counters={name: last.kernel[name] - before for name, before in first.kernel.items() if name in last.kernel},
+        sent_bytes={
+            name: last.network[name].sent - before.sent
+            for name, before in first.network.items()
+            if name in last.network
+        },
+    )
+
+
+def _fullness(queue: AcceptQueue) -> tuple[float, int]:
+    return queue.waiting / max(1, queue.limit), queue.waiting
+
+
+def _dropped(ticks: Sequence[HostTick]) -> int | None:
+    """By the sockets of the port. A server that was started anew has new ones, which begin at 0."""
+    told = [sum(queue.dropped or 0 for queue in tick.accept_queues or ()) for tick in ticks if _tells_drops(tick)]
+    return sum(max(0, after - before) for before, after in pairwise(told)) if told else None
+
+
+def _tells_drops(tick: HostTick) -> bool:
+    return bool(tick.accept_queues) and all(queue.dropped is not None for queue in tick.accept_queues or ())
+
+
+def _most(ticks: Sequence[HostTick]) -> dict[str, int]:
+    """The most connections that were in each state at one tick, the most frequent state first."""
+    most: dict[str, int] = {}
+    for tick in ticks:
+        for state, number in (tick.tcp_states or {}).items():
+            most[state] = max(number, most.get(state, 0))
+    return dict(sorted(most.items(), key=lambda item: -item[1]))

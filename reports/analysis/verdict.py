@@ -1,0 +1,325 @@
+"""Whether to believe a run: the verdict, which comes before the numbers, and the warnings that come with it.
+
+    INVALID       an invariant is broken (invariants.py): the numbers must not be used
+    NOISY         the machine, not the server, made the latencies: measure again on a quieter one
+    LOWER BOUND   the load generator or a shared machine, not the server, was the limit: the server may hold more
+    VALID         none of these; "at capacity" only where the server had no time left and the generator had
+    RECORDED      there was no load of ours: costs only
+
+What lowers trust but breaks nothing is a warning; each says what to make of it. Only measure phases are judged.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+from reports import run_folder
+from reports.analysis import histograms
+from reports.analysis.evidence import LONGEST_GAP, Evidence, count, interval_s, stored
+from reports.analysis.histograms import Samples
+from reports.analysis.invariants import SAMPLES_MISSING_LIMIT, broken
+from reports.run_folder import DROPPED, UNANSWERED, ProcessTick
+from reports.summary import (
+    CAPACITY,
+    GENERATOR_LIMIT,
+    GENERATOR_WARNING,
+    HICCUP_LIMIT_US,
+    RUN_DELAY_LIMIT,
+    ModeSummary,
+    PhaseSummary,
+    Verdict,
+)
+from reports.texts import duration, percent, significant
+
+ENDING_S = 2.0  # that a server takes to end with its workers
+MISSED_TICKS_WARNING = 0.005
+RATE_DRIFT_WARNING = 0.10
+COST_DRIFT_WARNING = 0.20  # CPU of a few seconds on a shared machine scatters more than a rate
+MOST_GAPS = 5
+SCHEDULE_LAG_WARNING_US = 5_000.0
+
+
+def judge(evidence: Evidence, phases: Sequence[PhaseSummary]) -> tuple[Verdict, str]:
+    """The verdict and its reason, a sentence without a full stop."""
+    measured = [phase for phase in phases if phase.measured]
+    if evidence.run.model == "none":
+        return "RECORDED", "what the processes cost; no load of ours was there to be judged"
+    noise = _noise(evidence, measured) if measured else []
+    if found := broken(evidence, measured, noisy=bool(noise)):
+        return "INVALID", "; ".join(found)
+    if noise:
+        return "NOISY", "; ".join(noise)
+    if limit := _limit(measured):
+        return "LOWER BOUND", limit
+    return "VALID", f"{_held(measured)}: {_busiest(measured)}"
+
+
+def _limit(measured: Sequence[PhaseSummary]) -> str:
+    """What was the limit in place of the server; empty when nothing was."""
+    if limited := [phase for phase in measured if phase.generator_limited]:
+        worst = max(limited, key=lambda phase: phase.generator_share or 0)
+        return (
+            f"the load generator was the limit, not the server: its busiest process used "
+            f"{percent(worst.generator_share or 0)} of one core in phase {worst.name} (over {percent(GENERATOR_LIMIT)})"
+        )
+    if limited := [phase for phase in measured if phase.machine_limited]:
+        worst = max(limited, key=lambda phase: phase.machine_share or 0)
+        others = ", mostly with other programs" if worst.mostly_foreign else ""
+        return (
+            f"the machine was the limit, not the server: its cores, which load and server share, were busy for "
+            f"{percent(worst.machine_share or 0)} of phase {worst.name}{others} (from {percent(CAPACITY)} on)"
+        )
+    return ""
+
+
+def _noise(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
+    """What kept the load from its cores."""
+    found = []
+    lines = [line for phase in measured if (line := evidence.histograms.get(phase.name)) is not None]
+    hiccup_us = Samples(histograms.hiccups(lines)).at(99)  # of however few: a noisy machine lets few sleeps end
+    if hiccup_us is not None and hiccup_us > HICCUP_LIMIT_US:
+        found.append(
+            f"something else kept the load from its cores: for 1 % of the time, a sleep of 1 ms beside it ended more "
+            f"than {duration(hiccup_us)} late (at most {duration(HICCUP_LIMIT_US)})"
+        )
+    worst = max(measured, key=lambda phase: phase.generator_run_delay_share or 0)
+    delay = worst.generator_run_delay_share
+    if delay is not None and delay > RUN_DELAY_LIMIT:
+        found.append(
+            f"a load process was ready to run but waited for a CPU during {percent(delay)} of phase {worst.name} (at "
+            f"most {percent(RUN_DELAY_LIMIT)}): that waiting is in the latencies"
+        )
+    return found
+
+
+def _held(measured: Sequence[PhaseSummary]) -> str:
+    """Whether the server held what it was offered. That it did not is a result too, where it had no time left."""
+    full = [phase for phase in measured if phase.at_capacity]
+    if not full:
+        return "the server held the offered load"
+    where = "" if len(full) == len(measured) else f" in {', '.join(phase.name for phase in full)}"
+    text = f"the server was at capacity{where}{_uneven(full)}"
+    short = [phase for phase in full if phase.short_of_offered]
+    if not short:
+        return text
+    worst = min(short, key=lambda phase: phase.achieved_share or 0)
+    took = significant(worst.acknowledged / worst.duration_s)
+    return f"{text} and took {took} of {significant(worst.offered_per_s or 0)} offered uploads/s in phase {worst.name}"
+
+
+def _uneven(full: Sequence[PhaseSummary]) -> str:
+    """Said where one worker was full while others had time left: better spread, the server may hold more."""
+    shares = [(phase.mean_worker_share or 0, phase.busiest_worker_share or 0) for phase in full]
+    mean, busiest = min(shares)
+    if mean >= CAPACITY:
+        return ""
+    return f" since its busiest worker was full ({percent(busiest)} of a core; the workers' mean {percent(mean)})"
+
+
+def _busiest(measured: Sequence[PhaseSummary]) -> str:
+    workers = [phase.busiest_worker_share for phase in measured if phase.busiest_worker_share is not None]
+    generators = [phase.generator_share for phase in measured if phase.generator_share is not None]
+    found = [
+        f"{who} used at most {percent(max(shares))} of one core"
+        for who, shares in (("its busiest worker", workers), ("the busiest load process", generators))
+        if shares
+    ]
+    return ", ".join(found) or "CPU was not recorded"
+
+
+# --- warnings ---------------------------------------------------------------------------------------------------------
+
+
+def warnings(evidence: Evidence, phases: Sequence[PhaseSummary], modes: Sequence[ModeSummary]) -> list[str]:
+    """What lowers trust, but not the verdict."""
+    measured = [phase for phase in phases if phase.measured]
+    if evidence.run.model == "none":
+        return [*_ending(evidence), *_missed(evidence, measured), *_deaths(evidence, measured)]
+    return [
+        *_ending(evidence),
+        *_left_out(evidence, phases),
+        *_failures(evidence, measured),
+        *_schedule_lag(measured),
+        *_drift(measured),
+        *_recorder(evidence, measured),
+        *_foreign(measured),
+        *_deaths(evidence, measured),
+        *_generator(measured),
+        *_samples(modes),
+    ]
+
+
+def _ending(evidence: Evidence) -> list[str]:
+    ended = evidence.run.ended
+    if ended is None:
+        return ["the run was cut off (or is still going on): this is what was measured until then"]
+    if ended.how == "completed":
+        return []
+    return [f"the run {'was stopped early' if ended.how == 'stopped' else 'failed'}: {ended.reason}"]
+
+
+def _left_out(evidence: Evidence, phases: Sequence[PhaseSummary]) -> list[str]:
+    found = []
+    short = [phase.name for phase in phases if phase.kind == "measure" and not phase.measured]
+    if short:
+        found.append(f"measure phases under 1 s were left out: {', '.join(short)}")
+    named = {phase.name for phase in phases}
+    stray = count(line for line in evidence.seconds if line.phase not in named).uploads
+    if stray:
+        found.append(f"{stray:,} uploads belong to phases that {run_folder.RUN} does not name and were left out")
+    return found
+
+
+def _failures(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
+    """By what became of them: in the open model, what had no answer has a time nevertheless, and what was dropped was
+    never sent."""
+    failures: Counter[str] = Counter()
+    for phase in measured:
+        failures.update(phase.failures)
+    attempts = failures.total() + sum(phase.uploads for phase in measured)
+    if evidence.run.model == "closed":
+        return _failed(failures, failures, attempts, "they are in no latency or rate")
+    return [
+        *_failed(failures, set(failures) - {*UNANSWERED, DROPPED}, attempts, "they are in no latency or rate"),
+        *_failed(
+            failures,
+            UNANSWERED,
+            attempts,
+            "they had no answer; the time they waited is in the response percentiles, as a lower bound (≥)",
+        ),
+        *_failed(
+            failures,
+            [DROPPED],
+            attempts,
+            "they were due while the most uploads were in flight, so they were never sent and are in no percentile",
+        ),
+    ]
+
+
+def _failed(failures: Counter[str], codes: Iterable[str], attempts: int, consequence: str) -> list[str]:
+    own = Counter({code: failures[code] for code in codes if failures[code]})
+    if not own:
+        return []
+    named = ", ".join(f"{code} {number:,}" for code, number in own.most_common())
+    return [f"{own.total():,} of {attempts:,} uploads in the measured phases failed ({named}); {consequence}"]
+
+
+def _schedule_lag(measured: Sequence[PhaseSummary]) -> list[str]:
+    lags = [phase.schedule_lag_us.p99 for phase in measured if phase.schedule_lag_us is not None]
+    lag_us = max((lag for lag in lags if lag is not None), default=0.0)
+    if lag_us <= SCHEDULE_LAG_WARNING_US:
+        return []
+    return [
+        f"uploads were started late: 1 % of them more than {duration(lag_us)} after they were due, which is a delay of "
+        "the load generator and part of the response"
+    ]
+
+
+def _missed(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
+    missed = max((phase.recorder_missed_share for phase in measured), default=0.0)
+    if missed <= MISSED_TICKS_WARNING or not (evidence.ticks or evidence.host):
+        return []
+    gaps = [f"{start_s:,.1f} to {end_s:,.1f} s" for start_s, end_s in _gaps(evidence, measured)]
+    told = f": nothing was recorded from {', '.join(gaps)}" if gaps else ""
+    return [f"the recorder missed up to {percent(missed)} of its ticks in a measured phase{told}"]
+
+
+def _gaps(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[tuple[float, float]]:
+    """The longest stretches without a tick, seconds since the start, in their order; what comes after the last tick is
+    one too."""
+    ticks = evidence.times(evidence.ticks or evidence.host)
+    end_s = max(phase.end_s for phase in measured)
+    edges = [float(tick) for tick in ticks if tick < end_s] + [end_s]
+    gaps = [pair for pair in pairwise(edges) if pair[1] - pair[0] > LONGEST_GAP * interval_s(ticks)]
+    return sorted(sorted(gaps, key=lambda gap: gap[0] - gap[1])[:MOST_GAPS])
+
+
+def _drift(measured: Sequence[PhaseSummary]) -> list[str]:
+    found = []
+    for phase in measured:
+        if phase.drift is None:
+            continue
+        changes = [
+            f"{what} {'rose' if change > 0 else 'fell'} by {percent(abs(change))}"
+            for change, what, limit in (
+                (phase.drift.rate, "uploads/s", RATE_DRIFT_WARNING),
+                (phase.drift.busy_core_us, "CPU an upload", COST_DRIFT_WARNING),
+            )
+            if change is not None and abs(change) > limit
+        ]
+        if changes:
+            found.append(f"phase {phase.name} drifted: from its first half to its second, {' and '.join(changes)}")
+    return found
+
+
+def _recorder(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
+    if not measured or not (evidence.ticks or evidence.host):
+        return []
+    found = _missed(evidence, measured)
+    if all(phase.server_cpu_s is None for phase in measured):
+        found.append(f"the server was not recorded ({_why_not_recorded(evidence)}): its costs are unknown")
+    if all(phase.busy_core_s is None for phase in measured):
+        found.append("the machine's CPU was not recorded: busy core-µs per upload are unknown")
+    if all(phase.generator_share is None for phase in measured):
+        found.append("the load's CPU was not recorded: the rates may be a lower bound")
+    if stored(evidence) is None:
+        found.append("the server shows no scoreboard: uploads it stored could not be compared with those acknowledged")
+    return found
+
+
+def _foreign(measured: Sequence[PhaseSummary]) -> list[str]:
+    shares = [phase.foreign_share for phase in measured if phase.foreign_share is not None and phase.mostly_foreign]
+    if not shares:
+        return []
+    return [
+        f"other programs were busy on this machine: up to {percent(max(shares))} of all busy CPU in a measured phase "
+        "was not that of server, load or recorder, so what all cores spent on an upload says little"
+    ]
+
+
+def _why_not_recorded(evidence: Evidence) -> str:
+    if any(sample.role.startswith("server-") for tick in evidence.ticks for sample in tick.processes):
+        return "too few ticks in the measured phases"
+    return "not on this machine, or not visible"
+
+
+def _deaths(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
+    """Workers that ended before the last measured phase was over, by the server's events or by their absence."""
+    end_s = max((phase.end_s for phase in measured), default=0.0)
+    pids = {
+        event.details.get("pid", event.text)
+        for event in evidence.events
+        if event.kind == "worker-ended" and 0 <= evidence.s(event.mono_ns) < end_s
+    }
+    gone_s = [evidence.s(event.mono_ns) for event in evidence.events if event.kind == "server-gone"]
+    end_s = min([end_s, *(t_s - ENDING_S for t_s in gone_s)])  # a server that ends takes its workers with it
+    for tick, following in pairwise(evidence.ticks):
+        if evidence.s(following.mono_ns) < end_s:
+            pids |= _worker_pids(tick) - _worker_pids(following)
+    if not pids:
+        return []
+    names = ", ".join(str(pid) for pid in sorted(pids, key=str))
+    return [f"{len(pids)} server worker{'s' if len(pids) > 1 else ''} ended during the run: {names}"]
+
+
+def _worker_pids(tick: ProcessTick) -> set[int]:
+    return {sample.pid for sample in tick.processes if sample.role == "server-worker"}
+
+
+def _generator(measured: Sequence[PhaseSummary]) -> list[str]:
+    share = max((phase.generator_share or 0 for phase in measured), default=0)
+    if not GENERATOR_WARNING < share <= GENERATOR_LIMIT:
+        return []
+    return [
+        f"the busiest load process used {percent(share)} of one core: above {percent(GENERATOR_WARNING)} its own "
+        "delays begin to show in the latencies"
+    ]
+
+
+def _samples(modes: Sequence[ModeSummary]) -> list[str]:
+    """After a kill the histograms are up to ten seconds older than the counts."""
+    return [
+        f"latencies of {mode.mode} are of {mode.transaction_us.samples:,} of its {mode.uploads:,} uploads"
+        for mode in modes
+        if abs(mode.transaction_us.samples - mode.uploads) > SAMPLES_MISSING_LIMIT * mode.uploads
+    ]

@@ -1,0 +1,50 @@
+"""A comparison's files: comparison.html, comparison.md, comparison.json, and what a terminal shows of it."""
+
+from pathlib import Path
+
+from markupsafe import Markup
+
+from reports import run_folder, texts
+from reports.comparison.result import Comparison
+from reports.pages import layout
+from reports.pages.comparison_texts import ComparisonView, view
+from reports.pages.palette import FONT, PALETTE
+from reports.run_folder import RunFolderError
+
+COMPARISON_JSON = "comparison.json"
+COMPARISON_HTML = "comparison.html"
+COMPARISON_MD = "comparison.md"
+
+
+def write(comparison: Comparison, folder: Path) -> str:
+    """Make the folder and write all three files, each whole or not at all. Returns what a terminal should show, which
+    ends with the path of comparison.html. RunFolderError when the folder cannot be written."""
+    shown = view(comparison)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        run_folder.write_whole(folder / COMPARISON_JSON, comparison)
+        layout.write(folder / COMPARISON_MD, markdown(shown))
+        layout.write(folder / COMPARISON_HTML, html(shown))
+    except OSError as error:
+        raise RunFolderError(f"the comparison cannot be written into {folder}: {error.strerror}") from error
+    return terminal(shown, folder / COMPARISON_HTML)
+
+
+def html(shown: ComparisonView) -> str:
+    return layout.template("comparison.html.j2").render(view=shown, palette=PALETTE, font=Markup(FONT))
+
+
+def markdown(shown: ComparisonView) -> str:
+    return layout.template("comparison.md.j2").render(view=shown)
+
+
+def terminal(shown: ComparisonView, page: Path) -> str:
+    """Verdict, sentence, warnings, the findings of each label, what was set differently, and where the page is."""
+    lines = [f"{shown.verdict}: {shown.sentence}", ""]
+    if shown.warnings:
+        lines += [*(f"warning: {warning}" for warning in shown.warnings), ""]
+    for section in shown.sections:
+        for table in (section.findings, section.differences):
+            if table.rows:
+                lines += [*layout.aligned(table), ""]
+    return "\n".join([*(texts.plain(line) for line in lines), str(page)])

@@ -1,0 +1,588 @@
+"""The report's tables, as finished texts.
+
+All three outputs print these cells, none formats a number again: so they cannot disagree. A number that is not known is
+a dash, or `not recorded` where a cost is what the reader came for; it is never 0.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from reports import failure_codes, run_folder
+from reports.analysis.summarise import Analysis
+from reports.pages.costliest import Family, families
+from reports.summary import (
+    GENERATOR_LIMIT,
+    HICCUP_LIMIT_US,
+    RUN_DELAY_LIMIT,
+    Contrast,
+    Latency,
+    ModeSummary,
+    PhaseSummary,
+    ProcessSummary,
+    Ratio,
+    ServerSummary,
+    SizeSummary,
+    Summary,
+    SweepFit,
+    TcpSummary,
+    ThresholdResult,
+)
+from reports.texts import at_least, duration, percent, significant
+
+MOST_EVENTS = 200
+NONE = "–"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    title: str
+    unit: str = ""
+    numeric: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    cells: list[str]
+    kind: Literal["main", "part", "ratio", "bad"] = "main"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    columns: list[Column]
+    rows: list[Row]
+    note: str = ""
+
+
+def _words(title: str, unit: str = "") -> Column:
+    return Column(title, unit, numeric=False)
+
+
+def _optional(value: float | None, scale: float = 1) -> str:
+    return NONE if value is None else significant(value / scale)
+
+
+def _whole(value: int | None) -> str:
+    return NONE if value is None else f"{value:,}"
+
+
+def _share(value: float | None) -> str:
+    return NONE if value is None else percent(value)
+
+
+def _failed(failures: dict[str, int]) -> str:
+    return _whole(sum(failures.values()))
+
+
+# --- long against short -----------------------------------------------------------------------------------------------
+
+_TRANSACTION_COLUMNS = [Column("p50", "µs"), Column("p95", "µs"), Column("p99", "µs"), Column("Max", "µs")]
+_RESPONSE_COLUMNS = [
+    *(Column("Response", f"{what}, µs") for what in ("p50", "p95", "p99", "max")),
+    *(Column("Service", f"{what}, µs") for what in ("p50", "p99")),
+]
+
+MODE_NOTE = (
+    "All busy: every core of this machine, minus idle and waiting for disk; server: as the kernel charged its "
+    f"processes. {NONE}: fewer than 30 samples lie beyond that percentile, so it would not repeat."
+)
+CLOSED_NOTE = (
+    "Latencies are whole transactions, connect and close included where they happened. A closed model has no response "
+    "time: a user waits for its reply, so what a stalled server holds up is not sent meanwhile, and no percentile here "
+    "shows it (coordinated omission)."
+)
+OPEN_NOTE = (
+    "Response: from when an upload was due until it was acknowledged; service: the server's part of that. What lies "
+    "between them is what a load that waits for its replies hides."
+)
+UNANSWERED_NOTE = "≥ before a response: uploads without an answer are among the samples, with the time they waited."
+
+
+def mode_table(summary: Summary) -> Table:
+    """Each mode, then its size classes; at the end what a short upload is to a long one."""
+    rows = [row for mode in summary.modes for row in (_mode_row(mode), *_size_rows(mode))]
+    if summary.contrast is not None:
+        rows.append(_contrast_row(summary.contrast, latencies=len(_mode_columns(summary)) - 6))
+    return Table(_mode_columns(summary), rows, _mode_note(summary))
+
+
+def _mode_columns(summary: Summary) -> list[Column]:
+    return [
+        *(_words("Connections"), Column("Uploads", "/s"), Column("Data", "MB/s")),
+        *(_RESPONSE_COLUMNS if summary.model == "open" else _TRANSACTION_COLUMNS),
+        *(Column("CPU, all busy", "core-µs/upload"), Column("CPU, server", "core-µs/upload")),
+        Column("Failed"),
+    ]
+
+
+def _mode_note(summary: Summary) -> str:
+    parts = [OPEN_NOTE if summary.model == "open" else CLOSED_NOTE, MODE_NOTE]
+    if summary.contrast is not None:
+        parts.append(_contrast_note(summary.contrast))
+    if any(mode.response_us is not None and mode.response_us.bound_from is not None for mode in summary.modes):
+        parts.append(UNANSWERED_NOTE)
+    if any(mode.lower_bound for mode in summary.modes):
+        parts.append("≥ before a rate: the load or the machine was the limit; the server may hold more.")
+    return " ".join(parts)
+
+
+def _contrast_note(contrast: Contrast) -> str:
+    what = f"{contrast.one} ÷ {contrast.other}"
+    if contrast.blocks == 1:
+        return f"{what}: of one block of neighbouring phases."
+    return (
+        f"{what}: the median of {contrast.blocks} blocks of neighbouring phases, in brackets their lowest and highest, "
+        f"which surround the true one in {percent(contrast.coverage)} of runs."
+    )
+
+
+def rate(mode: ModeSummary, value: float) -> str:
+    """A rate of this mode, with the sign of a lower bound where it is one."""
+    return at_least(significant(value), mode.lower_bound)
+
+
+def _mode_row(mode: ModeSummary) -> Row:
+    rates = [rate(mode, mode.uploads_per_s), rate(mode, mode.bytes_per_s / 1e6)]
+    costs = (mode.busy_core_us_per_upload, mode.server_core_us_per_upload)
+    shown = ["not recorded" if cost is None else significant(cost) for cost in costs]
+    latencies = _latency_cells(mode)
+    if len(mode.sizes) > 1:  # a percentile over mixed sizes says what was mixed
+        latencies = [""] * len(latencies)
+    return Row([f"{mode.mode}, all sizes", *rates, *latencies, *shown, _failed(mode.failures)])
+
+
+def _size_rows(mode: ModeSummary) -> list[Row]:
+    """Without costs: CPU cannot be told apart by size."""
+    rows = []
+    for size in mode.sizes:
+        rates = [rate(mode, size.uploads_per_s), rate(mode, size.bytes_per_s / 1e6)]
+        cells = [size.size_class, *rates, *_latency_cells(size), "", "", _failed(size.failures)]
+        rows.append(Row(cells, "part"))
+    return rows
+
+
+def _contrast_row(contrast: Contrast, latencies: int) -> Row:
+    """With the spread over the blocks. Data follow from the rate, and percentiles of mixed sizes there are none."""
+    rates, cost = (_ratio(ratio, contrast.blocks) for ratio in (contrast.uploads_per_s, contrast.busy_core_us))
+    cells = [rates, "", *[""] * latencies, cost, "", ""]
+    return Row([f"{contrast.one} ÷ {contrast.other}", *cells], "ratio")
+
+
+def _ratio(ratio: Ratio | None, blocks: int) -> str:
+    if ratio is None:
+        return NONE
+    spread = f" ({significant(ratio.lowest)} to {significant(ratio.highest)})" if blocks > 1 else ""
+    return f"{significant(ratio.median)}×{spread}"
+
+
+def _latencies(row: ModeSummary | SizeSummary) -> list[tuple[Latency, float | None]]:
+    """Those that are shown, in the order of the columns."""
+    whole = row.transaction_us if row.response_us is None else row.response_us
+    shown = [(whole, value) for value in (whole.p50, whole.p95, whole.p99, whole.max)]
+    if row.response_us is not None:
+        shown += [(row.service_us, value) for value in (row.service_us.p50, row.service_us.p99)]
+    return shown
+
+
+def _latency_cells(row: ModeSummary | SizeSummary) -> list[str]:
+    return [_bounded(latency, value) for latency, value in _latencies(row)]
+
+
+def _bounded(latency: Latency, value: float | None) -> str:
+    return NONE if value is None else at_least(significant(value), latency.is_bound(value))
+
+
+# --- costs ------------------------------------------------------------------------------------------------------------
+
+COST_COLUMNS = [
+    _words("Connections"),
+    Column("CPU, all busy", "core-µs/upload"),
+    Column("CPU, server", "core-µs/upload"),
+    Column("CPU, all busy", "core-s/GiB"),
+    Column("CPU, server", "core-s/GiB"),
+    Column("Workers, mean", "of a core each"),
+    Column("Top worker", "of a core"),
+    Column("Balance", "top ÷ mean"),
+]
+COST_NOTE = (
+    "All busy: every core of this machine, minus idle and waiting for disk; server: as the kernel charged its "
+    "processes. Balance: 1 is even; kernels hash connections over the workers' sockets, so few connections are uneven."
+)
+
+
+def cost_table(summary: Summary) -> Table:
+    """What an upload costs, and how evenly the workers share it."""
+    rows = [Row(_cost_cells(mode)) for mode in summary.modes if mode.uploads]
+    return Table(COST_COLUMNS, rows, COST_NOTE if rows else "")
+
+
+def _cost_cells(mode: ModeSummary) -> list[str]:
+    busiest, mean = mode.busiest_worker_share, mode.mean_worker_share
+    return [
+        mode.mode,
+        _optional(mode.busy_core_us_per_upload),
+        _optional(mode.server_core_us_per_upload),
+        _optional(mode.busy_core_s_per_gib),
+        _optional(mode.server_core_s_per_gib),
+        _share(mean),
+        _share(busiest),
+        NONE if not busiest or not mean else significant(busiest / mean),
+    ]
+
+
+SWEEP_COLUMNS = [
+    _words("What"),
+    Column("A request", "µs"),
+    Column("A connection", "µs"),
+    Column("Explained", "of the scatter"),
+]
+
+
+def sweep_table(fit: SweepFit | None) -> Table:
+    """What a request and what a connection costs; without rows where no sweep carries it."""
+    if fit is None:
+        return Table(SWEEP_COLUMNS, [])
+    named = (("transaction, mean", fit.transaction_us), ("CPU, all busy", fit.busy_core_us))
+    rows = [
+        Row([name, significant(line.request), significant(line.connection), _share(line.r_squared)])
+        for name, line in named
+        if line is not None
+    ]
+    values = ", ".join(str(k) if k else "no end" for k in fit.uploads_per_connection)
+    note = f"Least squares of request + connection ÷ K over K = {values} uploads per connection, of unsaturated phases."
+    return Table(SWEEP_COLUMNS, rows, note)
+
+
+# --- thresholds -------------------------------------------------------------------------------------------------------
+
+THRESHOLD_COLUMNS = [_words("Fails if"), _words("Result"), _words("Measured"), _words("Why")]
+
+
+def threshold_table(results: Sequence[ThresholdResult]) -> Table:
+    return Table(THRESHOLD_COLUMNS, [_threshold_row(result) for result in results])
+
+
+def _threshold_row(result: ThresholdResult) -> Row:
+    cells = [result.condition, "failed" if result.broken else "passed", result.measured, result.why]
+    return Row(cells, "bad" if result.broken else "main")
+
+
+# --- the load ---------------------------------------------------------------------------------------------------------
+
+OFFERED_COLUMNS = [
+    _words("Phase"),
+    _words("Connections"),
+    Column("Offered", "/s"),
+    Column("Achieved", "/s"),
+    Column("Achieved", "of offered"),
+    Column("Late"),
+    Column("Unanswered"),
+    Column("Dropped"),
+    Column("Schedule lag", "p99, µs"),
+    Column("Pool wait", "p99, µs"),
+]
+OFFERED_NOTE = (
+    "Achieved: acknowledged before the phase was over; late: only after it. Dropped: due while the most uploads were "
+    "in flight, never sent. Schedule lag: from when an upload was due until the load woke to it; pool wait: from there "
+    "until a connection was free for it. Both are part of the response."
+)
+
+
+def offered_table(summary: Summary) -> Table:
+    """What was due and what became of it; no rows in the closed model, where nothing is due."""
+    phases = [phase for phase in summary.phases if phase.measured and summary.model == "open"]
+    return Table(OFFERED_COLUMNS, [_offered_row(phase) for phase in phases], OFFERED_NOTE if phases else "")
+
+
+def _offered_row(phase: PhaseSummary) -> Row:
+    return Row(
+        [
+            phase.name,
+            phase.mode,
+            _optional(phase.offered_per_s),
+            significant(phase.acknowledged / phase.duration_s),
+            _share(phase.achieved_share),
+            _whole(phase.late),
+            _whole(phase.unanswered),
+            _whole(phase.dropped),
+            _p99(phase.schedule_lag_us),
+            _p99(phase.pool_wait_us),
+        ]
+    )
+
+
+def _p99(latency: Latency | None) -> str:
+    return NONE if latency is None else _optional(latency.p99)
+
+
+LOAD_COLUMNS = [
+    _words("Phase"),
+    Column("Top process", "of a core"),
+    Column("Kept waiting", "of the time"),
+    *(Column("Hiccups", f"{what}, µs") for what in ("p50", "p99", "max")),
+    Column("Steal", "of all cores"),
+]
+LOAD_NOTE = (
+    "Top process: the load process that used most CPU, limit of the rates above "
+    f"{percent(GENERATOR_LIMIT)}. Kept waiting: ready to run but without a CPU, of the process that waited most. "
+    "Hiccups: how late a sleeper of 1 ms beside the load woke. Steal: time that the hypervisor gave to others. All but "
+    "the first measure the machine: above "
+    f"{percent(RUN_DELAY_LIMIT)} of waiting or a hiccup p99 of {duration(HICCUP_LIMIT_US)} a run is NOISY."
+)
+
+
+def load_table(summary: Summary) -> Table:
+    """How the load generator itself fared; without rows when nothing was measured."""
+    is_open = summary.model == "open"
+    columns = [*LOAD_COLUMNS, Column("Schedule lag", "p99, µs")] if is_open else LOAD_COLUMNS
+    rows = [Row(_load_cells(phase, is_open)) for phase in summary.phases if phase.measured]
+    return Table(columns, rows, LOAD_NOTE if rows else "")
+
+
+def _load_cells(phase: PhaseSummary, is_open: bool) -> list[str]:
+    hiccups = phase.hiccup_us
+    return [
+        phase.name,
+        _share(phase.generator_share),
+        _share(phase.generator_run_delay_share),
+        *(_optional(value) for value in (hiccups.p50, hiccups.p99, hiccups.max)),
+        _share(phase.steal_share),
+        *([_p99(phase.schedule_lag_us)] if is_open else []),
+    ]
+
+
+# --- phases -----------------------------------------------------------------------------------------------------------
+
+PHASE_COLUMNS = [
+    _words("Phase"),
+    _words("Kind"),
+    _words("Connections"),
+    Column("From", "s"),
+    Column("Lasted", "s"),
+    Column("Uploads"),
+    Column("Uploads", "/s"),
+    Column("Opened", "connections"),
+    Column("Top worker", "of a core"),
+    Column("Top load", "of a core"),
+    Column("Failed"),
+]
+
+
+def phase_table(phases: Sequence[PhaseSummary]) -> Table:
+    if not phases:
+        return Table(PHASE_COLUMNS, [], f"{run_folder.RUN} names no phase: the run ended before the first.")
+    return Table(PHASE_COLUMNS, [_phase_row(phase) for phase in phases])
+
+
+def _phase_row(phase: PhaseSummary) -> Row:
+    return Row(
+        [
+            phase.name,
+            phase.kind,
+            phase.mode,
+            significant(phase.start_s),
+            significant(phase.duration_s),
+            _whole(phase.uploads),
+            significant(phase.acknowledged / phase.duration_s) if phase.long_enough else NONE,
+            _whole(phase.connections),
+            _share(phase.busiest_worker_share),
+            _share(phase.generator_share),
+            _failed(phase.failures),
+        ]
+    )
+
+
+# --- failures ---------------------------------------------------------------------------------------------------------
+
+FAILURE_COLUMNS = [
+    _words("Connections"),
+    _words("Code"),
+    Column("Uploads"),
+    Column("Share", "of all attempted"),
+    _words("Stored?"),
+    _words("What it means"),
+]
+FAILURE_NOTE = (
+    "Stored: whether the file may be on the server nevertheless. An answer can be lost after the file was stored; a "
+    "refusal leaves nothing."
+)
+
+
+def failure_table(summary: Summary) -> Table:
+    """Each mode's codes, then those outside of the measured phases, the most frequent first."""
+    if not summary.load.failures:
+        return Table(FAILURE_COLUMNS, [], "No upload failed, in no phase.")
+    parts = [(mode.mode, mode.uploads, Counter(mode.failures)) for mode in summary.modes]
+    uploads, failures = summary.load.uploads, Counter(summary.load.failures)
+    for _, measured, failed in parts:
+        uploads -= measured
+        failures -= failed
+    rows = [row for part in (*parts, ("not measured", uploads, failures)) for row in _failure_rows(*part)]
+    return Table(FAILURE_COLUMNS, rows, FAILURE_NOTE)
+
+
+def _failure_rows(where: str, uploads: int, failures: Counter[str]) -> Iterator[Row]:
+    attempts = uploads + failures.total()
+    for code, number in failures.most_common():
+        text, stored = failure_codes.meaning(code)
+        yield Row([where, code, _whole(number), percent(number / attempts), stored, text])
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+PROCESS_COLUMNS = [
+    _words("Process"),
+    Column("pid"),
+    _words("Alive", "s"),
+    Column("CPU user", "s"),
+    Column("CPU system", "s"),
+    Column("Mean share", "of a core"),
+    Column("RSS, peak", "MiB"),
+    Column("USS, peak", "MiB"),
+    Column("Threads"),
+    Column("Open files"),
+    Column("Switches", "own"),
+    Column("Switches", "forced"),
+]
+
+
+PROCESS_NOTE = "CPU is from each process's birth on; the share is of the measured phases while it lived."
+
+
+def process_table(summary: Summary) -> Table:
+    """The costliest, and a row for all others of their kind."""
+    if not summary.processes:
+        note = f"No process was recorded: {run_folder.PROCESSES} is missing or empty."
+        return Table(PROCESS_COLUMNS, [], note)
+    found = families(summary.processes)
+    shown = sorted(index for family in found for index in family.shown)
+    rows = [_process_row(summary.processes[index]) for index in shown]
+    rows += [_rest_row(family, summary.processes) for family in found if family.rest]
+    return Table(PROCESS_COLUMNS, rows, _process_note(summary.server))
+
+
+def all_processes_table(summary: Summary) -> Table:
+    """Without rows where the other table has them all."""
+    if not any(family.rest for family in families(summary.processes)):
+        return Table(PROCESS_COLUMNS, [])
+    return Table(PROCESS_COLUMNS, [_process_row(process) for process in summary.processes])
+
+
+def _process_note(server: ServerSummary) -> str:
+    note = PROCESS_NOTE
+    if server.cpu_total_s is not None:
+        note = (
+            f"The server as a whole used {significant(server.cpu_total_s)} s of CPU since its birth, "
+            f"workers that ended included. {note}"
+        )
+    if server.uss_per_connection_bytes is not None:
+        note += f" Each connection took {significant(server.uss_per_connection_bytes / 1024)} KiB of its USS."
+    return note
+
+
+def _process_row(process: ProcessSummary) -> Row:
+    cells = [process.name, str(process.pid), _alive(process), *_process_cells([process])]
+    return Row(cells, "part" if process.ended else "main")
+
+
+def _rest_row(family: Family, processes: Sequence[ProcessSummary]) -> Row:
+    cells = _process_cells([processes[index] for index in family.rest])
+    return Row([f"{len(family.rest)} more {family.what}", "", "mean of each", *cells], "part")
+
+
+def _process_cells(processes: Sequence[ProcessSummary]) -> list[str]:
+    """What it used, or the mean of several."""
+    return [
+        _optional(_mean(process.cpu_user_s for process in processes)),
+        _optional(_mean(process.cpu_system_s for process in processes)),
+        _share(_mean(process.share for process in processes)),
+        _optional(_mean(process.rss_max_bytes for process in processes), 1 << 20),
+        _optional(_mean(process.uss_max_bytes for process in processes), 1 << 20),
+        _rounded(_mean(process.threads for process in processes)),
+        _rounded(_mean(process.fds for process in processes)),
+        _rounded(_mean(process.voluntary_switches for process in processes)),
+        _rounded(_mean(process.involuntary_switches for process in processes)),
+    ]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _rounded(value: float | None) -> str:
+    return _whole(None if value is None else round(value))
+
+
+def _alive(process: ProcessSummary) -> str:
+    start = "before" if process.started_s <= 0 else significant(process.started_s)
+    return f"{start} to {significant(process.last_seen_s)}, ended" if process.ended else f"{start} to end"
+
+
+# --- TCP --------------------------------------------------------------------------------------------------------------
+
+TCP_COLUMNS = [_words("TCP"), Column("Number"), _words("What it means")]
+TCP_NOTE = (
+    "As the kernel counted. Queue and states are of the server's port, looked at once a tick; all else is of the whole "
+    "machine during the run, whoever caused it."
+)
+_COUNTERS = {
+    "PassiveOpens": "connections accepted",
+    "ActiveOpens": "connections opened",
+    "ListenDrops": "connections that any listening socket had no room for",
+    "ListenOverflows": "of those, because the accept queue was full",
+    "TCPSynRetrans": "connection attempts sent again, after 1, 3, 7 s",
+    "AttemptFails": "connection attempts that were refused or given up",
+    "RetransSegs": "segments sent again",
+    "TCPTimeouts": "times that an answer did not come in time",
+    "EstabResets": "connections that ended by a reset",
+    "OutRsts": "resets sent",
+    "TCPAbortOnData": "connections closed with data unread, which their client sees as a reset",
+    "TCPBacklogDrop": "segments dropped because a socket's owner was too slow",
+    "TCPRcvQDrop": "segments dropped because a receive queue was full",
+    "PruneCalled": "times that a receive buffer was full",
+    "TCPReqQFullDrop": "connection attempts dropped because too many were under way",
+    "TCPAbortOnMemory": "connections ended for lack of memory",
+    "TCPTimeWaitOverflow": "connections that found no place in TIME_WAIT",
+}
+_ALWAYS_TOLD = ("PassiveOpens", "ActiveOpens", "ListenDrops", "RetransSegs")
+
+
+def tcp_table(tcp: TcpSummary | None) -> Table:
+    """Counters that did not move are left out, but for those that a reader looks for."""
+    if tcp is None:
+        return Table(TCP_COLUMNS, [], f"Nothing is known: {run_folder.HOST} has fewer than two ticks.")
+    rows = []
+    if tcp.queue_waiting is not None:
+        is_full = bool(tcp.queue_limit) and tcp.queue_waiting >= (tcp.queue_limit or 0)
+        most = f"most connections that waited in an accept queue, of {_whole(tcp.queue_limit)} that may"
+        rows.append(Row(["accept queue", _whole(tcp.queue_waiting), most], "bad" if is_full else "main"))
+    if tcp.dropped is not None:
+        lost = "connections that the server's sockets had no room for; each costs its client a second or more"
+        rows.append(Row(["dropped", _whole(tcp.dropped), lost], "bad" if tcp.dropped else "main"))
+    rows += [Row([state, _whole(number), "most connections in this state"]) for state, number in tcp.states.items()]
+    rows.append(Row(["TIME_WAIT", _whole(tcp.time_wait), "most sockets of the machine in this state"]))
+    for name, meaning in _COUNTERS.items():
+        number = tcp.counters.get(name, 0)
+        if number or (name in _ALWAYS_TOLD and name in tcp.counters):
+            rows.append(Row([name, _whole(number), meaning]))
+    for interface, sent in tcp.sent_bytes.items():
+        if not sent:
+            continue
+        rows.append(Row([interface, significant(sent / 1e6), "MB sent over this interface"]))
+    return Table(TCP_COLUMNS, rows, TCP_NOTE)
+
+
+# --- events -----------------------------------------------------------------------------------------------------------
+
+EVENT_COLUMNS = [Column("At", "s"), _words("Source"), _words("Kind"), _words("What happened")]
+
+
+def event_table(analysis: Analysis) -> Table:
+    if not analysis.events:
+        return Table(EVENT_COLUMNS, [], f"No event: {run_folder.EVENTS} is missing or empty.")
+    shown = analysis.events[:MOST_EVENTS]
+    rows = [Row([f"{analysis.seconds(event):,.2f}", event.source, event.kind, event.text]) for event in shown]
+    more = len(analysis.events) - len(shown)
+    return Table(EVENT_COLUMNS, rows, f"{more:,} more are in {run_folder.EVENTS}." if more else "")

@@ -1,0 +1,149 @@
+"""The server that is recorded, as it is found from outside: its root process, and what one of ours shows of itself."""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+
+from reports.recording import procfs
+from reports.recording.census import Present
+from reports.recording.procfs import Stat
+from reports.run_folder import Event, ServerInfo
+from server.scoreboard import Scoreboard, SlotView, read_state
+
+CHUNK_BYTES = 64 << 10
+_WORKER_TITLE = b"socketswarm: worker"
+_LINE_LIMIT_BYTES = 1 << 20
+"""A line that grows longer than this is no line of ours: the rest of it is dropped, so that memory stays bounded."""
+
+
+class Server:
+    """A server that was found: its root process and, when it is one of ours, its scoreboard and events."""
+
+    @classmethod
+    def of(cls, pid: int) -> "Server | None":
+        """With this root process; None when there is none, or it has ended and was not reaped yet."""
+        stat = procfs.stat(pid)
+        return None if stat is None or stat.state == "Z" else cls(stat)
+
+    def __init__(self, root: Stat) -> None:
+        self.identity = root.identity
+        self.info = ServerInfo(pid=root.pid, create_time=root.create_time, command=_command(root.pid))
+        self._scoreboard: Scoreboard | None = None
+        self._events: EventTail | None = None
+
+    @property
+    def is_ours(self) -> bool:
+        return self._scoreboard is not None
+
+    def attach(self, events_after_ns: int) -> bool:
+        """Open what it shows of itself. False when it does not, or not yet: it may listen before its state is out."""
+        state = read_state(self.info.pid)
+        if state is None:
+            return False
+        try:
+            self._events = EventTail(state.events, events_after_ns)
+            self._scoreboard = Scoreboard.open(state.scoreboard)
+        except (OSError, ValueError):
+            self.close()
+            return False
+        self.info = msgspec.structs.replace(self.info, options=state.options)
+        return True
+
+    def slots(self) -> list[SlotView] | None:
+        return list(self._scoreboard.read()) if self._scoreboard else None
+
+    def recognised(self, present: Present, slot: int | None) -> Present:
+        """One of its processes with its role. A child of ours that has no slot and does not call itself a worker is the
+        status helper. Asked at every tick: what was just forked has no title yet."""
+        if not self.is_ours or slot is not None or present.stat.parent != self.info.pid:
+            return present
+        return (
+            present if _title(present.process.pid).startswith(_WORKER_TITLE) else present._replace(role="server-status")
+        )
+
+    def new_events(self) -> Iterator[Event]:
+        if self._events:
+            yield from self._events.read()
+
+    def close(self) -> None:
+        if self._scoreboard:
+            self._scoreboard.close()
+        if self._events:
+            self._events.close()
+        self._scoreboard = self._events = None
+
+
+def _command(pid: int) -> list[str]:
+    try:
+        # What is no UTF-8 could not be written down.
+        return [os.fsencode(word).decode(errors="replace") for word in psutil.Process(pid).cmdline()]
+    except psutil.Error:
+        return []
+
+
+def _title(pid: int) -> bytes:
+    """As `ps` shows it; empty once it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+class EventTail:
+    """A server's events file, read on as it grows. The descriptor is kept, so that what is written just before the
+    file is removed is still read. OSError as from open()."""
+
+    def __init__(self, path: Path | str, after_ns: int) -> None:
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._after_ns = after_ns
+        self._pending = b""
+
+    def read(self) -> Iterator[Event]:
+        """What was written since the last call, without what is older than `after_ns`."""
+        while chunk := os.read(self._fd, CHUNK_BYTES):
+            lines, self._pending = split_lines(self._pending + chunk)
+            for line in lines:
+                event = _server_event(line)
+                if event and event.mono_ns >= self._after_ns:
+                    yield event
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def _server_event(line: bytes) -> Event | None:
+    """A line of a server's events file as one of ours: the fields that we have no name for are its details."""
+    try:
+        fields = msgspec.json.decode(line, type=dict[str, Any])
+        named = {name: fields.pop(name) for name in ("mono_ns", "wall_ns", "kind")}
+        named["text"] = fields.pop("text", "")
+        return msgspec.convert({**named, "source": "server", "details": fields}, Event)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError):
+        return None
+
+
+def is_local(host: str) -> bool:
+    """Whether `host` is an address of this machine: only then is the process behind its port to be found here."""
+    try:
+        found = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)
+    except (OSError, UnicodeError):  # unknown, or no name at all
+        return False
+    for family, kind, protocol, _, address in found:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.bind(address)
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def split_lines(data: bytes) -> tuple[list[bytes], bytes]:
+    """(whole lines, the start of the next one)."""
+    *lines, rest = data.split(b"\n")
+    return lines, rest[:_LINE_LIMIT_BYTES]

@@ -1,0 +1,125 @@
+"""A recording of its own: a server that something else loads, or a command from its start to its end, as a run folder.
+
+`python -m reports record` writes what a run of ours would have, but for the uploads: `build` makes a report of costs.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+
+import msgspec
+
+from reports import environment, run_folder
+from reports.recording import recorder
+from reports.recording.recorder import Subject
+from reports.run_folder import Ending, Phase, RunFolderError, RunInfo, ServerInfo
+
+COMMAND_ENDS_S = 10.0  # after it was told to; then it is killed
+
+
+def record(out: Path, subject: Subject, command: Sequence[str], interval_s: float, load_pid: int | None = None) -> int:
+    """Record until TERM, Ctrl-C, a closed terminal, or the end of the process that the subject names; with a `command`,
+    of that command, which is told to end by the signals too. Returns the exit code: the command's, as a shell has it,
+    or 0.
+
+    Raises RunFolderError when `out` holds a run already or cannot be written, or the command cannot be started.
+    """
+    if os.access(out / run_folder.RUN, os.F_OK):  # never an error: what is wrong with `out` is said when it is made
+        raise RunFolderError(f"{out} holds a run already; give another folder with --out")
+    process = _start(command) if command else None
+    try:
+        if process is not None:
+            subject = replace(subject, pid=process.pid)
+        _record(out, subject, process, interval_s, load_pid)
+    finally:
+        code = 0 if process is None else _end(process)
+    return 128 - code if code < 0 else code
+
+
+def _start(command: Sequence[str]) -> "subprocess.Popen[bytes]":
+    try:
+        return subprocess.Popen(command)
+    except OSError as error:
+        raise RunFolderError(f"cannot start {command[0]}: {error.strerror}") from None
+
+
+def _end(process: "subprocess.Popen[bytes]") -> int:
+    """Its exit code, once it has ended."""
+    if process.poll() is None:
+        process.terminate()
+    try:
+        return process.wait(COMMAND_ENDS_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
+
+def _record(
+    out: Path, subject: Subject, process: "subprocess.Popen[bytes] | None", interval_s: float, load_pid: int | None
+) -> None:
+    info = _describe(out, subject)
+
+    def started(server: ServerInfo | None) -> None:
+        _write(out, msgspec.structs.replace(info, server=server))
+        nobody = "nobody listens there yet" if subject.pid is None else "it has ended already"
+        who = nobody if server is None else f"pid {server.pid}"
+        _tell(f"recording {subject} ({who}) into {out}; Ctrl-C ends it")
+
+    def pass_on(number: int, _: FrameType | None) -> bool:
+        """A command that was told to end is recorded until it has. Only Ctrl-C at the terminal reaches it by itself."""
+        if process is None or process.poll() is not None:
+            return False
+        if number != signal.SIGINT:
+            process.terminate()
+        return True
+
+    server = recorder.record(
+        out, subject, load_pid=load_pid, interval_s=interval_s, control=None, started=started, on_first_signal=pass_on
+    )
+    end_ns = time.monotonic_ns()
+    phases = [msgspec.structs.replace(info.phases[0], end_ns=end_ns)]
+    ended = Ending(how="completed", reason="the recording was ended")
+    _write(out, msgspec.structs.replace(info, server=server, phases=phases, ended=ended))
+    lasted_s = (end_ns - info.started_mono_ns) / 1e9
+    _tell(f"recorded {lasted_s:.1f} s; make the report with: python -m reports build {out}")
+
+
+def _write(out: Path, info: RunInfo) -> None:
+    try:
+        run_folder.write_whole(out / run_folder.RUN, info)
+    except OSError as error:
+        raise RunFolderError(f"cannot record into {out}: {error.strerror}") from error
+
+
+def _tell(text: str) -> None:
+    """Past sys.stderr, whose buffer would make us fail at our exit: the terminal may be closed by now."""
+    if sys.stderr is not None:  # or its number may be one of our own files by now
+        with suppress(OSError):
+            os.write(sys.stderr.fileno(), f"{text}\n".encode(errors="replace"))
+
+
+def _describe(out: Path, subject: Subject) -> RunInfo:
+    stamp = run_folder.now_ns()
+    return RunInfo(
+        id=out.resolve().name,
+        label="recording",
+        command=["python", "-m", "reports", *sys.argv[1:]],
+        host="" if subject.port is None else f"tcp://{subject.host}:{subject.port}",
+        users=0,
+        model="none",
+        load_options={},
+        seed=0,
+        git_commit=None,
+        git_dirty=None,
+        environment=environment.fingerprint(),
+        started_mono_ns=stamp["mono_ns"],
+        started_wall_ns=stamp["wall_ns"],
+        phases=[Phase(name="recording", kind="measure", uploads_per_connection=0, start_ns=stamp["mono_ns"])],
+    )

@@ -1,0 +1,413 @@
+"""Who holds a port: the sockets on it, the processes that have these open, and which of them began it.
+
+    look      every socket on the port, the processes that have it open, and the part each one plays
+    climb     from a listener to the topmost ancestor with the same listening socket: the pre-fork parent
+
+Whoever only wants to know, as the reports' recorder does each second, needs no more than this file: it signals nobody
+and prints nothing; the most it does is to try whether an address can be bound. Why a port is as it is, in words, is
+here too, since `release` and the command both say so.
+
+It reads /proc itself (psutil's import takes as long as the whole look, its net_connections() 15 to 128 ms a process),
+and its values are named tuples: `server.ports` says why every import counts.
+"""
+
+import errno
+import os
+import pwd
+import socket
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from server.ports import sockets
+from server.ports.sockets import kernel_text
+
+# What a process does with the port. Bound means bound without listening or being connected.
+LISTENER, CLIENT, ACCEPTED_ONLY, BOUND = "listener", "client", "accepted-only", "bound"
+ROLES = (LISTENER, CLIENT, ACCEPTED_ONLY, BOUND)  # of several the first counts: who is a client too is left alone
+
+# Programs that start others and pass their descriptors on, but are nobody's supervisor: climbing ends below them.
+_SHELLS = ("sh", "bash", "dash", "zsh", "fish", "ksh", "csh", "tcsh", "busybox")
+LAUNCHERS = frozenset((*_SHELLS, "make", "gmake", "init", "systemd", "tini", "dumb-init", "docker-init"))
+
+_STATES = {
+    "R": "running",
+    "S": "sleeping",
+    "D": "disk-wait",
+    "T": "stopped",
+    "t": "traced",
+    "Z": "zombie",
+    "X": "dead",
+    "I": "idle",
+}
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+# A process for good: pid, and start time in clock ticks since boot.
+Identity = tuple[int, int]
+
+
+class Listener(NamedTuple):
+    """A listening socket, or a UDP socket that takes from everybody."""
+
+    link: str
+    """What an open descriptor of it reads in /proc: `socket:[INODE]`. Everywhere here this text names a socket."""
+    family: socket.AddressFamily
+    address: str
+    port: int
+    uid: int
+    queue: int
+    """Of TCP: connections waiting to be accepted."""
+
+    @property
+    def place(self) -> str:
+        """Address and port as people write them."""
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+
+class Process(NamedTuple):
+    """A process as seen at one moment. `start_ticks`, in clock ticks since boot, tells it from a later one."""
+
+    pid: int
+    parent: int
+    start_ticks: int
+    uid: int
+    name: str
+    state: str
+    argv: tuple[str, ...]
+    role: str = ""
+    links: frozenset[str] = frozenset()
+    """The sockets on the asked port that it has open, those of its role only."""
+
+    @property
+    def identity(self) -> Identity:
+        return self.pid, self.start_ticks
+
+    @property
+    def command(self) -> str:
+        """The command line in one line, without the program's folder; a process without one has only a name."""
+        program, *arguments = self.argv or (f"[{self.name}]",)
+        return " ".join([Path(program).name, *arguments])
+
+    @property
+    def age_s(self) -> float:
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - self.start_ticks / _TICKS_PER_S
+
+    def __str__(self) -> str:
+        return f"pid {self.pid} ({_shortened(self.command, 80)})"
+
+
+class Holding(NamedTuple):
+    """Everything that can be seen of one port at one moment."""
+
+    port: int
+    udp: bool
+    listening: tuple[Listener, ...]
+    processes: tuple[Process, ...]
+    time_wait: int
+    """Connections of no process any more."""
+
+    def having(self, *roles: str) -> list[Process]:
+        """The processes that play one of these parts."""
+        return [process for process in self.processes if process.role in roles]
+
+    @property
+    def unseen(self) -> list[Listener]:
+        """Listening sockets whose owner cannot be seen: another user's, or in another container."""
+        seen = links_of(self.having(LISTENER))
+        return [listener for listener in self.listening if listener.link not in seen]
+
+
+# --- What other modules ask ---
+
+
+def look(ports: Collection[int], udp: bool = False) -> list[Holding]:
+    """What can be seen of each port. One scan over all processes, however many ports there are."""
+    return _holdings(_tables(ports, udp), udp)
+
+
+def look_closely(ports: Collection[int], udp: bool) -> list[Holding]:
+    """As `look`, but where a port cannot be bound although nobody listens, sockets that are only bound count too."""
+    tables = _tables(ports, udp)
+    for port, table in tables.items():
+        if not (udp or table.listening or is_free(Holding(port, udp, (), (), 0))):
+            table.parts[BOUND].update(_bound(port))
+    return _holdings(tables, udp)
+
+
+def is_free(first: Holding) -> bool:
+    """Whether every address that was listened on (or any, if none was) can be bound now.
+
+    TCP is tried with SO_REUSEADDR, as servers do, which gets past TIME_WAIT and connections still being finished. UDP
+    is tried without: there the option would let two programs share the port.
+    """
+    places = {(listener.family, listener.address) for listener in first.listening}
+    for family, address in places or {(socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")}:
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM if first.udp else socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, not first.udp)
+                probe.bind((address, first.port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return False
+            # A port below 1024, an address that went away, no IPv6: this place cannot be tried, only looked at.
+            if any(listener.family == family for listener in _tables([first.port], first.udp)[first.port].listening):
+                return False
+    return True
+
+
+def still_holds(process: Process) -> bool:
+    """Whether this very process, and no later one of its pid, still has one of its sockets open."""
+    return _start_ticks(process.pid) == process.start_ticks and bool(_open_sockets(process.pid, process.links))
+
+
+class _KnownRoot(NamedTuple):
+    pid: int
+    start_ticks: int
+    descriptor: str
+    """Path in /proc of its listening socket, and what that reads."""
+    link: str
+
+
+_known_roots: dict[int, _KnownRoot] = {}
+
+
+def listening_root(port: int) -> int | None:
+    """Pid of the topmost ancestor with a listening TCP socket on `port`; None when nobody visible has one.
+
+    Of several programs that share the port it is the oldest. Meant to be asked each second: as long as the last
+    answer still has that socket open, two files in /proc are read and nothing is scanned.
+    """
+    known = _known_roots.get(port)
+    if known and _link(known.descriptor) == known.link and _start_ticks(known.pid) == known.start_ticks:
+        return known.pid
+    _known_roots.pop(port, None)
+    [holding] = look([port])
+    roots = roots_of(holding.having(LISTENER))
+    if not roots:
+        return None
+    root = min(roots, key=lambda process: (process.start_ticks, process.pid))
+    for descriptor, link in _open_sockets(root.pid, root.links).items():
+        _known_roots[port] = _KnownRoot(root.pid, root.start_ticks, descriptor, link)
+    return root.pid
+
+
+# --- Look: sockets, their owners, the part each one plays ---
+
+
+class _Table(NamedTuple):
+    """What the kernel lists for one port: sockets by the part that having them open means, without their processes."""
+
+    listening: list[Listener]
+    parts: dict[str, set[str]]
+    time_wait: list[str]
+
+
+def _tables(ports: Collection[int], udp: bool) -> dict[int, _Table]:
+    """Sort all sockets that have one of the ports at either end."""
+    tables = {port: _Table([], {role: set() for role in ROLES}, []) for port in ports}
+    lowest, highest = map(int, (kernel_text("/proc/sys/net/ipv4/ip_local_port_range") or "32768 60999").split())
+    listens = sockets.UDP_UNCONNECTED if udp else sockets.LISTEN
+    for row in sockets.of_ports(ports, udp=udp):
+        table = tables[row.here if row.here in tables else row.there]
+        if row.state == sockets.TIME_WAIT:
+            table.time_wait.append(row.link)
+        elif row.here not in tables:
+            table.parts[CLIENT].add(row.link)
+        elif row.state == listens:
+            address = socket.inet_ntop(row.family, row.local[: 16 if row.family == socket.AF_INET6 else 4])
+            table.parts[LISTENER].add(row.link)
+            table.listening.append(Listener(row.link, row.family, address, row.here, row.uid, row.queue))
+        # From a port of the range that the kernel hands out to one outside of it: this was not accepted, some program
+        # called out from here. Other connections cannot be told apart, and need an order to end.
+        elif lowest <= row.here <= highest and row.there < lowest:
+            table.parts[CLIENT].add(row.link)
+        else:
+            table.parts[ACCEPTED_ONLY].add(row.link)
+    return tables
+
+
+def _bound(port: int) -> list[str]:
+    """Sockets that are bound to the port and nothing else. /proc/net lists none; the diagnostics take 10 ms for it."""
+    try:
+        return [row.link for row in sockets.diagnosed(1 << sockets.BOUND, local=port)]
+    except OSError:
+        return []  # as in `sockets.of_ports`
+
+
+def _holdings(tables: dict[int, _Table], udp: bool) -> list[Holding]:
+    """Find the processes behind these sockets, in one scan."""
+    links = {link for table in tables.values() for some in table.parts.values() for link in some}
+    owners: dict[int, set[str]] = {}
+    if links:
+        for name in os.listdir("/proc"):  # noqa: PTH208 - thousands of names: Path objects cost more than the kernel
+            if name.isdecimal() and (held := _open_sockets(int(name), links)):
+                owners[int(name)] = set(held.values())
+    return [
+        Holding(port, udp, tuple(table.listening), tuple(_players(table, owners)), len(table.time_wait))
+        for port, table in tables.items()
+    ]
+
+
+def _open_sockets(pid: int, links: Collection[str]) -> dict[str, str]:
+    """Those of these sockets that a process has open, by path of the descriptor; empty if it may not be looked into."""
+    folder = f"/proc/{pid}/fd/"
+    found = {}
+    try:
+        for name in os.listdir(folder):  # noqa: PTH208
+            if (link := _link(folder + name)) in links:
+                found[folder + name] = link
+    except OSError:
+        pass
+    return found
+
+
+def _players(table: _Table, owners: dict[int, set[str]]) -> Iterator[Process]:
+    """The processes that have sockets of one port open, each with the first of its parts."""
+    for pid, held in owners.items():
+        role = next((role for role, links in table.parts.items() if held & links), None)
+        if role and (process := read_process(pid)):
+            yield process._replace(role=role, links=frozenset(held & table.parts[role]))
+
+
+def links_of(processes: list[Process]) -> set[str]:
+    """All sockets on the port that these have open."""
+    return {link for process in processes for link in process.links}
+
+
+def read_process(pid: int) -> Process | None:
+    """A process as it is now; None when it has ended."""
+    text = kernel_text(f"/proc/{pid}/stat")
+    argv = kernel_text(f"/proc/{pid}/cmdline").rstrip("\0")
+    try:
+        uid = Path(f"/proc/{pid}").stat().st_uid
+    except OSError:
+        return None
+    if not text:
+        return None
+    end = text.rindex(")")  # the name before it may hold spaces and brackets
+    state, parent, *rest = text[end + 2 :].split()
+    return Process(
+        pid=pid,
+        parent=int(parent),
+        start_ticks=int(rest[17]),
+        uid=uid,
+        name=text[text.index("(") + 1 : end],
+        state=_STATES.get(state, state),
+        argv=tuple(argv.split("\0")) if argv else (),
+    )
+
+
+def _start_ticks(pid: int) -> int | None:
+    process = read_process(pid)
+    return process.start_ticks if process else None
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)  # noqa: PTH115
+    except OSError:
+        return ""
+
+
+# --- Climb ---
+
+
+def ancestors(process: Process) -> Iterator[Process]:
+    """Parent, grandparent and so on, without init."""
+    seen = {process.pid}  # a pid that is reused while we walk could lead in a circle
+    while process.parent > 1 and process.parent not in seen and (parent := read_process(process.parent)):
+        seen.add(parent.pid)
+        yield parent
+        process = parent
+
+
+def root_of(process: Process, holders: dict[int, Process], stop: Collection[int] = ()) -> Process:
+    """The topmost ancestor that has one of the process's own sockets open."""
+    root = process
+    for ancestor in ancestors(process):
+        if ancestor.name in LAUNCHERS or ancestor.pid in stop:
+            break
+        holder = holders.get(ancestor.pid)
+        if holder and holder.links & process.links:
+            root = holder
+    return root
+
+
+def roots_of(processes: list[Process], stop: Collection[int] = ()) -> list[Process]:
+    """The roots of all trees among these processes, each once."""
+    holders = {process.pid: process for process in processes}
+    return list({(root := root_of(process, holders, stop)).pid: root for process in processes}.values())
+
+
+# --- Tell ---
+
+
+def notes_on(holding: Holding) -> list[str]:
+    """Why a port is as it is: one line for each thing that a person may trip over."""
+    notes = []
+    listeners = holding.having(LISTENER)
+    for state, meaning in _STUCK.items():
+        if stuck := [process for process in listeners if process.state == state]:
+            notes.append(f"{_pids(stuck)} {meaning}")
+    if len(roots := roots_of(listeners)) > 1:
+        notes.append(f"{len(roots)} programs share it: {named(roots)}")
+    if waiting := sum(listener.queue for listener in holding.listening if not holding.udp):
+        notes.append(f"waiting to be accepted: {_connections(waiting)}")
+    if accepted := holding.having(ACCEPTED_ONLY, BOUND):
+        notes.append(
+            f"on it without listening: {_pids(accepted)}. Whoever does not set SO_REUSEADDR cannot bind meanwhile, "
+            "and nobody can if the old listener did not; release --include-accepted ends it too"
+        )
+    if holding.unseen:
+        notes.append(describe_unseen(holding))
+    if holding.time_wait:
+        notes.append(
+            f"{_connections(holding.time_wait)} in TIME_WAIT: of no process any more, and over within 60 s. "
+            "A server that sets SO_REUSEADDR need not wait for this, unless the old one did not set it"
+        )
+    return notes
+
+
+_STUCK = {
+    "stopped": "stopped (Ctrl-Z or SIGSTOP): acts on TERM only after `kill -CONT`; KILL works",
+    "traced": "held by a debugger: acts on TERM only when that lets go; KILL works",
+    "disk-wait": "waiting inside the kernel, usually for a disk: no signal acts until that is over",
+}
+
+
+def describe_unseen(holding: Holding) -> str:
+    """One clause for a port with a listener whose owner cannot be seen: whose it is and what to try."""
+    user = user_name(holding.unseen[0].uid)
+    way = (
+        "another container or the kernel has it"
+        if os.geteuid() == 0
+        else f"try: sudo make killport PORT={holding.port}"
+    )
+    return f"a process of user {user} listens that cannot be seen from here; {way}"
+
+
+def user_name(uid: int) -> str:
+    """The user's name, or the number of one who has none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def named(processes: list[Process]) -> str:
+    """All of these in one clause, each by pid and command."""
+    return " and ".join(map(str, processes))
+
+
+def _pids(processes: list[Process]) -> str:
+    return "pid " + ", ".join(str(process.pid) for process in processes)
+
+
+def _connections(count: int) -> str:
+    return "1 connection" if count == 1 else f"{count} connections"
+
+
+def _shortened(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"

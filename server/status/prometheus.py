@@ -1,0 +1,100 @@
+"""A server's state in the format that Prometheus reads: `/metrics` of the status page.
+
+Counters are those of the slots, which go on over the deaths of workers, so they never run backwards while the server
+lives; a failure code stands there with 0 before it first happens, or a rate over its first occurrence would be lost.
+Names follow https://prometheus.io/docs/practices/naming/: units are base units, counters end in `_total`.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from server.scoreboard import STATES
+from server.status.reader import ServerStatus, SlotStatus, why_not_ready
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_WORKER = ("worker",)
+
+
+def exposition(server: ServerStatus, failure_codes: Sequence[str]) -> bytes:
+    """All metrics as text; `failure_codes` are those that the server counts."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Snapshot(server, failure_codes))
+    return generate_latest(registry)
+
+
+class _Snapshot(Collector):
+    """One moment of one server."""
+
+    def __init__(self, server: ServerStatus, failure_codes: Sequence[str]) -> None:
+        self._server = server
+        self._codes = failure_codes
+
+    def collect(self) -> Iterator[Metric]:
+        yield from _of_server(self._server)
+        yield from _counters(self._server.slots)
+        yield _failures(self._server.slots, self._codes)
+        yield from _states(self._server.slots)
+
+
+def _of_server(server: ServerStatus) -> Iterator[Metric]:
+    shown = {name: str(server.options.get(name, "")) for name in ("accept", "collision", "durability")}
+    yield InfoMetricFamily("socketswarm_server", "How the server is set up.", shown)
+    started_s = server.started_wall_ns / 1e9
+    yield GaugeMetricFamily("socketswarm_server_start_time_seconds", "When it started, since the epoch.", started_s)
+    ready, draining = not why_not_ready(server), server.draining
+    yield GaugeMetricFamily("socketswarm_server_ready", "1 when every worker serves, as /healthz says.", ready)
+    yield GaugeMetricFamily("socketswarm_server_draining", "1 from the moment it was told to stop.", draining)
+    yield GaugeMetricFamily("socketswarm_workers_wanted", "Worker processes that there should be.", server.workers)
+
+
+def _counters(slots: Sequence[SlotStatus]) -> Iterator[Metric]:
+    """One of each slot."""
+    stored = CounterMetricFamily("socketswarm_uploads_stored", "Uploads stored and acknowledged.", labels=_WORKER)
+    size = CounterMetricFamily("socketswarm_stored_bytes", "Bytes of files in these uploads.", labels=_WORKER)
+    accepted = CounterMetricFamily("socketswarm_connections_accepted", "Connections accepted.", labels=_WORKER)
+    restarts = CounterMetricFamily(
+        "socketswarm_worker_restarts", "Processes that this worker's slot had after its first.", labels=_WORKER
+    )
+    for slot in slots:
+        label = [str(slot.slot)]
+        stored.add_metric(label, slot.uploads_stored)
+        size.add_metric(label, slot.bytes_stored)
+        accepted.add_metric(label, slot.connections_accepted)
+        restarts.add_metric(label, slot.restarts)
+    yield from (stored, size, accepted, restarts)
+
+
+def _failures(slots: Sequence[SlotStatus], codes: Sequence[str]) -> Metric:
+    failed = CounterMetricFamily(
+        "socketswarm_uploads_failed",
+        "Uploads refused or broken off, by the code of the reply.",
+        labels=("worker", "code"),
+    )
+    for slot in slots:
+        for code in codes:
+            failed.add_metric([str(slot.slot), code], slot.failures.get(code, 0))
+    return failed
+
+
+def _states(slots: Sequence[SlotStatus]) -> Iterator[Metric]:
+    """What each slot is now."""
+    is_in = GaugeMetricFamily("socketswarm_worker_state", "1 for the state it is in.", labels=("worker", "state"))
+    open_now = GaugeMetricFamily("socketswarm_connections_open", "Connections open now.", labels=_WORKER)
+    retiring = GaugeMetricFamily(
+        "socketswarm_worker_retiring", "Processes of this slot that drain after a reload.", labels=_WORKER
+    )
+    silent = GaugeMetricFamily(
+        "socketswarm_worker_silence_seconds", "Since its event loop turned last.", labels=_WORKER
+    )
+    for slot in slots:
+        label = [str(slot.slot)]
+        for state in STATES:
+            is_in.add_metric([*label, state], slot.state == state)
+        open_now.add_metric(label, slot.connections_now)
+        retiring.add_metric(label, len(slot.retiring))
+        if slot.silent_s is not None:
+            silent.add_metric(label, slot.silent_s)
+    yield from (is_in, open_now, retiring, silent)

@@ -1,0 +1,224 @@
+"""report.html, report.md, summary.json and the terminal's summary: they agree, they are safe, and they stand alone."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+
+from reports import run_folder
+from reports.__main__ import cli
+from reports.analysis.summarise import analyse
+from reports.pages import report_files
+from reports.pages.report_texts import view
+from reports.run_folder import Event, RunFolderError
+from reports.summary import SUMMARY_VERSION
+from tests.unit.reports import run_folders
+from tests.unit.reports.run_folders import Rate
+
+HOSTILE = "</script><script>alert(1)</script>\x1b[31m|`*&"
+
+
+class Tags(HTMLParser):
+    """The start tags of a page with their attributes, and its text outside of script and style."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._silent = False
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._silent = tag in ("script", "style")
+
+    def handle_endtag(self, tag):
+        self._silent = False
+
+    def handle_data(self, data):
+        if not self._silent:
+            self.text += data
+
+
+@pytest.fixture
+def build(tmp_path):
+    """(what the terminal shows, folder) of a scenario with changes."""
+
+    def make(**changes):
+        folder = run_folders.write(tmp_path / "run", **changes)
+        return report_files.build(folder), folder
+
+    return make
+
+
+@pytest.mark.parametrize("model", ["closed", "open"])
+def test_all_outputs_show_the_same_numbers(build, model):
+    terminal, folder = build(
+        model=model, failures_per_s=1, killed_at_s=17.3, thresholds=("uploads/s < 500", "failures > 1%")
+    )
+    page = Tags((folder / run_folder.REPORT_HTML).read_text()).text
+    text = (folder / run_folder.REPORT_MD).read_text().replace("\\", "")
+    shown = view(analyse(folder))
+    for row in shown.modes.rows:
+        for cell in row.cells:
+            assert cell in page
+            assert cell in text
+            assert row.kind == "part" or cell in terminal
+    for sentence in (shown.reason, shown.sentence, *shown.warnings):
+        assert sentence in page
+        assert sentence in text
+        assert sentence in terminal
+    for table in (
+        *(shown.processes, shown.events, shown.phases, shown.failures),
+        *(shown.thresholds, shown.offered, shown.load),
+    ):
+        assert all(cell in page and cell in text for row in table.rows for cell in row.cells)
+        assert table.note in page
+        assert table.note in text
+    assert all(cell in terminal for row in shown.offered.rows for cell in row.cells)
+
+
+def test_sections_without_content_are_left_out(build):
+    _, folder = build()
+    text = (folder / run_folder.REPORT_MD).read_text()
+    assert re.findall("^## (.*)$", text, re.MULTILINE) == [
+        "Long against short",
+        "Load generator",
+        "Phases",
+        "Failures by code",
+        "Costs",
+        "Processes",
+        "TCP",
+        "Events",
+        "Circumstances",
+    ]
+    assert "\n\n\n" not in text
+    page = Tags((folder / run_folder.REPORT_HTML).read_text()).text
+    assert "Thresholds" not in page
+    assert "Offered and achieved" not in page
+
+
+def test_the_terminal_says_what_became_of_each_condition(build):
+    terminal, _ = build(thresholds=("uploads/s < 500", "failures > 0"))
+    lines = terminal.splitlines()
+    assert "failed: fails if uploads/s < 500 (short: 400/s)" in lines
+    assert "passed: fails if failures > 0 (long 0, short 0, whole run 0)" in lines
+
+
+def test_the_terminal_ends_with_the_path_of_the_report(build):
+    terminal, folder = build()
+    lines = terminal.splitlines()
+    assert lines[0].startswith("VALID: the server held the offered load")
+    assert lines[-1] == str(folder / run_folder.REPORT_HTML)
+    assert "\n\n\n" not in terminal
+
+
+def test_costs_that_are_unknown_are_not_zero(build):
+    terminal, _ = build(with_server=False)
+    assert "not recorded" in terminal
+
+
+def test_summary_is_data_with_a_schema_version(build):
+    _, folder = build()
+    summary = json.loads((folder / run_folder.SUMMARY).read_text())
+    assert summary["schema_version"] == SUMMARY_VERSION
+    assert summary["verdict"] == "VALID"
+    assert summary["modes"][0]["uploads_per_s"] == 1000
+    assert summary["server"]["cpu_total_s"] > 10
+
+
+def test_the_page_stands_alone(build):
+    _, folder = build()
+    tags = Tags((folder / run_folder.REPORT_HTML).read_text()).tags
+    assert sum(attributes.get("class") == "chart" for _, attributes in tags) == 7, "one chart each"
+    for tag, attributes in tags:
+        assert tag not in ("iframe", "object", "img")
+        assert not (attributes.get("src") or "")
+        assert (attributes.get("href") or "data:").startswith("data:")
+
+
+def test_what_strangers_chose_is_text_and_nothing_else(build):
+    terminal, folder = build(
+        label=HOSTILE, plan=((HOSTILE, "measure", 0),), ended=run_folder.Ending(how="stopped", reason=HOSTILE)
+    )
+    event = Event(**run_folders.stamp(5), source="server", kind=HOSTILE, text=HOSTILE)
+    run_folders.append(folder / run_folder.EVENTS, event)
+    run = msgspec.structs.replace(
+        run_folder.read_run(folder),
+        environment={HOSTILE: HOSTILE},
+        load_options={HOSTILE: HOSTILE},
+        command=[HOSTILE],
+        thresholds=[HOSTILE],
+    )
+    run_folder.write_whole(folder / run_folder.RUN, run)
+    terminal = report_files.build(folder)
+    page = (folder / run_folder.REPORT_HTML).read_text()
+    assert "<script>alert" not in page
+    assert "</script>alert" not in page
+    assert "<script>alert(1)</script> [31m|`*&" in Tags(page).text, "shown as it is, but for the escape character"
+    for output in (terminal, page, (folder / run_folder.REPORT_MD).read_text()):
+        assert "\x1b" not in output
+    for line in (folder / run_folder.REPORT_MD).read_text().splitlines():
+        if line.startswith("|") and "alert" in line:
+            assert len(re.findall(r"(?<!\\)\|", line)) in (5, 8, 12), "no cell breaks its row"
+
+
+def test_charts_without_data_say_why(build):
+    nothing = Rate(0, 0, 0, 0, 1)
+    _, folder = build(cut_off_at_s=0.4, ended=None, long=nothing)
+    for name in (run_folder.PROCESSES, run_folder.HOST, run_folder.EVENTS):
+        (folder / name).unlink()
+    report_files.build(folder)
+    page = Tags((folder / run_folder.REPORT_HTML).read_text()).text
+    assert page.count("Nothing to draw") == 7
+    assert (folder / run_folder.REPORT_HTML).stat().st_size < 100_000, "without charts no library of charts"
+    assert "names no phase" in page
+    assert "No process was recorded" in page
+    assert "No event" in page
+    assert "host.jsonl has fewer than two ticks" in page
+
+
+def test_an_hour_of_twenty_processes_is_drawn(tmp_path):
+    plan = (("long-1", "measure", 0), ("short-1", "measure", 1))
+    folder = run_folders.write(tmp_path / "run", workers=17, plan=plan, phase_s=1800, interval_s=10)
+    assert report_files.build(folder).startswith("VALID")
+
+
+def test_the_repeat_command_is_quoted_for_a_shell(build):
+    _, folder = build(label="two words; rm -rf")
+    assert "--label &#39;two words; rm -rf&#39;" in (folder / run_folder.REPORT_HTML).read_text()
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_line(build, monkeypatch):
+    _, folder = build()
+
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_folder, "write_whole", refuse)
+    with pytest.raises(RunFolderError, match=r"cannot be written into .*: No space left"):
+        report_files.build(folder)
+
+
+def test_the_command_line_builds_and_refuses(tmp_path):
+    folder = run_folders.write(tmp_path / "run")
+    command = [sys.executable, "-m", "reports", "build"]
+    done = subprocess.run([*command, folder], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.rstrip().endswith("report.html")
+    assert done.stderr == ""
+    refused = subprocess.run([*command, tmp_path / "x"], capture_output=True, text=True, timeout=60, check=False)
+    assert refused.returncode == 1
+    assert refused.stderr.count("\n") == 1
+    assert "there is no run folder" in refused.stderr
+
+
+def test_ctrl_c_does_not_say_that_the_folder_is_wrong(monkeypatch, tmp_path):
+    monkeypatch.setattr(report_files, "build", lambda run: signal.raise_signal(signal.SIGINT))
+    done = CliRunner().invoke(cli, ["build", str(tmp_path)])
+    assert (done.exit_code, done.stderr) == (130, "\nInterrupted\n")

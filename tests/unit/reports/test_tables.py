@@ -1,0 +1,45 @@
+"""The cells of the tables that people look through: failures, and processes when they are many."""
+
+from reports.pages.tables import all_processes_table, failure_table, process_table
+from tests.unit.reports.run_folders import summarise
+
+
+def test_failures_are_told_by_mode_and_code(tmp_path):
+    """Of the warm-up's 2 s too, whose uploads are in no mode."""
+    summary = summarise(tmp_path / "run", model="open", failures_per_s=2, unanswered_per_s=5, failure_code="too_large")
+    cells = [row.cells[:5] for row in failure_table(summary).rows]
+    assert cells == [
+        ["long", "unfinished", "100", "0.497 %", "perhaps"],
+        ["long", "too_large", "40", "0.199 %", "no"],
+        ["short", "unfinished", "100", "1.23 %", "perhaps"],
+        ["short", "too_large", "40", "0.491 %", "no"],
+        ["not measured", "unfinished", "10", "0.497 %", "perhaps"],
+        ["not measured", "too_large", "4", "0.199 %", "no"],
+    ]
+    assert failure_table(summary).rows[1].cells[5] == "refused: the file is larger than the server takes"
+
+
+def test_no_failure_is_one_sentence(tmp_path):
+    table = failure_table(summarise(tmp_path / "run"))
+    assert (table.rows, table.note) == ([], "No upload failed, in no phase.")
+
+
+def test_few_processes_are_all_in_the_table(tmp_path):
+    summary = summarise(tmp_path / "run", workers=7)
+    assert [row.cells[0] for row in process_table(summary).rows] == [process.name for process in summary.processes]
+    assert all_processes_table(summary).rows == []
+
+
+def test_many_workers_become_a_few_rows_and_one(tmp_path):
+    summary = summarise(tmp_path / "run", workers=32, killed_at_s=17.3)
+    table = process_table(summary)
+    names = [row.cells[0] for row in table.rows]
+    assert len(names) == 10
+    assert names[:3] == ["supervisor", "worker 0", "worker 0"], "who died, and who came instead"
+    assert {"load", "recorder"} < set(names)
+    mean = table.rows[-1].cells
+    assert mean[:3] == ["27 more workers", "", "mean of each"]
+    assert mean[5] == "17.5 %"
+    assert mean[3:6] == table.rows[3].cells[3:6], "all that stayed did the same"
+    assert len(mean) == len(table.columns)
+    assert len(all_processes_table(summary).rows) == len(summary.processes) == 36
