@@ -91,7 +91,8 @@ def _tell(settings: Settings, print_config: bool, check_config: bool) -> None:
 
 def _find_problems(config: ServerConfig) -> Iterator[str]:
     """What this machine has against the configuration. A running server's has none: no port or lock is tried."""
-    from server import listener, pid_file
+    from server import pid_file
+    from server.listening import listener
 
     if config.store is not None and (problem := find_store_problem(config.store)):
         yield f"store: {problem}"
@@ -108,7 +109,7 @@ def _find_problems(config: ServerConfig) -> Iterator[str]:
 
 def _serve(settings: Settings, sources: Sources) -> int:
     from server import logs
-    from server.listener import AddressError, PortInUseError
+    from server.listening.listener import AddressError, PortInUseError
     from server.pid_file import PidFileError
     from server.supervisor import StartError, serve  # after the check of the platform: uvloop has none for others
 

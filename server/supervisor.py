@@ -34,9 +34,11 @@ from functools import partial
 from types import FrameType
 from typing import NoReturn
 
-from server import scoreboard, systemd
+from server import scoreboard
 from server.config import MAX_WORKERS, ConfigError, ServerConfig, one_line, printable
-from server.listener import Group, Listeners
+from server.listening import systemd
+from server.listening.listener import Group, Listeners
+from server.listening.systemd import Manager
 from server.offspring import CAUGHT, Offspring, fork, how_it_ended, is_accident, show_title
 from server.pid_file import PidFile
 from server.protocol import FAILURE_CODES
@@ -45,7 +47,6 @@ from server.scoreboard import SEATS, EventLog, Scoreboard, ServerState
 from server.settings import needs_restart
 from server.status.page_process import StatusHelper, open_page
 from server.storage import empty_slot, lock_store, prepare_store
-from server.systemd import Manager
 from server.worker import RETIRE, run_worker
 
 LONG_LIFE_S = 5.0  # who lived this long died of an accident; a shorter life counts towards the back-off

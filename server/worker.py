@@ -28,7 +28,7 @@ from server.batch import AT_ONCE, RECEIVE_BYTES
 from server.config import ServerConfig
 from server.connection import LINGER_S, Connection, Next, serve_at_once
 from server.durable import make_batch
-from server.listener import Door
+from server.listening.listener import Door
 from server.protocol import Limits
 from server.quota import Quota
 from server.scoreboard import Scoreboard

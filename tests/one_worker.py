@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from server.config import ServerConfig
-from server.listener import Door
+from server.listening.listener import Door
 from server.protocol import FAILURE_CODES, ServerConnection
 from server.scoreboard import Scoreboard
 from server.storage import FileStore, StoreError

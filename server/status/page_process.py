@@ -26,7 +26,7 @@ import msgspec
 
 from server.addresses import Address
 from server.config import ServerConfig
-from server.listener import Group
+from server.listening.listener import Group
 from server.offspring import fork, how_it_ended
 from server.scoreboard import ServerState
 

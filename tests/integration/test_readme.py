@@ -23,7 +23,7 @@ def commands() -> list[tuple[str, str]]:
         for block in [*blocks(readme, "sh"), *blocks(readme, "")]:
             for line in block.splitlines():
                 command = line.partition(" #")[0].strip()
-                if re.match(r"(make|python -m|\.venv/bin/|locust) ?", command):
+                if re.match(r"(make|python -m|\.venv/bin/|locust)( |$)", command):
                     found.append((readme.parent.name if readme.parent != ROOT else "README", command))
     return found
 

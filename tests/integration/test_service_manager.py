@@ -16,7 +16,7 @@ from certificates import Authority
 from crowd import crowd
 from servers import DEADLINE_S, ROOT, Client, eventually, free_port, running, upload
 
-from server import systemd
+from server.listening import systemd
 
 ACTIVATED = ROOT / "tests" / "activated.py"
 

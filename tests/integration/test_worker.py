@@ -12,7 +12,7 @@ from servers import DEADLINE_S, ROOT, Client, eventually
 
 from server import scoreboard
 from server.addresses import Address
-from server.listener import Group
+from server.listening.listener import Group
 from server.protocol import UploadHeader
 from server.scoreboard import Scoreboard
 from server.storage import prepare_store

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from servers import DEADLINE_S, eventually
 
-from server import unix_sockets
 from server.addresses import Address
 from server.config import AcceptMode
-from server.listener import AddressError, Group, Listeners, PortInUseError, format_address
+from server.listening import unix_sockets
+from server.listening.listener import AddressError, Group, Listeners, PortInUseError, format_address
 
 
 @pytest.fixture

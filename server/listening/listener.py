@@ -27,11 +27,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from server import steering, unix_sockets
 from server.addresses import Address, write_host_port
 from server.config import AcceptMode, find_folder_problem
+from server.listening import steering, unix_sockets
+from server.listening.unix_sockets import PathError
 from server.ports import sockets
-from server.unix_sockets import PathError
 
 log = logging.getLogger("server")
 
