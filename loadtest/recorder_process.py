@@ -77,8 +77,9 @@ class RecorderProcess:
         options = self.server.options if self.server is not None else None
         if not options:
             return {}
-        store = options.get("store")
-        return {"store": "discarded" if store is None else f"{store} ({machine.filesystem_of(str(store))})"}
+        store = options["store"]
+        discards = options["discard"] == "true"
+        return {"store": "discarded" if discards else f"{store} ({machine.filesystem_of(store)})"}
 
     def follow(self, pid: int, role: str) -> None:
         """Have another process recorded."""

@@ -110,7 +110,7 @@ class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     create_time: float
     command: list[str]
-    options: dict[str, str | int | float | bool | None] | None = None
+    options: dict[str, str] | None = None
 
 
 class Ending(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,41 +7,38 @@ import gc
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from server import stdout
 from server.addresses import Address
-from server.config import ConfigError, ServerConfig, find_store_problem
-from server.settings import ADDRESSES, OPTIONS, SWITCH, Option, Settings, Sources
+from server.config import ADDRESSES, OPTIONS, ConfigError, ServerConfig, find_store_problem
+from server.options import SWITCH, Option
+from server.settings import Settings, Sources
 
 
-def _flag(option: Option) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def _flag(option: Option) -> click.Option:
     """The option as click has it. Its text is read by `settings`, as that of the other sources is."""
     if option.kind is SWITCH:
-        return click.option(option.flag, is_flag=True, default=None, help=option.help)
-    default = "" if option.default in (None, ()) else f"  [default: {option.kind.write(option.default)}]"
+        return click.Option([option.flag], is_flag=True, help=option.help)
+    more: dict[str, Any] = {"metavar": option.kind.metavar, "help": option.help}
     if option.kind is ADDRESSES:
-        return click.option(
-            option.flag, metavar=option.kind.metavar, help=option.help, multiple=True, callback=_with_commas
-        )
-    return click.option(option.flag, metavar=option.kind.metavar, help=option.help + default)
+        more |= {"multiple": True, "callback": _with_commas}
+    elif option.default is not None:
+        more |= {"default": option.kind.write(option.default), "show_default": True}
+    return click.Option([option.flag], **more)
 
 
-def _with_commas(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> str | None:
+def _with_commas(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> str:
     """A flag that is repeated adds to itself, as anywhere where one can be."""
-    return ",".join(given) if given else None
-
-
-def _flags(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in reversed(OPTIONS):
-        command = _flag(option)(command)
-    return command
+    return ",".join(given)
 
 
 @click.group(
+    params=[_flag(option) for option in OPTIONS],
     invoke_without_command=True,
     subcommand_metavar="[status ...]",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -49,7 +46,6 @@ def _flags(command: Callable[..., Any]) -> Callable[..., Any]:
     "such as max_file_size. A flag wins over the environment, that over the file. "
     "Exit codes: 0 drained, 1 could not start or had to kill, 2 wrong options, 3 gave up on workers that kept dying.",
 )
-@_flags
 @click.option("--check-config", is_flag=True, help="say whether the configuration can work, and end")
 @click.option("--print-config", is_flag=True, help="show each value and where it came from, and end")
 @click.pass_context
@@ -58,7 +54,9 @@ def main(context: click.Context, /, check_config: bool, print_config: bool, **fl
 
     TERM or Ctrl-C drains: every upload that has begun is served; a second one ends at once.
     """
-    given = {name: value for name, value in flags.items() if value is not None}
+    given = {
+        name: text for name, text in flags.items() if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
     if context.invoked_subcommand is not None:
         if given or check_config or print_config:
             raise click.UsageError(f"these options start a server; those of {context.invoked_subcommand} follow it")

@@ -1,62 +1,32 @@
 """What a server was told to do: one frozen value, validated before anything is bound, forked or created.
 
-This file knows which values can work, and nothing of where they come from: that is `settings`. The name of an option is
-the name of its field without the unit (`drain_timeout_s` is the option `drain_timeout`).
+Its fields are the table of options (see `options`): default, kind, bounds, help and whether a reload takes it stand
+beside the type that mypy knows, and no second table must be held equal to them. This file knows which values can work,
+and nothing of where they come from: that is `settings`.
 """
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
-from server.addresses import Address, overlap, write_addresses
+from server.addresses import Address, overlap, parse_addresses, write_addresses
 from server.certificates import Tls
-from server.units import write_duration, write_size
+from server.options import HOST, NUMBER, OCTAL, PORT_OR_OFF, RATE, SWITCH, choice, option, options_of
+from server.protocol import Limits
+from server.units import DURATION, SIZE, Kind, write_size
 
 MAX_WORKERS = 512
+_LIMITS = Limits()  # the protocol's own defaults are the server's
+_PORTS = (0, 65_535)
+_DAY_S = 86_400.0  # poll() does not take arbitrarily large numbers, nor does listen()
 
 AcceptMode = Literal["per-worker", "shared"]
 Collision = Literal["replace", "unique", "reject"]
 Durability = Literal["process", "power"]
 LogFormat = Literal["text", "json"]
-
-_DAY_S = 86_400.0
-# Least, most, and how a value is shown. A worker beats once a second, so a patience of less than 2 s would kill healthy
-# ones; poll() and listen() do not take arbitrarily large numbers.
-_BOUNDS: dict[str, tuple[float, float, Callable[[Any], str]]] = {
-    "port": (0, 65_535, str),
-    "status_port": (0, 65_535, str),
-    "workers": (1, MAX_WORKERS, str),
-    "max_header_size": (1 << 10, 1 << 20, write_size),
-    "max_file_size": (1, 1 << 50, write_size),
-    "max_store": (0, 1 << 60, write_size),
-    "max_connections": (0, 1_000_000, str),
-    "header_timeout_s": (1.0, _DAY_S, write_duration),
-    "idle_timeout_s": (1.0, _DAY_S, write_duration),
-    "min_rate": (0, 1 << 30, write_size),
-    "min_rate_grace_s": (1.0, _DAY_S, write_duration),
-    "drain_timeout_s": (0.0, _DAY_S, write_duration),
-    "backlog": (1, 65_535, str),
-    "hang_timeout_s": (2.0, _DAY_S, write_duration),
-    "max_deaths": (1, 1_000_000, str),
-    "death_window_s": (1.0, _DAY_S, write_duration),
-}
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "accept": get_args(AcceptMode),
-    "collision": get_args(Collision),
-    "durability": get_args(Durability),
-    "log_format": get_args(LogFormat),
-}
-
-
-class ConfigError(Exception):
-    """The configuration cannot work. Each of `problems` is one line that says which value and what to do."""
-
-    def __init__(self, *problems: str) -> None:
-        super().__init__("; ".join(problems))
-        self.problems = problems
 
 
 class Problem(NamedTuple):
@@ -65,10 +35,23 @@ class Problem(NamedTuple):
     option: str
     value: str
     rule: str
+    origin: str = ""
+    """Where the value came from, if that is known."""
 
-    def told(self, origin: str | None = None) -> str:
-        """As a line; `origin` is where the value came from."""
-        return f"{self.option} is {self.value}{f' (from {origin})' if origin else ''}, {self.rule}"
+    def __str__(self) -> str:
+        return f"{self.option} is {self.value}{self.origin and f' (from {self.origin})'}, {self.rule}"
+
+
+class ConfigError(Exception):
+    """The configuration cannot work. Each of `problems` is one line that says which value and what to do."""
+
+    def __init__(self, *problems: str | Problem) -> None:
+        super().__init__("; ".join(map(str, problems)))
+        self.found = problems
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return tuple(map(str, self.found))
 
 
 def printable(path: Path) -> str:
@@ -84,52 +67,157 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def _path(text: str) -> Path:
+    if not text or "\0" in text:
+        raise ValueError(f"{text!r} is not a path")
+    return Path(text)
+
+
+def _write_path(path: Path | None) -> str:
+    return "none" if path is None else one_line(printable(path))
+
+
+FOLDER = Kind("DIR", _path, _write_path, is_text=True)
+FILE = Kind("FILE", _path, _write_path, is_text=True)
+ADDRESSES = Kind("ADDRESS,...", parse_addresses, write_addresses, is_text=True)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
     """Sizes in bytes, times in seconds. `store` None means that uploads are counted and discarded."""
 
-    host: str
-    port: int
-    workers: int
-    store: Path | None
-    listen: tuple[Address, ...] = ()
-    """In place of `host` and `port`."""
+    config: Path | None = option(None, FILE, "TOML file with any of these options, such as: workers = 8")
+    host: str = option("127.0.0.1", HOST, "address to listen on; loopback unless you say so")
+    port: int = option(12345, NUMBER, "0 takes a free one", bounds=_PORTS)
+    listen: tuple[Address, ...] = option(
+        (),
+        ADDRESSES,
+        "in place of host and port, one or more of HOST:PORT, [IPV6]:PORT, tls://HOST:PORT and unix:///PATH, with "
+        "commas between them or each with a flag of its own",
+    )
+    tls_cert: Path | None = option(
+        None,
+        FILE,
+        "certificate with its chain (PEM): host and port, or the tls:// addresses of listen, speak TLS",
+        reloads=True,
+        is_shown=False,
+    )
+    tls_key: Path | None = option(None, FILE, "its key, unless that is in the same file", reloads=True, is_shown=False)
+    tls_client_ca: Path | None = option(
+        None,
+        FILE,
+        "clients must show a certificate that one of these has signed (PEM)",
+        reloads=True,
+        is_shown=False,
+    )
+    workers: int = option(4, NUMBER, "worker processes", bounds=(1, MAX_WORKERS), reloads=True)
+    store: Path | None = option(
+        None, FOLDER, "folder that uploads go to; made if it is missing; if relative, then to the working directory"
+    )
+    discard: bool = option(False, SWITCH, "receive, check and count uploads, but keep none")
+    max_file_size: int = option(
+        _LIMITS.max_file_size, SIZE, "larger files are refused", bounds=(1, 1 << 50), reloads=True
+    )
+    max_header_size: int = option(
+        _LIMITS.max_header_size, SIZE, "larger headers are refused", bounds=(1 << 10, 1 << 20), reloads=True
+    )
+    max_store: int = option(
+        0,
+        SIZE,
+        "bytes that the store may hold; 0 for as many as the disk can",
+        bounds=(0, 1 << 60),
+        zero="the disk's room",
+    )
+    max_connections: int = option(
+        0,
+        NUMBER,
+        "of each worker, which tells others that it is busy; 0 for as many as it has descriptors for",
+        bounds=(0, 1_000_000),
+        zero="as descriptors allow",
+        reloads=True,
+    )
+    header_timeout_s: float = option(
+        10.0, DURATION, "from a header's first byte to its last", bounds=(1.0, _DAY_S), reloads=True
+    )
+    idle_timeout_s: float = option(
+        75.0,
+        DURATION,
+        "that a client may be silent, within an upload or between two",
+        bounds=(1.0, _DAY_S),
+        reloads=True,
+    )
+    min_rate: int = option(
+        1 << 10,
+        RATE,
+        "a second, that an upload must keep on average once the grace is over; 0 for none",
+        bounds=(0, 1 << 30),
+        zero="none",
+        reloads=True,
+    )
+    min_rate_grace_s: float = option(10.0, DURATION, "see --min-rate", bounds=(1.0, _DAY_S), reloads=True)
+    token_file: Path | None = option(
+        None,
+        FILE,
+        "file with the token that every upload must carry; readable by its owner only",
+        reloads=True,
+        is_shown=False,
+    )
+    umask: int = option(
+        0o077,
+        OCTAL,
+        "permissions that the store's files and folders do not get; by default all but the owner's",
+        bounds=(0, 0o077),
+        because="the server itself must read and write its files",
+        reloads=True,
+    )
+    collision: Collision = option(
+        "replace",
+        choice(Collision),
+        "an upload whose name is taken replaces the file, gets a name of its own, or is refused",
+        reloads=True,
+    )
+    durability: Durability = option(
+        "process",
+        choice(Durability),
+        "what an acknowledged upload survives: the death of any process, or of the machine's power",
+        reloads=True,
+    )
+    drain_timeout_s: float = option(
+        30.0, DURATION, "how long TERM waits for open connections", bounds=(0.0, _DAY_S), reloads=True
+    )
+    hang_timeout_s: float = option(
+        30.0,
+        DURATION,
+        "a worker whose event loop stands still for so long is killed and replaced",
+        bounds=(2.0, _DAY_S),  # it beats once a second: with less patience healthy ones would be killed
+        reloads=True,
+    )
+    max_deaths: int = option(
+        10,
+        NUMBER,
+        "so many workers that died by themselves within the death window end the server",
+        bounds=(1, 1_000_000),
+        reloads=True,
+    )
+    death_window_s: float = option(60.0, DURATION, "see --max-deaths", bounds=(1.0, _DAY_S), reloads=True)
+    accept: AcceptMode = option(
+        "per-worker", choice(AcceptMode), "a listening socket for each worker, or one that all accept from"
+    )
+    backlog: int = option(4096, NUMBER, "connections that may wait to be accepted, a socket", bounds=(1, 65_535))
+    pid_file: Path | None = option(None, FILE, "has the server's pid from when it is ready to its end")
+    log_format: LogFormat = option("text", choice(LogFormat), "of what stderr says, a line an incident")
+    status_port: int | None = option(
+        None,
+        PORT_OR_OFF,
+        "of a page of what the workers do, with /metrics and /healthz; 0 takes a free one; off by default",
+        bounds=_PORTS,
+    )
+    status_host: str = option("127.0.0.1", HOST, "address of that page, which whoever reaches it may read")
+
     tls: Tls | None = None
-    pid_file: Path | None = None
-    max_header_size: int = 64 << 10
-    max_file_size: int = 16 << 30
-    max_store: int = 0
-    """Bytes that the store may hold; 0 for as many as the disk has room for."""
-    max_connections: int = 0
-    """Of each worker; 0 for as many as it has descriptors for."""
-    header_timeout_s: float = 10.0
-    """From a header's first byte to its last."""
-    idle_timeout_s: float = 75.0
-    """That a client may be silent, within an upload or between two."""
-    min_rate: int = 1 << 10
-    """Bytes a second that an upload must keep, on average, from `min_rate_grace_s` after its header on; 0 for none."""
-    min_rate_grace_s: float = 10.0
+    """What was read from the files of the certificate, its key and its clients' authority."""
     token: str | None = field(default=None, repr=False)
-    """Which every upload must carry."""
-    umask: int = 0o077
-    """Permissions that files and folders of the store do not get."""
-    drain_timeout_s: float = 30.0
-    backlog: int = 4096
-    accept: AcceptMode = "per-worker"
-    """A listening socket for each worker, over which the kernel spreads connections; or one that all accept from."""
-    collision: Collision = "replace"
-    """What becomes of an upload whose name is taken: it replaces the file, gets a name of its own, or is refused."""
-    durability: Durability = "process"
-    """What an acknowledged upload survives: the death of any process, or of the machine's power."""
-    hang_timeout_s: float = 30.0
-    """A worker whose event loop did not turn for so long is killed and replaced."""
-    max_deaths: int = 10
-    """So many workers that died by themselves within `death_window_s`, and the server gives up."""
-    death_window_s: float = 60.0
-    log_format: LogFormat = "text"
-    status_port: int | None = None
-    """Where the status page is; None for no page."""
-    status_host: str = "127.0.0.1"
+    """What was read from the token file."""
 
     def __post_init__(self) -> None:
         if sys.platform != "linux":
@@ -137,91 +225,54 @@ class ServerConfig:
                 f"the server needs Linux, this is {sys.platform}: it relies on SO_REUSEPORT balancing, pidfds and "
                 "/proc. Run it in a Linux container or virtual machine; the load can come from here"
             )
-        problems = list(find_problems({each.name: getattr(self, each.name) for each in fields(self)}))
-        if problems:
-            raise ConfigError(*(problem.told() for problem in problems))
+        if problems := list(self._problems()):
+            raise ConfigError(*problems)
 
     @property
     def addresses(self) -> tuple[Address, ...]:
         """Where to listen."""
-        return _in_force(self.listen, self.tls, self.host, self.port)
+        return self.listen or (Address("tcp" if self.tls is None else "tls", self.host, self.port),)
 
-    def shown_options(self) -> dict[str, str | int | float | bool | None]:
-        """The options as the state file and the report show them."""
-        return {
-            "host": self.host,
-            "port": self.port,
-            "listen": write_addresses(self.listen) if self.listen else None,
-            "tls": None if self.tls is None else "client certificates" if self.tls.asks_clients else "yes",
-            "pid_file": None if self.pid_file is None else printable(self.pid_file),
-            "workers": self.workers,
-            "store": None if self.store is None else printable(self.store),
-            "max_header_size_bytes": self.max_header_size,
-            "max_file_size_bytes": self.max_file_size,
-            "max_store_bytes": self.max_store,
-            "max_connections": self.max_connections,
-            "header_timeout_s": self.header_timeout_s,
-            "idle_timeout_s": self.idle_timeout_s,
-            "min_rate_bytes_per_s": self.min_rate,
-            "min_rate_grace_s": self.min_rate_grace_s,
-            "token_required": self.token is not None,
-            "umask": f"{self.umask:03o}",
-            "drain_timeout_s": self.drain_timeout_s,
-            "backlog": self.backlog,
-            "accept": self.accept,
-            "collision": self.collision,
-            "durability": self.durability,
-            "hang_timeout_s": self.hang_timeout_s,
-            "max_deaths": self.max_deaths,
-            "death_window_s": self.death_window_s,
-            "log_format": self.log_format,
-            "status_port": self.status_port,
-            "status_host": self.status_host,
-        }
+    def shown(self) -> dict[str, str]:
+        """The options as the state file, the status page and reports show them."""
+        shown = {each.name: each.shown(getattr(self, each.field)) for each in OPTIONS if each.is_shown}
+        tls = "none" if self.tls is None else "client certificates" if self.tls.asks_clients else "yes"
+        return shown | {"tls": tls, "token": "none" if self.token is None else "required"}
+
+    def _problems(self) -> Iterator[str | Problem]:
+        if self.discard == (self.store is not None):
+            yield "say where uploads go: either --store DIR or --discard"
+        for name in ("host", "status_host"):
+            value = getattr(self, name)
+            if not value or not value.isprintable():
+                yield Problem(name, repr(value), "not an address: name one of this machine, such as 127.0.0.1")
+        if self.listen:
+            listen, speaks_tls = write_addresses(self.listen), any(address.scheme == "tls" for address in self.listen)
+            if speaks_tls and self.tls is None:
+                yield Problem("listen", listen, "but TLS needs a certificate: name it as tls_cert")
+            if self.tls is not None and not speaks_tls:
+                yield Problem("listen", listen, "but there is a tls_cert: write tls:// for it")
+        for each in OPTIONS:
+            value = getattr(self, each.field)
+            if rule := each.broken_rule(value):
+                yield Problem(each.name, repr(value) if each.kind.choices else each.kind.write(value), rule)
+        if self.status_port:
+            page = Address("tcp", self.status_host, self.status_port)
+            if any(overlap(page, address) for address in self.addresses):
+                yield Problem("status_port", str(self.status_port), "the port of the uploads: choose another")
+        # With nothing kept these promise nothing, and a report of the run would show them as if they had cost anything.
+        if self.discard:
+            if self.durability == "power":
+                yield Problem("durability", self.durability, "but discard keeps nothing: leave one of them out")
+            if self.collision in ("unique", "reject"):
+                yield Problem("collision", self.collision, "but discard keeps no names: leave one of them out")
+            if self.max_store:
+                yield Problem(
+                    "max_store", write_size(self.max_store), "but discard keeps nothing: leave one of them out"
+                )
 
 
-def _in_force(listen: tuple[Address, ...], tls: Tls | None, host: str, port: int) -> tuple[Address, ...]:
-    return listen or (Address("tcp" if tls is None else "tls", host, port),)
-
-
-def find_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
-    """What is wrong with a ServerConfig of these values, by option. Whoever knows origins asks before making one."""
-    for name in ("host", "status_host"):
-        if not values[name] or not values[name].isprintable():
-            yield Problem(name, repr(values[name]), "not an address: name one of this machine, such as 127.0.0.1")
-    if values["listen"]:
-        speaks_tls = any(address.scheme == "tls" for address in values["listen"])
-        if speaks_tls and values["tls"] is None:
-            yield Problem(
-                "listen", write_addresses(values["listen"]), "but TLS needs a certificate: name it as tls_cert"
-            )
-        if values["tls"] is not None and not speaks_tls:
-            yield Problem("listen", write_addresses(values["listen"]), "but there is a tls_cert: write tls:// for it")
-    for name, (least, most, write) in _BOUNDS.items():
-        if values[name] is not None and not least <= values[name] <= most:
-            yield Problem(name.removesuffix("_s"), write(values[name]), f"not {write(least)} to {write(most)}")
-    if values["status_port"]:
-        page = Address("tcp", values["status_host"], values["status_port"])
-        uploads = _in_force(*(values[name] for name in ("listen", "tls", "host", "port")))
-        if any(overlap(page, address) for address in uploads):
-            yield Problem("status_port", str(values["status_port"]), "the port of the uploads: choose another")
-    for name, choices in _CHOICES.items():
-        if values[name] not in choices:
-            yield Problem(name, repr(values[name]), f"not {', '.join(choices[:-1])} or {choices[-1]}")
-    if not 0 <= values["umask"] <= 0o777 or values["umask"] & 0o700:
-        yield Problem(
-            "umask", f"{values['umask']:03o}", "not 000 to 077: the server itself must read and write its files"
-        )
-    # With nothing kept these promise nothing, and a report of the run would show them as if they had cost anything.
-    if values["store"] is None:
-        if values["durability"] == "power":
-            yield Problem("durability", "power", "but discard keeps nothing: leave one of them out")
-        if values["collision"] in ("unique", "reject"):
-            yield Problem("collision", values["collision"], "but discard keeps no names: leave one of them out")
-        if values["max_store"]:
-            yield Problem(
-                "max_store", write_size(values["max_store"]), "but discard keeps nothing: leave one of them out"
-            )
+OPTIONS = options_of(ServerConfig)
 
 
 def find_store_problem(store: Path) -> str | None:

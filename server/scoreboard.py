@@ -91,7 +91,8 @@ class ServerState(msgspec.Struct, frozen=True, kw_only=True):
     workers: int
     store: str | None
     """Folder that uploads go to, as people can read it; None when they are discarded."""
-    options: dict[str, str | int | float | bool | None]
+    options: dict[str, str]
+    """By name, as people write them."""
     scoreboard: str
     events: str
     started_wall_ns: int

@@ -1,274 +1,32 @@
 """Where the configuration comes from: a flag wins over the environment, that over the file, and that over the default.
 
-All options stand in one table, from which the flags (`--drain-timeout`), the environment variables
-(`SOCKETSWARM_DRAIN_TIMEOUT`) and the keys of the TOML file (`drain_timeout`) are made, so that none can be missing in
-one of them. Every value is read from text by the same function wherever it stands, and remembers where that was: a
-mistake is told with its place. What values mean and which can work is the business of `config`.
+Flags, variables (`SOCKETSWARM_DRAIN_TIMEOUT`) and keys of the TOML file (`drain_timeout`) are made from the options of
+`config`, so that none can be missing in one of them. Every value is read from text by the same function wherever it
+stands, and remembers where that was: a mistake is told with its place. Which can work is the business of `config`.
 
 Only values that win are read: a wrong variable that a flag overrides stops nobody. A variable that is set to nothing
 counts as not set, because that is how compose files and shells leave one out.
+
+click, which reads the flags, could read variables (`auto_envvar_prefix`) and a file (`default_map`), too. But it ends
+at the first mistake, names the flag wherever the value came from, and reads nothing without a command line, which a
+reload has not. So it gives us texts, and all sources are read here.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from server import certificates
-from server.addresses import parse_addresses, write_addresses
 from server.certificates import CertificateError, Tls
-from server.config import (
-    AcceptMode,
-    Collision,
-    ConfigError,
-    Durability,
-    LogFormat,
-    ServerConfig,
-    find_problems,
-    one_line,
-    printable,
-)
+from server.config import ADDRESSES, OPTIONS, ConfigError, Problem, ServerConfig, one_line
+from server.options import OCTAL, PREFIX, Option
 from server.protocol import MAX_TOKEN, is_token
-from server.units import parse_duration, parse_size, write_duration, write_size
-
-PREFIX = "SOCKETSWARM_"
+from server.units import Kind
 
 Source = Literal["flag", "environment", "file", "default"]
 
-
-# ── The options ──
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """How a value is read from text (ValueError when it is none) and written for people."""
-
-    metavar: str
-    read: Callable[[str], Any]
-    write: Callable[[Any], str] = str
-    is_text: bool = False
-    """Whether a file must put it in quotes; sizes, numbers and times may stand there bare."""
-
-
-def _number(text: str) -> int:
-    if re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", text) is None:
-        raise ValueError(f"{text!r} is not a whole number")
-    return int(text)
-
-
-def _port_or_off(text: str) -> int | None:
-    try:
-        return None if text.strip().lower() == "off" else _number(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is neither a port nor off") from None
-
-
-def _octal(text: str) -> int:
-    if re.fullmatch(r"\s*(0o)?[0-7]{1,4}\s*", text) is None:
-        raise ValueError(f"{text!r} is not an octal number, such as 027")
-    return int(text, 8)
-
-
-def _switch(text: str) -> bool:
-    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-    try:
-        return words[text.strip().lower()]
-    except KeyError:
-        raise ValueError(f"{text!r} is neither true nor false") from None
-
-
-def _path(text: str) -> Path:
-    if not text or "\0" in text:
-        raise ValueError(f"{text!r} is not a path")
-    return Path(text)
-
-
-def _write_path(path: Path | None) -> str:
-    return "none" if path is None else one_line(printable(path))
-
-
-def _choice(choices: object) -> Kind:
-    return Kind("|".join(get_args(choices)), str, is_text=True)
-
-
-TEXT = Kind("ADDRESS", str, is_text=True)
-NUMBER = Kind("N", _number)
-PORT_OR_OFF = Kind("N|off", _port_or_off, lambda value: "off" if value is None else str(value))
-OCTAL = Kind("OCTAL", _octal, lambda value: f"{value:03o}", is_text=True)
-SIZE = Kind("SIZE", parse_size, write_size)
-DURATION = Kind("TIME", parse_duration, write_duration)
-SWITCH = Kind("", _switch, lambda value: str(value).lower())
-FOLDER = Kind("DIR", _path, _write_path, is_text=True)
-FILE = Kind("FILE", _path, _write_path, is_text=True)
-ADDRESSES = Kind("ADDRESS,...", parse_addresses, write_addresses, is_text=True)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Option:
-    """One row of the table. `name` is the key in a file; the flag and the variable are spelled after it."""
-
-    name: str
-    kind: Kind
-    default: Any
-    help: str
-    reloads: bool = False
-    """Whether a running server can take a new value when it is told to reload."""
-
-    @property
-    def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
-
-    @property
-    def variable(self) -> str:
-        return PREFIX + self.name.upper()
-
-    @property
-    def field(self) -> str:
-        """Its name in ServerConfig, if it has one there."""
-        return self.name + "_s" if self.kind is DURATION else self.name
-
-
-OPTIONS = (
-    Option(name="config", kind=FILE, default=None, help="TOML file with any of these options, such as: workers = 8"),
-    Option(name="host", kind=TEXT, default="127.0.0.1", help="address to listen on; loopback unless you say so"),
-    Option(name="port", kind=NUMBER, default=12345, help="0 takes a free one"),
-    Option(
-        name="listen",
-        kind=ADDRESSES,
-        default=(),
-        help="in place of host and port, one or more of HOST:PORT, [IPV6]:PORT, tls://HOST:PORT and unix:///PATH, with "
-        "commas between them or each with a flag of its own",
-    ),
-    Option(
-        name="tls_cert",
-        kind=FILE,
-        default=None,
-        help="certificate with its chain (PEM): host and port, or the tls:// addresses of listen, speak TLS",
-        reloads=True,
-    ),
-    Option(name="tls_key", kind=FILE, default=None, help="its key, unless that is in the same file", reloads=True),
-    Option(
-        name="tls_client_ca",
-        kind=FILE,
-        default=None,
-        help="clients must show a certificate that one of these has signed (PEM)",
-        reloads=True,
-    ),
-    Option(name="workers", kind=NUMBER, default=4, help="worker processes", reloads=True),
-    Option(
-        name="store",
-        kind=FOLDER,
-        default=None,
-        help="folder that uploads go to; made if it is missing; if relative, then to the working directory",
-    ),
-    Option(name="discard", kind=SWITCH, default=False, help="receive, check and count uploads, but keep none"),
-    Option(name="max_file_size", kind=SIZE, default=16 << 30, help="larger files are refused", reloads=True),
-    Option(name="max_header_size", kind=SIZE, default=64 << 10, help="larger headers are refused", reloads=True),
-    Option(name="max_store", kind=SIZE, default=0, help="bytes that the store may hold; 0 for as many as the disk can"),
-    Option(
-        name="max_connections",
-        kind=NUMBER,
-        default=0,
-        help="of each worker, which tells others that it is busy; 0 for as many as it has descriptors for",
-        reloads=True,
-    ),
-    Option(
-        name="header_timeout",
-        kind=DURATION,
-        default=10.0,
-        help="from a header's first byte to its last",
-        reloads=True,
-    ),
-    Option(
-        name="idle_timeout",
-        kind=DURATION,
-        default=75.0,
-        help="that a client may be silent, within an upload or between two",
-        reloads=True,
-    ),
-    Option(
-        name="min_rate",
-        kind=SIZE,
-        default=1 << 10,
-        help="a second, that an upload must keep on average once the grace is over; 0 for none",
-        reloads=True,
-    ),
-    Option(name="min_rate_grace", kind=DURATION, default=10.0, help="see --min-rate", reloads=True),
-    Option(
-        name="token_file",
-        kind=FILE,
-        default=None,
-        help="file with the token that every upload must carry; readable by its owner only",
-        reloads=True,
-    ),
-    Option(
-        name="umask",
-        kind=OCTAL,
-        default=0o077,
-        help="permissions that the store's files and folders do not get; by default all but the owner's",
-        reloads=True,
-    ),
-    Option(
-        name="collision",
-        kind=_choice(Collision),
-        default="replace",
-        help="an upload whose name is taken replaces the file, gets a name of its own, or is refused",
-        reloads=True,
-    ),
-    Option(
-        name="durability",
-        kind=_choice(Durability),
-        default="process",
-        help="what an acknowledged upload survives: the death of any process, or of the machine's power",
-        reloads=True,
-    ),
-    Option(
-        name="drain_timeout",
-        kind=DURATION,
-        default=30.0,
-        help="how long TERM waits for open connections",
-        reloads=True,
-    ),
-    Option(
-        name="hang_timeout",
-        kind=DURATION,
-        default=30.0,
-        help="a worker whose event loop stands still for so long is killed and replaced",
-        reloads=True,
-    ),
-    Option(
-        name="max_deaths",
-        kind=NUMBER,
-        default=10,
-        help="so many workers that died by themselves within the death window end the server",
-        reloads=True,
-    ),
-    Option(name="death_window", kind=DURATION, default=60.0, help="see --max-deaths", reloads=True),
-    Option(
-        name="accept",
-        kind=_choice(AcceptMode),
-        default="per-worker",
-        help="a listening socket for each worker, or one that all accept from",
-    ),
-    Option(name="backlog", kind=NUMBER, default=4096, help="connections that may wait to be accepted, a socket"),
-    Option(name="pid_file", kind=FILE, default=None, help="has the server's pid from when it is ready to its end"),
-    Option(name="log_format", kind=_choice(LogFormat), default="text", help="of what stderr says, a line an incident"),
-    Option(
-        name="status_port",
-        kind=PORT_OR_OFF,
-        default=None,
-        help="of a page of what the workers do, with /metrics and /healthz; 0 takes a free one; off by default",
-    ),
-    Option(
-        name="status_host",
-        kind=TEXT,
-        default="127.0.0.1",
-        help="address of that page, which whoever reaches it may read",
-    ),
-)
 _BY_NAME = {option.name: option for option in OPTIONS}
-_IN_FILE = {name for name in _BY_NAME if name != "config"}
+_IN_FILE = _BY_NAME.keys() - {"config"}
 
 
 def needs_restart(old: ServerConfig, new: ServerConfig) -> list[str]:
@@ -276,7 +34,7 @@ def needs_restart(old: ServerConfig, new: ServerConfig) -> list[str]:
     changed = [
         option.name
         for option in OPTIONS
-        if not option.reloads and getattr(old, option.field, None) != getattr(new, option.field, None)
+        if not option.reloads and getattr(old, option.field) != getattr(new, option.field)
     ]
     if (old.tls is None) != (new.tls is None):
         changed.append("tls")  # a socket speaks it or does not
@@ -298,6 +56,10 @@ class Setting:
     def written(self) -> str:
         """The value as a person would write it."""
         return one_line(self.option.kind.write(self.value))
+
+    def problem(self, rule: str) -> Problem:
+        """What is wrong with it, told with its place."""
+        return Problem(self.option.name, self.written(), rule, self.origin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,10 +105,6 @@ class Sources:
         )
         return Settings(config, tuple(found.values()), warnings)
 
-    def reread(self) -> ServerConfig:
-        """The configuration as it is now, for a reload. ConfigError as from `read`."""
-        return self.read().config
-
 
 def _environment_layer(environment: Mapping[str, str]) -> _Layer:
     values = {option.name: text for option in OPTIONS if (text := environment.get(option.variable))}
@@ -360,7 +118,7 @@ def _file_layer(setting: Setting) -> _Layer:
     try:
         values = tomllib.loads(setting.value.read_bytes().decode())
     except OSError as error:
-        raise ConfigError(f"config is {name} (from {setting.origin}), which cannot be read: {error.strerror}") from None
+        raise ConfigError(setting.problem(f"which cannot be read: {error.strerror}")) from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{name}: is not UTF-8: byte {error.start + 1} of it is no text") from None
     except (tomllib.TOMLDecodeError, RecursionError) as error:
@@ -398,7 +156,11 @@ def _read(kind: Kind, raw: object) -> Any:
     if isinstance(raw, str):
         return kind.read(raw)
     if isinstance(raw, list | dict):
-        return _read_several(kind, raw)
+        if kind is not ADDRESSES:
+            raise ValueError(f"{raw!r} is a {'list' if isinstance(raw, list) else 'table'}: write one value")
+        if not raw or isinstance(raw, dict) or not all(isinstance(each, str) for each in raw):
+            raise ValueError(f"{raw!r} is no list of addresses: put each in quotes, with commas between them")
+        return kind.read(",".join(raw))
     if kind is OCTAL:  # TOML has made another number of it: 0o22 is 18 here, and 22 was perhaps meant as octal
         raise ValueError(f'{raw!r} is not text: write it in quotes and as octal, such as "022"')
     if kind.is_text:
@@ -406,42 +168,31 @@ def _read(kind: Kind, raw: object) -> Any:
     return kind.read(str(raw))  # TOML's numbers and truths as a person would have typed them
 
 
-def _read_several(kind: Kind, raw: list[object] | dict[str, object]) -> Any:
-    """TOML's lists are for addresses only."""
-    if kind is not ADDRESSES:
-        raise ValueError(f"{raw!r} is a {'list' if isinstance(raw, list) else 'table'}: write one value")
-    texts = [each for each in raw if isinstance(each, str)]
-    if isinstance(raw, dict) or not texts or len(texts) < len(raw):
-        raise ValueError(f"{raw!r} is no list of addresses: put each in quotes, with commas between them")
-    return kind.read(",".join(texts))
-
-
 def _destination(store: Setting, discard: Setting) -> dict[str, Setting]:
-    """Uploads go to one place: of a store and discard, the one from the stronger source replaces the other."""
-    if store.value is None and not discard.value:
-        raise ConfigError("say where uploads go: either --store DIR or --discard")
+    """Uploads go to one place."""
     if store.value is None or not discard.value:
         return {}
-    if store.source == discard.source:
-        both = store.origin if store.origin == discard.origin else f"{store.origin} and {discard.origin}"
-        raise ConfigError(f"say where uploads go: either --store DIR or --discard, not both (from {both})")
-    stronger, weaker = sorted((store, discard), key=_rank)
-    return {weaker.option.name: Setting(weaker.option, weaker.option.default, stronger.source, stronger.origin)}
+    weaker = _weaker(store, discard, "say where uploads go: either --store DIR or --discard")
+    return {weaker.option.name: weaker}
 
 
 def _where_to_listen(found: Mapping[str, Setting]) -> dict[str, Setting]:
-    """Of a list of addresses, and of host and port, the one from the stronger source counts."""
+    """On a list of addresses, or on host and port."""
     listen = found["listen"]
     given = [found[name] for name in ("host", "port") if found[name].source != "default"]
     if not listen.value or not given:
         return {}
-    strongest = min(given, key=_rank)
-    if strongest.source == listen.source:
-        both = listen.origin if listen.origin == strongest.origin else f"{listen.origin} and {strongest.origin}"
-        raise ConfigError(f"say where to listen: either by listen or by host and port, not both (from {both})")
-    if _rank(listen) < _rank(strongest):
-        return {}
-    return {"listen": Setting(listen.option, (), strongest.source, strongest.origin)}
+    weaker = _weaker(listen, min(given, key=_rank), "say where to listen: either by listen or by host and port")
+    return {"listen": weaker} if weaker.option is listen.option else {}
+
+
+def _weaker(one: Setting, other: Setting, say: str) -> Setting:
+    """Of two that contradict each other the stronger source's counts: the other, as that source has set it aside."""
+    if one.source == other.source:
+        both = one.origin if one.origin == other.origin else f"{one.origin} and {other.origin}"
+        raise ConfigError(f"{say}, not both (from {both})")
+    stronger, weaker = sorted((one, other), key=_rank)
+    return Setting(weaker.option, weaker.option.default, stronger.source, stronger.origin)
 
 
 def _rank(setting: Setting) -> int:
@@ -450,28 +201,30 @@ def _rank(setting: Setting) -> int:
 
 def _configured(found: Mapping[str, Setting]) -> ServerConfig:
     values = {setting.option.field: setting.value for setting in found.values()}
-    for name in ("config", "discard", "token_file", "tls_cert", "tls_key", "tls_client_ca"):
-        del values[name]
-    values["token"] = _token(found["token_file"])
-    values["tls"] = _tls(found)
-    if problems := list(find_problems(values)):
-        raise ConfigError(*(problem.told(found[problem.option].origin) for problem in problems))
-    return ServerConfig(**values)
+    token, tls = _token(found["token_file"]), _tls(found)
+    try:
+        return ServerConfig(**values, token=token, tls=tls)
+    except ConfigError as error:
+        raise ConfigError(*(_placed(problem, found) for problem in error.found)) from None
+
+
+def _placed(problem: str | Problem, found: Mapping[str, Setting]) -> str | Problem:
+    return problem if isinstance(problem, str) else problem._replace(origin=found[problem.option].origin)
 
 
 def _token(setting: Setting) -> str | None:
     """What is in the token file, without the line's end."""
     if setting.value is None:
         return None
-    where = f"token_file is {setting.written()} (from {setting.origin})"
     try:
         token = str(setting.value.read_bytes()[: 4 * MAX_TOKEN + 2], "utf-8").rstrip("\r\n")
     except OSError as error:
-        raise ConfigError(f"{where}, which cannot be read: {error.strerror}") from None
+        raise ConfigError(setting.problem(f"which cannot be read: {error.strerror}")) from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{where}, which is not UTF-8: write the token as text") from None
+        raise ConfigError(setting.problem("which is not UTF-8: write the token as text")) from None
     if not is_token(token):
-        raise ConfigError(f"{where}, whose content is no token: write 1 to {MAX_TOKEN} characters on one line")
+        rule = f"whose content is no token: write 1 to {MAX_TOKEN} characters on one line"
+        raise ConfigError(setting.problem(rule))
     return token
 
 
@@ -481,14 +234,12 @@ def _tls(found: Mapping[str, Setting]) -> Tls | None:
     if cert.value is None:
         for setting in (key, client_ca):
             if setting.value is not None:
-                name = setting.option.name
-                raise ConfigError(f"{name} is {setting.written()} (from {setting.origin}), but there is no tls_cert")
+                raise ConfigError(setting.problem("but there is no tls_cert"))
         return None
     try:
         return certificates.load(cert.value, key.value, client_ca.value)
     except CertificateError as error:
-        setting = found[error.option]
-        raise ConfigError(f"{error.option} is {setting.written()} (from {setting.origin}), {error}") from None
+        raise ConfigError(found[error.option].problem(str(error))) from None
 
 
 # ── Slips of the pen ──

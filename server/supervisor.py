@@ -209,7 +209,7 @@ class Supervisor:
             port=self._listeners.port,
             workers=len(self._slots),
             store=None if config.store is None else printable(config.store.resolve()),
-            options=config.shown_options() | {"workers": len(self._slots)},
+            options=config.shown() | {"workers": str(len(self._slots))},
             scoreboard=str(folder / scoreboard.SCOREBOARD_FILE),
             events=str(self._events.path),
             started_wall_ns=self._started_wall_ns,

@@ -1,4 +1,5 @@
-"""Sizes, durations and shares as people write them: `64KiB`, `1.5MB`, `30s`, `500ms`, `5%`. A leaf: all rooms read it.
+"""Sizes, durations and shares as people write them: `64KiB`, `1.5MB`, `30s`, `500ms`, `5%`; and kinds of values that
+options can have, each with its units. A leaf: all rooms read it.
 
 `parse_` reads what a person typed, `write_` is its opposite and reads back as the same value, `format_` is for reading
 only and may round.
@@ -10,6 +11,9 @@ whose text says what would be right.
 
 import math
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 _BINARY = {"": 1, "b": 1, "k": 1 << 10, "kib": 1 << 10, "m": 1 << 20, "mib": 1 << 20, "g": 1 << 30, "gib": 1 << 30}
 _SIZES = _BINARY | {"kb": 1000, "mb": 1000**2, "gb": 1000**3}
@@ -77,3 +81,20 @@ def format_age(seconds: float) -> str:
         if whole >= big_s:
             return f"{whole // big_s}{big}{whole % big_s // small_s:02}{small}"
     return f"{whole}s"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of value: how it is read from text (ValueError when it is none), and written for people."""
+
+    metavar: str
+    read: Callable[[str], Any]
+    write: Callable[[Any], str] = str
+    is_text: bool = False
+    """Whether a file must put it in quotes; sizes, numbers and times may stand there bare."""
+    choices: tuple[str, ...] = ()
+    """All that can work, if these are so few."""
+
+
+SIZE = Kind("SIZE", parse_size, write_size)
+DURATION = Kind("TIME", parse_duration, write_duration)

@@ -62,7 +62,7 @@ FAULTS = {"more": more_comes_meanwhile, "answer": bad_answer, "parse": bad_parse
 
 def main(listener: str, store: str, board: str, fault: str, *arguments: str) -> None:
     FAULTS[fault](*arguments)
-    config = ServerConfig(host="127.0.0.1", port=0, workers=1, store=Path(store), drain_timeout_s=DRAIN_TIMEOUT_S)
+    config = ServerConfig(port=0, workers=1, store=Path(store), drain_timeout_s=DRAIN_TIMEOUT_S)
     shared = Scoreboard.create(Path(board), 1, FAILURE_CODES)
     run_worker(0, [Door(socket.socket(fileno=int(listener)))], config, shared, shared.record(0), lambda: None, "0")
 

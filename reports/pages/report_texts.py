@@ -32,7 +32,6 @@ from reports.pages.tables import (
 from reports.run_folder import RunInfo
 from reports.summary import ACHIEVED_LIMIT, ROLE_NAMES, ModeSummary, ProcessSummary, ServerSummary, Summary
 from reports.texts import duration, significant
-from server.status.shown_options import show_option
 
 Facts = list[tuple[str, str]]
 
@@ -215,7 +214,7 @@ def _facts(run: RunInfo, processes: Sequence[ProcessSummary]) -> list[tuple[str,
     server = [("recorded", "no")]
     if run.server is not None:
         server = [("command", shlex.join(run.server.command)), ("pid", str(run.server.pid))]
-        server += [show_option(*option) for option in (run.server.options or {}).items()]
+        server += [(_words(name), value) for name, value in (run.server.options or {}).items()]
     return [
         ("Run", [("id", run.id), ("ended", ending), ("target", run.host), ("commit", commit)]),
         ("Load", _pairs(_load_facts(run))),

@@ -46,7 +46,6 @@ from server.offspring import die_with, show_title
 from server.scoreboard import Scoreboard, ServerState
 from server.status import confinement, prometheus
 from server.status.reader import ServerStatus, as_json, describe, why_not_ready
-from server.status.shown_options import Value, show_option
 from server.units import format_age, format_size
 
 if TYPE_CHECKING:
@@ -202,10 +201,10 @@ def _is_one_of(names: frozenset[str], host: str) -> bool:
 _LIMIT = re.compile("max_|min_|backlog|death_window|token|.*_timeout")
 
 
-def _groups(options: Mapping[str, Value]) -> list[tuple[str, list[tuple[str, str]]]]:
+def _groups(options: Mapping[str, str]) -> list[tuple[str, list[tuple[str, str]]]]:
     """(heading, (name, value) of each): limits first."""
-    limits = [show_option(name, value) for name, value in options.items() if _LIMIT.match(name)]
-    others = [show_option(name, value) for name, value in options.items() if not _LIMIT.match(name)]
+    limits = [(name.replace("_", " "), value) for name, value in options.items() if _LIMIT.match(name)]
+    others = [(name.replace("_", " "), value) for name, value in options.items() if not _LIMIT.match(name)]
     return [("Limits in force", limits), ("Other options", others)]
 
 

@@ -40,7 +40,7 @@ class _Snapshot(Collector):
 
 
 def _of_server(server: ServerStatus) -> Iterator[Metric]:
-    shown = {name: str(server.options.get(name, "")) for name in ("accept", "collision", "durability")}
+    shown = {name: server.options.get(name, "") for name in ("accept", "collision", "durability")}
     yield InfoMetricFamily("socketswarm_server", "How the server is set up.", shown)
     started_s = server.started_wall_ns / 1e9
     yield GaugeMetricFamily("socketswarm_server_start_time_seconds", "When it started, since the epoch.", started_s)

@@ -18,7 +18,7 @@ import msgspec
 from server import scoreboard
 from server.config import one_line
 from server.scoreboard import Scoreboard, ServerState, SlotView
-from server.units import format_age, format_size, write_duration, write_size
+from server.units import format_age, format_size
 
 SCHEMA_VERSION = 1
 SILENT_S = 5.0
@@ -88,7 +88,7 @@ class ServerStatus(msgspec.Struct, frozen=True, kw_only=True):
     draining: bool
     workers: int
     store: str | None
-    options: dict[str, str | int | float | bool | None]
+    options: dict[str, str]
     slots: list[SlotStatus]
     totals: Totals
     events: list[Event]
@@ -270,10 +270,9 @@ def _options(server: ServerStatus) -> Iterator[str]:
     for name in ("accept", "collision", "durability"):
         if name in server.options:
             yield f"{name} {server.options[name]}"
-    if isinstance(size := server.options.get("max_file_size_bytes"), int):
-        yield f"files up to {write_size(size)}"
-    if isinstance(timeout_s := server.options.get("drain_timeout_s"), float):
-        yield f"drain timeout {write_duration(timeout_s)}"
+    for name, text in (("max_file_size", "files up to"), ("drain_timeout", "drain timeout")):
+        if name in server.options:
+            yield f"{text} {server.options[name]}"
 
 
 _HEADS = ("SLOT", "PID", "STATE", "UPTIME", "OPEN", "ACCEPTED", "UPLOADS", "BYTES", "RESTARTS", "FAILURES")

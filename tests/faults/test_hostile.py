@@ -249,7 +249,7 @@ def test_only_who_has_the_token_may_upload(token_file: Path, tmp_path: Path) -> 
                     expect_refusal(client, "unauthorized")
         assert server.files() == {"3": 3, f"{MIB}": MIB}
         assert server.failures() == {"unauthorized": 8}
-        assert server.state().options["token_required"] is True
+        assert server.state().options["token"] == "required"
         assert "sesame" not in server.messages() + str(server.state()) + str(server.events())
         assert "open to other users" not in server.messages()
 

@@ -200,7 +200,7 @@ def test_a_reload_is_told_to_it(tmp_path: Path) -> None:
         helper(server)
         config.write_text('max_file_size = "2MiB"')
         server.process.send_signal(signal.SIGHUP)
-        eventually(lambda: '"max_file_size_bytes": 2097152' in ask(server, "/status.json").text, "it knows")
+        eventually(lambda: '"max_file_size": "2MiB"' in ask(server, "/status.json").text, "it knows")
 
 
 # ── Taken over ──

@@ -230,7 +230,7 @@ def test_a_reload_reads_the_file_again(tmp_path: Path) -> None:
         assert upload(server.port, bytes(2000)).code == "ok"
         assert "backlog can only change with a restart" in server.messages()
         options = server.state().options
-        assert (options["max_file_size_bytes"], options["backlog"]) == (1 << 20, 4096)
+        assert (options["max_file_size"], options["backlog"]) == ("1MiB", "4096")
         workers = server.workers()
         file.write_text('max_file_sise = "2MiB"\n')
         server.process.send_signal(signal.SIGHUP)

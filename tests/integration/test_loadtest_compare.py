@@ -29,7 +29,7 @@ def test_in_turned_order_and_compared(tmp_path):
         assert job.wait() == 4, job.said()
     infos = [run_folder.read_run(folder) for folder in job.runs()]
     assert [info.label for info in infos] == ["A workers 1", "B workers 2", "B workers 2", "A workers 1"]
-    assert [info.server.options["workers"] for info in infos] == [1, 2, 2, 1]
+    assert [info.server.options["workers"] for info in infos] == ["1", "2", "2", "1"]
     assert infos[1].command == [
         *("python", "-m", "loadtest", "run", *SHORT, "--workers", "2", "--label", "B workers 2")
     ]

@@ -36,7 +36,7 @@ def test_to_the_end(tmp_path):
     info = assert_complete(folder)
     assert info.ended.how == "completed"
     assert (info.server.pid, info.users, info.label) == (server, 2, "whole")
-    assert info.server.options["workers"] == 2
+    assert info.server.options["workers"] == "2"
     assert info.server.options["store"] == str(store)
     assert info.load_options["verify_digest"] is False
     assert failures(folder) == {}

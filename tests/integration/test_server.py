@@ -597,7 +597,7 @@ def test_the_state_is_published_for_this_user_only(server: Server) -> None:
     assert (state.pid, state.port, state.workers) == (server.pid, server.port, 2)
     assert state.addresses == [f"127.0.0.1:{server.port}"]
     assert state.store == str(server.store)
-    assert state.options["max_file_size_bytes"] == 8 * MIB
+    assert state.options["max_file_size"] == "8MiB"
     assert (state.scoreboard, state.events) == (str(server.folder / "scoreboard"), str(server.folder / "events.jsonl"))
     assert server.folder.parent.stat().st_mode & 0o777 == 0o700
     assert server.folder.stat().st_mode & 0o777 == 0o700

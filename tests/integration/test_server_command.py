@@ -75,8 +75,8 @@ def test_a_running_server_has_the_strongest_value_of_each_option(
     with running("--hang-timeout", "8s", store=tmp_path / "store", workers=2) as server:
         options = server.state().options
         assert upload(server.port, bytes(4097)).code == "too_large"
-    assert (options["workers"], options["max_file_size_bytes"]) == (2, 4096)
-    assert (options["drain_timeout_s"], options["hang_timeout_s"]) == (7.0, 8.0)
+    assert (options["workers"], options["max_file_size"]) == ("2", "4KiB")
+    assert (options["drain_timeout"], options["hang_timeout"]) == ("7s", "8s")
     assert options["store"] == str(tmp_path / "store")
 
 
@@ -235,7 +235,7 @@ def test_a_reload_takes_the_new_file_and_is_seen_as_one_thing(tmp_path: Path) ->
         told = status("--pid", server.pid)
         assert [event["kind"] for event in told["events"]] == ["reload-failed", "reload-started", "reload-finished"]
         assert f"durability is power (from {config_file}), but discard keeps nothing" in told["events"][0]["text"]
-        assert told["options"]["max_file_size_bytes"] == 11
+        assert told["options"]["max_file_size"] == "11B"
         assert told["totals"]["restarts"] == 2
         [retiring] = [slot for slot in told["slots"] if slot["retiring"]]  # that of the client, who is still there
         assert retiring["state"] == "ready"

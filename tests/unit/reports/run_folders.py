@@ -218,7 +218,7 @@ def _in_gap(scenario: Scenario, t: float) -> bool:
 
 
 def run_info(scenario: Scenario) -> RunInfo:
-    options = {"workers": scenario.workers, "store": "/dev/shm/store", "accept": "per-worker"}
+    options = {"workers": str(scenario.workers), "store": "/dev/shm/store", "accept": "per-worker"}
     return RunInfo(
         id=f"20260102T030405Z-{scenario.label}",
         label=scenario.label,

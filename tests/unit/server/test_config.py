@@ -12,8 +12,7 @@ from servers import AS_NOBODY, needs_nobody
 
 from server import config as config_module
 from server.addresses import parse_addresses
-from server.config import MAX_WORKERS, ConfigError, ServerConfig, find_store_problem, one_line
-from server.settings import OPTIONS
+from server.config import MAX_WORKERS, OPTIONS, ConfigError, ServerConfig, find_store_problem, one_line
 from server.supervisor import MAX_BACKOFF_S, respawn_delay_s
 from server.units import format_age, format_size, parse_duration, parse_size, write_duration, write_size
 
@@ -122,7 +121,7 @@ def test_an_age_as_people_read_it(seconds: float, text: str) -> None:
 
 # ── The configuration ──
 
-VALID = ServerConfig(host="127.0.0.1", port=0, workers=1, store=None, status_port=0)
+VALID = ServerConfig(port=0, workers=1, discard=True, status_port=0)
 
 
 @pytest.mark.parametrize("workers", [1, MAX_WORKERS])
@@ -149,7 +148,7 @@ def test_a_number_of_workers_that_does_not(workers: int) -> None:
         ("max_connections", -1, "max_connections is -1, not 0 to 1000000"),
         ("header_timeout_s", 0.9, "header_timeout is 0.9s, not 1s to 86400s"),
         ("idle_timeout_s", 0.0, "idle_timeout is 0s, not 1s to 86400s"),
-        ("min_rate", -1, "min_rate is -1B, not 0B to 1GiB"),
+        ("min_rate", -1, "min_rate is -1B/s, not 0B/s to 1GiB/s"),
         ("min_rate_grace_s", 0.5, "min_rate_grace is 0.5s, not 1s to 86400s"),
         ("umask", 0o700, "umask is 700, not 000 to 077: the server itself must read and write its files"),
         ("drain_timeout_s", 86401.0, "drain_timeout is 86401s, not 0s to 86400s"),
@@ -202,11 +201,17 @@ def test_port_0_is_nobodys() -> None:
 
 
 def test_the_least_and_the_most_work(tmp_path: Path) -> None:
-    stored = dataclasses.replace(VALID, store=tmp_path)
-    for field, (least, most, _) in config_module._BOUNDS.items():
-        for value in (least, most):
-            changed = dataclasses.replace(stored, **{field: type(getattr(VALID, field))(value)})
-            assert getattr(changed, field) == value
+    stored = dataclasses.replace(VALID, discard=False, store=tmp_path)
+    for option in OPTIONS:
+        for value in option.bounds or ():
+            changed = dataclasses.replace(stored, **{option.field: type(getattr(VALID, option.field))(value)})
+            assert getattr(changed, option.field) == value
+
+
+def test_uploads_go_to_one_place(tmp_path: Path) -> None:
+    for both in ({"store": tmp_path}, {"discard": False}):
+        with pytest.raises(ConfigError, match=r"^say where uploads go: either --store DIR or --discard$"):
+            dataclasses.replace(VALID, **both)  # type: ignore[arg-type]
 
 
 def test_all_that_is_wrong_is_told_at_once() -> None:
@@ -222,7 +227,7 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
 def test_what_only_a_store_can_keep_is_no_promise_of_discard(field: str, value: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"{field} is {value}B?, but discard keeps no"):
         dataclasses.replace(VALID, **{field: value})  # type: ignore[arg-type]
-    dataclasses.replace(VALID, store=tmp_path, **{field: value})  # type: ignore[arg-type]
+    dataclasses.replace(VALID, discard=False, store=tmp_path, **{field: value})  # type: ignore[arg-type]
 
 
 def test_another_system_is_refused_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,12 +242,20 @@ def test_the_defaults_are_those_of_the_protocol() -> None:
     assert (VALID.min_rate, VALID.min_rate_grace_s) == (1 << 10, 10.0)
 
 
-def test_the_shown_options_can_be_written_down(tmp_path: Path) -> None:
-    shown = dataclasses.replace(VALID, store=tmp_path).shown_options()
-    assert shown["store"] == str(tmp_path)
-    assert len(shown) == len(dataclasses.fields(ServerConfig))
-    assert VALID.shown_options()["store"] is None
-    assert all(type(value) in (str, int, float, bool, type(None)) for value in shown.values())
+def test_the_options_are_shown_as_people_write_them(tmp_path: Path) -> None:
+    config = dataclasses.replace(VALID, discard=False, store=tmp_path, token="sesame", token_file=tmp_path / "secret")
+    shown = config.shown()
+    limits = {"max_file_size": "16GiB", "max_header_size": "64KiB", "drain_timeout": "30s", "min_rate": "1KiB/s"}
+    no_limits = {"max_store": "the disk's room", "max_connections": "as descriptors allow"}
+    others = {"store": str(tmp_path), "discard": "false", "umask": "077", "listen": "none", "pid_file": "none"}
+    assert shown == shown | limits | no_limits | others | {"tls": "none", "token": "required", "status_port": "0"}
+    assert dataclasses.replace(VALID, min_rate=0).shown()["min_rate"] == "none"
+    assert VALID.shown()["token"] == VALID.shown()["store"] == "none"
+
+
+def test_of_secrets_only_that_there_is_one_is_shown() -> None:
+    hidden = {"token_file", "tls_cert", "tls_key", "tls_client_ca"}
+    assert VALID.shown().keys() == {option.name for option in OPTIONS} - hidden | {"tls", "token"}
 
 
 # ── Back-off ──

@@ -40,7 +40,7 @@ def state_of(pid: int, ticks: int) -> ServerState:
         port=1,
         workers=1,
         store=None,
-        options={"workers": 1, "store": None},
+        options={"workers": "1", "store": "none"},
         scoreboard="s",
         events="e",
         started_wall_ns=1,

@@ -39,7 +39,7 @@ class FakeServer:
             port=4711,
             workers=3,
             store=None,
-            options={"accept": "shared", "max_file_size_bytes": 1 << 30, "drain_timeout_s": 1.5},
+            options={"accept": "shared", "max_file_size": "1GiB", "drain_timeout": "1.5s"},
             scoreboard=str(self.folder / "scoreboard"),
             events=str(self.folder / "events.jsonl"),
             started_wall_ns=1,
