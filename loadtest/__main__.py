@@ -18,7 +18,7 @@ import click
 from loadtest import credentials
 from loadtest.options import DEFAULTS, OPTIONS, Option, OptionError, is_open
 from reports.run_folder import new_run_id
-from server.units import parse_share
+from reports.tolerance import tolerance_option
 
 if TYPE_CHECKING:
     from loadtest.compare import Side
@@ -51,11 +51,9 @@ def _click_option(option: Option) -> Callable[[_Command], _Command]:
         return click.option(flags, option.field, is_flag=True, default=option.default, help=option.help)
     if option.field == "fail_if":
         return click.option(option.flag, option.field, multiple=True, metavar="CONDITION", help=option.help)
-    kind = click.Choice(option.choices) if option.choices else None
+    more = {"type": click.Choice(option.kind.choices)} if option.kind.choices else {"metavar": option.kind.metavar}
     shown = bool(option.default)
-    return click.option(
-        option.flag, option.field, default=option.default, show_default=shown, type=kind, help=option.help
-    )
+    return click.option(option.flag, option.field, default=option.default, show_default=shown, help=option.help, **more)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -139,13 +137,6 @@ def _exit(job: Callable[[], int]) -> NoReturn:
         sys.exit(main_job.FAILED)
 
 
-def _share(context: click.Context, parameter: click.Parameter, text: str) -> float:
-    try:
-        return parse_share(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
-
-
 # Between two runs a machine changes by more than within one: many short runs tell more than few long ones.
 COMPARED_RUN = ("--phase-seconds", "5")
 
@@ -160,14 +151,7 @@ COMPARED_RUN = ("--phase-seconds", "5")
     type=click.IntRange(1, 1000),
     help="runs of each: under 6 tell nothing",
 )
-@click.option(
-    "--tolerance",
-    default="2%",
-    show_default=True,
-    metavar="SHARE",
-    callback=_share,
-    help="how much worse B may be found before the exit code is 5",
-)
+@tolerance_option
 @click.argument("common", nargs=-1, type=click.UNPROCESSED, metavar="[RUN OPTIONS]...")
 def compare(first: str, second: str, pairs: int, tolerance: float, common: tuple[str, ...]) -> None:
     """Run two sets of options in turn (A B B A ...) and compare them: is B better or worse?

@@ -11,22 +11,24 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from loadtest import arrivals, credentials, payloads, wires
-from loadtest.arrivals import ArrivalError, Profile
+from loadtest.arrivals import ArrivalError, Profile, ProfileKind
 from loadtest.client import Close, Closer
 from loadtest.credentials import CredentialsError
 from loadtest.link import leave
 from loadtest.payloads import PayloadError
-from loadtest.plan import PlanError, PlannedPhase, make_plan
+from loadtest.plan import WARM_UP_S, PlanError, PlannedPhase, make_plan
 from loadtest.tls_link import in_words
 from loadtest.wires import HostError, Target, WireFactory, WireNameError
 from reports import thresholds
 from reports.thresholds import OPEN_MODEL_ONLY, Threshold, ThresholdError
-from server.units import format_size, parse_duration, parse_size
+from server.units import SIZE, Kind, choice, format_size, parse_duration, write_duration
 
-SHORTEST_PHASE_S = 1.0
+AtCap = Literal["queue", "drop"]
+Shape = Literal["none", "ramp", "step", "soak"]
+
 ANSWERS_WITHIN_S = 5.0  # a server that is looked for before a run
 SPARE_DESCRIPTORS = 200  # for all that is no connection: Locust's own, the run folder's, logs
 LONGEST_S = 30 * 86_400.0  # of anything: longer is a slip of the pen, and timers overflow
@@ -36,6 +38,21 @@ class OptionError(ValueError):
     """An option is wrong; the text names it and says what would be right."""
 
 
+def _whole(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 20):
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def _write_time(seconds: float) -> str:
+    return f"{seconds:g} s" if seconds < 86_400 else f"{seconds / 86_400:g} days"
+
+
+TEXT = Kind("TEXT", str)
+NUMBER = Kind("N", _whole, "{:,}".format)
+TIME = Kind("TIME", parse_duration, _write_time)
+
+
 @dataclass(frozen=True, slots=True)
 class Option:
     """One option: a field of the form, and with dashes an option of the command lines."""
@@ -43,7 +60,9 @@ class Option:
     field: str
     default: str | bool
     help: str
-    choices: tuple[str, ...] = ()
+    kind: Kind = TEXT
+    bounds: tuple[float, float] | None = None
+    """The least and the most that can work."""
     in_form: bool = True
     """Whether Locust's page may set it, too."""
     reads_files: bool = False
@@ -53,35 +72,59 @@ class Option:
     def flag(self) -> str:
         return "--" + self.field.replace("_", "-")
 
+    def read(self, text: str) -> Any:
+        """What the text means. OptionError for what cannot work."""
+        name, kind = self.field.replace("_", " "), self.kind
+        if kind.choices and text not in kind.choices:
+            raise OptionError(f"{name} is {text!r}, not one of {', '.join(kind.choices)}")
+        try:
+            value = kind.read(text)
+        except ValueError as error:
+            raise OptionError(f"{name}: {error}") from None
+        if self.bounds is not None and not self.bounds[0] <= value <= self.bounds[1]:
+            least, most = map(kind.write, self.bounds)
+            raise OptionError(f"{name} is {kind.write(value)}: it must be from {least} to {most}")
+        return value
+
 
 OPTIONS = (
     Option(
         "plan", "compare", "phases: compare (long, short, short, long connections), long, short, or sweep:1,2,5,20,0"
     ),
     Option("uploads_per_connection", "", "in place of the plan's: one phase for each, such as 1,5,0; 0 for no end"),
-    Option("phase_seconds", "10", "length of each measured phase, such as 10s"),
-    Option("warm_up", "2s", "load before the first measured phase that does not count"),
-    Option("drain", "10s", "how long uploads under way may still take when the plan is over"),
+    Option("phase_seconds", "10", "length of each measured phase, such as 10s", TIME, (1.0, LONGEST_S)),
+    Option(
+        "warm_up",
+        write_duration(WARM_UP_S),
+        "load before the first measured phase that does not count",
+        TIME,
+        (0.0, LONGEST_S),
+    ),
+    Option("drain", "10s", "how long uploads under way may still take when the plan is over", TIME, (0.0, LONGEST_S)),
     Option("arrival_rate", "0", "open model: uploads due a second, whatever the server does; 0 for the closed model"),
     Option(
         "arrival_profile",
         "constant",
         "constant, poisson, ramp (rate FROM-TO, or TO from 0) or step (rates R1,R2,...)",
-        ("constant", "poisson", "ramp", "step"),
+        choice(ProfileKind),
     ),
-    Option("max_in_flight", "900", "open model: the most uploads under way at once, in all load processes"),
     Option(
-        "at_cap", "queue", "what becomes of an arrival then: it waits, or is dropped and counted", ("queue", "drop")
+        "max_in_flight",
+        "900",
+        "open model: the most uploads under way at once, in all load processes",
+        NUMBER,
+        (1, 60_000),
     ),
-    Option("shape", "none", "closed model: how users come and go during the plan", ("none", "ramp", "step", "soak")),
+    Option("at_cap", "queue", "what becomes of an arrival then: it waits, or is dropped and counted", choice(AtCap)),
+    Option("shape", "none", "closed model: how users come and go during the plan", choice(Shape)),
     Option("payloads", payloads.DEFAULT_MIX, "sizes and weights such as 4KiB:70,1MiB:5, or lognormal:16KiB,1.5"),
     Option("payload_dir", "", "upload the files of this folder instead", reads_files=True),
     Option("compressible", False, "generate text instead of random bytes"),
-    Option("max_store", "1GiB", "refuse a run that could need more of the store than this"),
-    Option("wait", "40ms", "closed model: mean pause of a user between uploads; 0 for none"),
-    Option("timeout", "30s", "how long a server may be silent before an upload fails"),
-    Option("closer", "server", "who closes a connection after its last upload", ("server", "client")),
-    Option("close", "fin", "how a client closes: fin, or rst, which leaves no TIME_WAIT", ("fin", "rst")),
+    Option("max_store", "1GiB", "refuse a run that could need more of the store than this", SIZE),
+    Option("wait", "40ms", "closed model: mean pause of a user between uploads; 0 for none", TIME, (0.0, LONGEST_S)),
+    Option("timeout", "30s", "how long a server may be silent before an upload fails", TIME, (0.1, LONGEST_S)),
+    Option("closer", "server", "who closes a connection after its last upload", choice(Closer)),
+    Option("close", "fin", "how a client closes: fin, or rst, which leaves no TIME_WAIT", choice(Close)),
     Option(
         "wire", "", "protocol, if not the one of the host's scheme: MODULE:CLASS, see loadtest/wires.py", in_form=False
     ),
@@ -109,7 +152,9 @@ OPTIONS = (
     Option("key", "", "tls://: file with that key, if it is in another", in_form=False, reads_files=True),
     Option("verify_digest", True, "compare the digest in the reply"),
     Option("fail_if", "", "exit code 3 when this came true, such as 'p99(transaction) > 20ms'; several with ;"),
-    Option("seed", "1", "of sizes, names, order, pauses and arrivals: the same seed, the same run"),
+    Option(
+        "seed", "1", "of sizes, names, order, pauses and arrivals: the same seed, the same run", NUMBER, (0, 10**18)
+    ),
     Option("label", "load", "goes into the run folder's name and the report"),
 )
 FIELDS = tuple(option.field for option in OPTIONS)
@@ -128,8 +173,8 @@ class LoadOptions:
     drain_s: float
     profile: Profile | None
     max_in_flight: int
-    at_cap: Literal["queue", "drop"]
-    shape: str
+    at_cap: AtCap
+    shape: Shape
     mix: list[tuple[int, float]]
     payload_dir: Path | None
     compressible: bool
@@ -161,56 +206,52 @@ class LoadOptions:
 
 def validate(host: str, fields: Mapping[str, Any]) -> LoadOptions:
     """Options from texts, keyed as in FIELDS. OptionError for the first one that is wrong."""
-    text = {field: str(fields[field] or "").strip() for field in FIELDS}
-    for option in OPTIONS:
-        if option.choices and text[option.field] not in option.choices:
-            raise OptionError(f"{option.field} is {text[option.field]!r}, not one of {', '.join(option.choices)}")
-    phase_s = _seconds(text, "phase_seconds", at_least=SHORTEST_PHASE_S)
-    payload_dir = text["payload_dir"]
+    value = {option.field: option.read(str(fields[option.field] or "").strip()) for option in OPTIONS}
+    payload_dir = value["payload_dir"]
     if payload_dir and not payloads.is_folder(Path(payload_dir)):
         raise OptionError(f"payload folder: {payload_dir!r} is not a folder")
-    if text["close"] == "rst" and text["closer"] == "server":
+    if value["close"] == "rst" and value["closer"] == "server":
         raise OptionError("close is 'rst', but the server closes: set closer to client")
     try:
         target = wires.parse_target(host)
-        identity = credentials.read(target, text, wire=text["wire"])
-        if text["close"] == "rst" and target.scheme == "unix":
+        identity = credentials.read(target, value, wire=value["wire"])
+        if value["close"] == "rst" and target.scheme == "unix":
             raise OptionError("close is 'rst', which unix sockets have not")
-        profile = arrivals.parse_profile(text["arrival_profile"], text["arrival_rate"])
-        conditions = thresholds.parse_all(text["fail_if"])
-        _check_model(profile, text, conditions)
+        profile = arrivals.parse_profile(value["arrival_profile"], value["arrival_rate"])
+        conditions = thresholds.parse_all(value["fail_if"])
+        _check_model(profile, value["shape"], conditions)
         return LoadOptions(
             target=target,
-            wire=wires.wire_of(target, text["wire"], identity.token),
+            wire=wires.wire_of(target, value["wire"], identity.token),
             tls=identity.tls,
             plan=make_plan(
-                text["plan"],
-                phase_s,
-                warm_up_s=_seconds(text, "warm_up"),
-                uploads_per_connection=text["uploads_per_connection"],
+                value["plan"],
+                value["phase_seconds"],
+                warm_up_s=value["warm_up"],
+                uploads_per_connection=value["uploads_per_connection"],
             ),
-            drain_s=_seconds(text, "drain"),
+            drain_s=value["drain"],
             profile=profile,
-            max_in_flight=_whole(text, "max_in_flight", at_least=1, at_most=60_000),
-            at_cap=cast(Literal["queue", "drop"], text["at_cap"]),
-            shape=text["shape"],
-            mix=payloads.parse_mix(text["payloads"]),
+            max_in_flight=value["max_in_flight"],
+            at_cap=value["at_cap"],
+            shape=value["shape"],
+            mix=payloads.parse_mix(value["payloads"]),
             payload_dir=Path(payload_dir) if payload_dir else None,
             compressible=bool(fields["compressible"]),
-            max_store_bytes=_size(text, "max_store"),
-            wait_s=_seconds(text, "wait"),
-            timeout_s=_seconds(text, "timeout", at_least=0.1),
-            closer=cast(Closer, text["closer"]),
-            close=cast(Close, text["close"]),
+            max_store_bytes=value["max_store"],
+            wait_s=value["wait"],
+            timeout_s=value["timeout"],
+            closer=value["closer"],
+            close=value["close"],
             verify_digest=bool(fields["verify_digest"]),
             thresholds=conditions,
-            seed=_whole(text, "seed", at_least=0, at_most=10**18),
+            seed=value["seed"],
         )
     except (ArrivalError, CredentialsError, HostError, PayloadError, PlanError, ThresholdError, WireNameError) as error:
         raise OptionError(str(error)) from None
 
 
-def _check_model(profile: Profile | None, text: Mapping[str, str], conditions: list[Threshold]) -> None:
+def _check_model(profile: Profile | None, shape: Shape, conditions: list[Threshold]) -> None:
     """OptionError for what the other model has, and this one would pass over."""
     if profile is None:
         for condition in conditions:
@@ -220,7 +261,7 @@ def _check_model(profile: Profile | None, text: Mapping[str, str], conditions: l
                     "such as transaction, or give an arrival rate"
                 )
         return
-    if text["shape"] != "none":
+    if shape != "none":
         raise OptionError("shape belongs to the closed model: set it to none, or the arrival rate to 0")
 
 
@@ -292,33 +333,3 @@ def _reach(options: LoadOptions) -> None:
         else:
             with options.tls.wrap_socket(sock, server_hostname=target.host) as secured:
                 leave(secured)
-
-
-def _seconds(text: Mapping[str, str], field: str, *, at_least: float = 0) -> float:
-    try:
-        value = parse_duration(text[field])
-    except ValueError as error:
-        raise OptionError(f"{_words(field)}: {error}") from None
-    if not at_least <= value <= LONGEST_S:
-        raise OptionError(
-            f"{_words(field)} is {value:g} s: it must be from {at_least:g} s to {LONGEST_S / 86_400:g} days"
-        )
-    return value
-
-
-def _size(text: Mapping[str, str], field: str) -> int:
-    try:
-        return parse_size(text[field])
-    except ValueError as error:
-        raise OptionError(f"{_words(field)}: {error}") from None
-
-
-def _whole(text: Mapping[str, str], field: str, *, at_least: int, at_most: int) -> int:
-    value = text[field]
-    if not (value.isascii() and value.isdecimal() and len(value) < 20 and at_least <= int(value) <= at_most):
-        raise OptionError(f"{_words(field)} is {value!r}, not a whole number from {at_least} to {at_most:,}")
-    return int(value)
-
-
-def _words(field: str) -> str:
-    return field.replace("_", " ")

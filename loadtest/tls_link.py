@@ -34,11 +34,11 @@ def in_words(error: ssl.SSLError) -> str:
     reason = error.reason or ""
     _, refused, what = reason.partition("_ALERT_")
     if refused:
-        return f"the server refused: {_words(what)}"
-    return "the server does not speak TLS" if reason in _NOT_TLS else _words(reason) or str(error)
+        return f"the server refused: {_spelled(what)}"
+    return "the server does not speak TLS" if reason in _NOT_TLS else _spelled(reason) or str(error)
 
 
-def _words(reason: str) -> str:
+def _spelled(reason: str) -> str:
     return reason.lower().replace("_", " ")
 
 

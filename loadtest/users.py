@@ -57,7 +57,7 @@ def _add_options(parser: LocustArgumentParser) -> None:
             parser.add_argument(
                 option.flag,
                 default=option.default,
-                choices=option.choices or None,
+                choices=option.kind.choices or None,
                 include_in_web_ui=option.in_form,
                 help=option.help,
             )

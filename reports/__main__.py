@@ -8,9 +8,8 @@ import click
 import psutil
 
 from reports import run_folder
-from reports.comparison.result import TOLERANCE
 from reports.run_folder import RunFolderError
-from server.units import parse_share
+from reports.tolerance import tolerance_option
 
 
 class _Interruptible(click.Group):
@@ -38,24 +37,10 @@ def build(run: Path) -> None:
     print(report_files.build(run))
 
 
-def _share(context: click.Context, parameter: click.Parameter, text: str) -> float:
-    try:
-        return parse_share(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
-
-
 @cli.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--baseline", metavar="LABEL", help="what the others are compared with; the first RUN's label")
-@click.option(
-    "--tolerance",
-    default=f"{TOLERANCE:.0%}",
-    show_default=True,
-    metavar="SHARE",
-    callback=_share,
-    help="how much worse something may be found, such as 5%, before the exit code is 5",
-)
+@tolerance_option
 @click.option("--out", type=click.Path(path_type=Path), help="folder to write into; a new one in reports/comparisons")
 def compare(runs: tuple[Path, ...], baseline: str | None, tolerance: float, out: Path | None) -> None:
     """Compare the run folders RUN: those of one label are repeats of one thing, at least 6 of each label, best

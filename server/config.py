@@ -14,9 +14,9 @@ from typing import Literal, NamedTuple
 
 from server.addresses import Address, overlap, parse_addresses, write_addresses
 from server.certificates import Tls
-from server.options import HOST, NUMBER, OCTAL, PORT_OR_OFF, RATE, SWITCH, choice, option, options_of
+from server.options import HOST, NUMBER, OCTAL, PORT_OR_OFF, RATE, SWITCH, option, options_of
 from server.protocol import Limits
-from server.units import DURATION, SIZE, Kind, write_size
+from server.units import DURATION, SIZE, Kind, choice, write_size
 
 MAX_WORKERS = 512
 _LIMITS = Limits()  # the protocol's own defaults are the server's

@@ -6,7 +6,7 @@ from the row. The rows are the fields of `config.ServerConfig`.
 
 import re
 from dataclasses import dataclass, field, fields
-from typing import Any, get_args
+from typing import Any
 
 from server.units import DURATION, Kind, parse_size, write_size
 
@@ -71,12 +71,6 @@ def options_of(table: type) -> tuple[Option, ...]:
 
 
 # ── Kinds ──
-
-
-def choice(of: object) -> Kind:
-    """One of the words of a Literal."""
-    words = get_args(of)
-    return Kind("|".join(words), str, is_text=True, choices=words)
 
 
 def _number(text: str) -> int:

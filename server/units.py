@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 _BINARY = {"": 1, "b": 1, "k": 1 << 10, "kib": 1 << 10, "m": 1 << 20, "mib": 1 << 20, "g": 1 << 30, "gib": 1 << 30}
 _SIZES = _BINARY | {"kb": 1000, "mb": 1000**2, "gb": 1000**3}
@@ -94,6 +94,12 @@ class Kind:
     """Whether a file must put it in quotes; sizes, numbers and times may stand there bare."""
     choices: tuple[str, ...] = ()
     """All that can work, if these are so few."""
+
+
+def choice(of: object) -> Kind:
+    """One of the words of a Literal."""
+    words = get_args(of)
+    return Kind("|".join(words), str, is_text=True, choices=words)
 
 
 SIZE = Kind("SIZE", parse_size, write_size)

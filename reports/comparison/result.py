@@ -16,8 +16,6 @@ SIGNIFICANCE = 0.05
 """The probability that runs of one and the same thing give any alarm at all, over all findings of a comparison."""
 FEWEST_PAIRS = 6
 """With fewer, the lowest and the highest of them surround the true median in less than 95 % of comparisons."""
-TOLERANCE = 0.02
-"""What a finding may be worse by without being a regression, unless somebody says otherwise."""
 UNSTABLE = 0.10
 """Of the median: where the middle half of a label's repeats spreads wider, they do not repeat well."""
 

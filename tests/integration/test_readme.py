@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import servers
 
+from loadtest.options import OPTIONS as LOAD_OPTIONS
+from server.config import OPTIONS as SERVER_OPTIONS
+
 ROOT = Path(__file__).parents[2]
 READMES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md"))]
 
@@ -65,6 +68,38 @@ def test_the_example_client_uploads(tmp_path: Path) -> None:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
         assert "'code': 'ok'" in done.stdout
         assert (tmp_path / "store" / "hello.txt").read_bytes() == b"hello"
+
+
+def option_table(readme: Path) -> dict[str, list[str]]:
+    """The table below the heading Options: by flag, its default and the cells behind it."""
+    found = {}
+    section = readme.read_text().partition("\n## Options\n")[2].partition("\n|")[2].partition("\n\n")[0]
+    header, _, *rows = section.splitlines()
+    column = [cell.strip() for cell in header.split("|")].index("default")
+    for row in rows:
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        flags = re.findall("`(--[a-z-]+)", cells[column - 1])
+        defaults = cells[column].split(", ") if len(flags) > 1 and cells[column] else cells[column : column + 1] * 2
+        for flag, default in zip(flags, defaults, strict=False):
+            found[flag] = [default.strip("`"), *cells[column + 1 :]]
+    return found
+
+
+def test_the_table_of_the_servers_options_says_what_it_does() -> None:
+    rows = option_table(ROOT / "server" / "README.md")
+    assert rows.keys() == {option.flag for option in SERVER_OPTIONS} - {"--config"}
+    for option in SERVER_OPTIONS[1:]:
+        default, reloads, _ = rows[option.flag]
+        assert (option.kind.read(default) == option.default) if default else not option.default, option.flag
+        assert reloads == ("yes" if option.reloads else ""), option.flag
+
+
+def test_the_table_of_the_loads_options_says_what_it_does() -> None:
+    rows = {flag.replace("--no-", "--"): cells for flag, cells in option_table(ROOT / "README.md").items()}
+    assert rows.keys() >= {option.flag for option in LOAD_OPTIONS}
+    for option in LOAD_OPTIONS:
+        if option.field != "payloads" and isinstance(option.default, str) and option.default:
+            assert rows[option.flag][0] == option.default
 
 
 def test_every_file_of_a_room_is_in_its_readme() -> None:

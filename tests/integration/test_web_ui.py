@@ -123,7 +123,7 @@ def test_the_form_has_our_fields(page):
         ({"payloads": "4KX"}, "payloads: '4KX' is not a size"),
         ({"payload_dir": "/no/such/folder"}, "payload folder: '/no/such/folder' is not a folder"),
         ({"wait": "-1"}, "'-1' is not a duration"),
-        ({"seed": "one"}, "seed is 'one', not a whole number"),
+        ({"seed": "one"}, "seed: 'one' is not a whole number"),
         ({"host": "tcp://127.0.0.1:{closed}"}, "no server at tcp://127.0.0.1:{closed}: Connection refused"),
         ({"host": "http://127.0.0.1:{closed}/"}, "no server at http://127.0.0.1:{closed}/: Connection refused"),
         ({"host": "https://127.0.0.1:1"}, "'https://127.0.0.1:1' is not a host: write tcp://HOST:PORT"),

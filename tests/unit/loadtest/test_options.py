@@ -69,7 +69,7 @@ def test_the_table_is_complete():
     for option in OPTIONS:
         assert option.help
         assert re.fullmatch(r"--[a-z]+(-[a-z]+)*", option.flag)
-        assert not option.choices or option.default in option.choices
+        assert not option.kind.choices or option.default in option.kind.choices
 
 
 def test_what_imports_code_or_names_secrets_is_for_command_lines_only():
@@ -198,9 +198,9 @@ MISTAKES = [
     ("arrival_rate", "1000001", "arrival rate '1000001' is over 1,000,000 a second"),
     ("arrival_profile", "square", "'square', not one of constant, poisson, ramp, step"),
     ("arrival_profile", "", "'', not one of constant"),
-    ("max_in_flight", "0", "max in flight is '0', not a whole number from 1 to 60,000"),
-    ("max_in_flight", "60001", "max in flight is '60001', not a whole number"),
-    ("max_in_flight", "many", "max in flight is 'many'"),
+    ("max_in_flight", "0", "max in flight is 0: it must be from 1 to 60,000"),
+    ("max_in_flight", "60001", "max in flight is 60,001: it must be from 1 to 60,000"),
+    ("max_in_flight", "many", "max in flight: 'many' is not a whole number"),
     ("at_cap", "wait", "'wait', not one of queue, drop"),
     ("shape", "square", "shape is 'square', not one of none, ramp, step, soak"),
     ("shape", "", "shape is '', not one of"),
@@ -236,13 +236,13 @@ MISTAKES = [
     ("fail_if", "p99(response)", "'p99(response)' is no condition: write METRIC > VALUE"),
     ("fail_if", "p98(response) > 1ms", "there is no 'p98' of a duration"),
     ("fail_if", "failures > 1%; speed > 1", "there is no metric 'speed'"),
-    ("seed", "abc", "seed is 'abc', not a whole number from 0"),
-    ("seed", "", "seed is ''"),
-    ("seed", "-1", "seed is '-1'"),
-    ("seed", "1.0", "seed is '1.0'"),
-    ("seed", "٣", "seed is '٣'"),
-    ("seed", str(10**18 + 1), "seed is '1000000000000000001'"),
-    ("seed", "9" * 5000, "seed is '9"),
+    ("seed", "abc", "seed: 'abc' is not a whole number"),
+    ("seed", "", "seed: '' is not a whole number"),
+    ("seed", "-1", "seed: '-1' is not a whole number"),
+    ("seed", "1.0", "seed: '1.0' is not a whole number"),
+    ("seed", "٣", "seed: '٣' is not a whole number"),
+    ("seed", str(10**18 + 1), "seed is 1,000,000,000,000,000,001: it must be from 0 to 1,000,000,000,000,000,000"),
+    ("seed", "9" * 5000, "seed: '9"),
 ]
 
 
