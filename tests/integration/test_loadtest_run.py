@@ -199,7 +199,7 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path):
         (["--payload-dir", "empty"], "payload folder: 'empty' has no files"),
         (["--phase-seconds", "soon"], "'soon' is not a duration"),
         (["--wait=-1"], "'-1' is not a duration"),
-        (["--seed", "x"], "seed is 'x'"),
+        (["--seed", "x"], "seed: 'x' is not a whole number"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
