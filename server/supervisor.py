@@ -516,6 +516,8 @@ class Supervisor:
         try:
             with _no_longer_than(READ_S):
                 config = self._config if self._reread is None else self._reread()
+            if fixed := needs_restart(self._config, config):
+                config = _with_fixed(config, self._config, fixed)  # what is new may not go with what stays
         except ConfigError as error:
             log.error("not reloaded: %s", error)
             self._not_reloaded(str(error))
@@ -524,9 +526,8 @@ class Supervisor:
             log.exception("not reloaded, for a reason nobody foresaw")
             self._not_reloaded(f"{type(error).__name__}: {one_line(str(error))}")
             return
-        if fixed := needs_restart(self._config, config):
+        if fixed:
             log.warning("reloading, but %s can only change with a restart", ", ".join(fixed))
-            config = _with_fixed(config, self._config, fixed)
         before = self._config
         if not self._reloading:
             self._before_reload = before

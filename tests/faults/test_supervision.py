@@ -218,6 +218,19 @@ def test_a_reload_that_cannot_start_a_worker_leaves_the_old_ones(tmp_path: Path)
         eventually(lambda: not set(before) & set(server.workers()) and len(server.workers()) == 2, "the next one works")
 
 
+def test_a_reload_is_refused_when_what_is_new_does_not_go_with_what_cannot_change(tmp_path: Path) -> None:
+    file = tmp_path / "server.toml"
+    file.write_text("discard = true\n")
+    without_flag = "import sys; from server.__main__ import main; sys.argv.remove('--discard'); main()"
+    with running("--config", str(file), script=("-c", without_flag)) as server:
+        workers = server.workers()
+        file.write_text(f'store = "{tmp_path}/store"\ndurability = "power"\n')
+        server.process.send_signal(signal.SIGHUP)
+        eventually(lambda: events(server, "reload-failed"), "it said no")
+        assert "durability is power, but discard keeps nothing" in events(server, "reload-failed")[0]
+        assert server.workers() == workers
+
+
 def test_a_reload_reads_the_file_again(tmp_path: Path) -> None:
     """What can change does; what needs a restart stays as it is, and that is said; a slip changes nothing."""
     file = tmp_path / "server.toml"
