@@ -21,13 +21,14 @@ from hypothesis import strategies as st
 from servers import eventually
 
 from server import durable, scoreboard
+from server.at_accept import take_first_upload
 from server.batch import ARENA_BYTES, AT_ONCE, RECEIVE_BYTES
 from server.config import Collision, Durability
-from server.connection import LINGER_BYTES, Connection, Next, serve_at_once
+from server.connection import LINGER_BYTES, OPEN, Connection, Phase
 from server.durable import DurableBatch, make_batch
 from server.protocol import FAILURE_CODES, LENGTH_BYTES, Limits, Reply, digest_of
 from server.storage import FileStore, StoreError, prepare_store
-from server.worker_context import Patience, WorkerContext
+from server.worker_context import Client, Patience, WorkerContext
 
 
 class Turns:
@@ -60,6 +61,7 @@ class Transport:
         self.closed = False
         self.ended = False
         self.paused = False
+        self.unsent = 0
 
     def write(self, data: bytes) -> None:
         assert not self.closed
@@ -73,8 +75,8 @@ class Transport:
     def is_closing(self) -> bool:
         return self.closed
 
-    def can_write_eof(self) -> bool:
-        return True
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
 
     def write_eof(self) -> None:
         self.ended = True
@@ -112,10 +114,10 @@ class Worker:
         loop: asyncio.AbstractEventLoop = self.loop  # type: ignore[assignment]
         self.context = WorkerContext(0, self.store, Limits(), self.record, 100, PATIENCE, loop)
         self.batch = make_batch(self.context, durability)
-        self.connections: set[Connection] = set()
+        self.connections: set[Client] = set()
 
     def connect(self) -> tuple[Connection, Transport]:
-        connection, transport = Connection(self.context, self.batch, self.connections), Transport()
+        connection, transport = Connection(self.context, self.batch, self.connections, 0), Transport()
         connection.connection_made(transport)  # type: ignore[arg-type]
         return connection, transport
 
@@ -687,17 +689,17 @@ def test_the_end_of_a_drain_waits_for_what_is_at_the_disk(power: Worker, monkeyp
 def test_a_first_upload_at_accept_is_answered_when_the_disk_has_it(
     power: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ends: list[Next] = []
+    ends: list[Phase] = []
     theirs, ours = socket.socketpair()
     with slow_disk(power, monkeypatch) as disk, theirs, ours:
         theirs.sendall(frame("a", b"x"))
-        took = serve_at_once(power.context, power.batch, ours, lambda _, __, then: ends.append(then))
+        took = take_first_upload(power.context, power.batch, ours, 0, lambda _, __, phase: ends.append(phase))
         power.loop.turn()
         assert (took, ends) == (None, [])
         disk.take_all()
         power.settle()
         assert b'"code":"ok"' in theirs.recv(4096)
-    assert ends == ["serve"]
+    assert ends == [OPEN]
 
 
 def test_more_than_may_be_held_in_memory_waits_for_the_disk(power: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
