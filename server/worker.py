@@ -165,7 +165,7 @@ class Worker:
     def _go_on(self, client: socket.socket, accepted_ns: int, phase: Phase) -> None:
         """The first upload of a connection has been answered: open it, for more or to linger, or close it."""
         self._answering.discard(client)
-        if phase is CLOSED:
+        if phase == CLOSED:
             client.close()
         else:
             self._open(client, accepted_ns, phase=phase)

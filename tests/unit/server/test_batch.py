@@ -24,7 +24,7 @@ from server import durable, scoreboard
 from server.at_accept import take_first_upload
 from server.batch import ARENA_BYTES, AT_ONCE, RECEIVE_BYTES
 from server.config import Collision, Durability
-from server.connection import LINGER_BYTES, OPEN, Connection, Phase
+from server.connection import LINGER_BYTES, LINGER_S, OPEN, Connection, Phase
 from server.durable import DurableBatch, make_batch
 from server.protocol import FAILURE_CODES, LENGTH_BYTES, Limits, Reply, digest_of
 from server.storage import FileStore, StoreError, prepare_store
@@ -59,6 +59,7 @@ class Transport:
     def __init__(self) -> None:
         self.written = b""
         self.closed = False
+        self.aborted = False
         self.ended = False
         self.paused = False
         self.unsent = 0
@@ -70,7 +71,8 @@ class Transport:
     def close(self) -> None:
         self.closed = True
 
-    abort = close
+    def abort(self) -> None:
+        self.closed = self.aborted = True
 
     def is_closing(self) -> bool:
         return self.closed
@@ -134,6 +136,12 @@ class Worker:
         """Its client half-closes, as what it sent has just been read."""
         if not connection.eof_received():
             connection._transport.close()
+
+    def sweep(self, connection: Connection, now_s: float) -> None:
+        """As at a beat of the worker's heart."""
+        self.context.clock_s = now_s + 0.5
+        if connection.due_s <= now_s:
+            connection.look_at_clocks(now_s)
 
     def settle(self) -> None:
         """Turn until nothing is left to do, here or at the disk."""
@@ -465,6 +473,102 @@ def test_a_drain_answers_more_than_go_at_once(worker: Worker) -> None:
     worker.context.draining = True
     worker.settle()
     assert [reply.connection for reply in transport.replies()] == ["keep-alive"] * (AT_ONCE + 4) + ["close"]
+
+
+# ── Replies that are not read ──
+
+
+def drains(worker: Worker, connection: Connection) -> None:
+    worker.context.draining = True
+    worker.receive(connection, frame("last", b"x"))
+    worker.settle()
+
+
+def is_refused(worker: Worker, connection: Connection) -> None:
+    worker.receive(connection, frame("..", b"x"))
+
+
+def asks_to_close(worker: Worker, connection: Connection) -> None:
+    worker.receive(connection, frame("last", b"x", connection="close"))
+    worker.settle()
+
+
+def is_idle(worker: Worker, connection: Connection) -> None:
+    worker.sweep(connection, PATIENCE.idle_s + 1)
+
+
+Ending = Callable[[Worker, Connection], None]
+every_end = pytest.mark.parametrize("end", [drains, is_refused, asks_to_close, is_idle])
+
+
+@every_end
+def test_a_connection_that_ends_waits_for_who_reads_slowly(process: Worker, end: Ending) -> None:
+    connection, transport = process.connect()
+    transport.unsent = 100
+    end(process, connection)
+    now_s = process.context.clock_s
+    while transport.unsent:
+        transport.unsent -= 1
+        now_s += PATIENCE.idle_s - 1
+        process.sweep(connection, now_s)
+        assert not transport.aborted
+    if not transport.closed:  # it lingers, and begins to only now
+        process.sweep(connection, now_s + LINGER_S - 0.1)
+        assert not transport.aborted
+        process.sweep(connection, now_s + LINGER_S)
+        assert transport.aborted
+
+
+@every_end
+def test_a_connection_that_ends_does_not_wait_for_who_reads_nothing(
+    process: Worker, end: Ending, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    connection, transport = process.connect()
+    transport.unsent = 100
+    end(process, connection)
+    ended_s = process.context.clock_s
+    process.sweep(connection, ended_s + PATIENCE.idle_s - 1)
+    assert not transport.aborted
+    process.sweep(connection, ended_s + PATIENCE.idle_s)
+    assert transport.aborted
+    assert [line for line in caplog.messages if "100 bytes of replies unsent" in line]
+
+
+def test_who_reads_slowly_and_sends_nothing_meanwhile_is_not_idle(process: Worker) -> None:
+    connection, transport = process.connect()
+    transport.unsent = 100
+    connection.pause_writing()
+    for now_s in range(10, 1000, 10):
+        transport.unsent -= 1
+        process.sweep(connection, now_s)
+    assert (transport.closed, transport.paused) == (False, True)
+    now_s += PATIENCE.idle_s  # and reads no more
+    process.sweep(connection, now_s)
+    assert transport.aborted
+
+
+def test_what_waits_for_its_turn_at_the_end_of_a_drain_is_told_so(process: Worker) -> None:
+    connection, transport = process.connect()
+    process.receive(connection, b"".join(frame(f"{number}", b"") for number in range(AT_ONCE + 1)))
+    process.context.draining = True
+    connection.shut_down()
+    process.settle()
+    replies = [(reply.code, reply.connection) for reply in transport.replies()]
+    assert replies == [("ok", "keep-alive")] * AT_ONCE + [("shutting_down", "close")]
+
+
+def test_who_is_refused_and_goes_on_sending_is_read_within_bounds(process: Worker) -> None:
+    connection, transport = process.connect()
+    connection.pause_writing()
+    process.receive(connection, frame("..", b"x"))
+    assert (transport.ended, transport.paused) == (True, False)
+    for _ in range(LINGER_BYTES // RECEIVE_BYTES):
+        process.receive(connection, bytes(RECEIVE_BYTES))
+        assert not transport.paused
+    process.receive(connection, b"x")
+    connection.resume_writing()
+    assert transport.paused
 
 
 # ── Taken names ──
