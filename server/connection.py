@@ -364,7 +364,7 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.pause_reading()
 
     def _enter(self, phase: Phase) -> None:
-        """The last reply is written when it is LINGERING or CLOSED: others would be thrown away."""
+        """Everything is said when it is LINGERING or CLOSED: `answer` writes no more."""
         self._phase = phase
         if phase < LINGERING:
             return
