@@ -18,7 +18,7 @@ from typing import Protocol, TypeVar
 from msgspec import UNSET
 from xxhash import xxh3_128_hexdigest
 
-from server.protocol import Timing, UploadStarted, digest_of
+from server.protocol import DigestAlgorithm, Hasher, Timing, UploadStarted, digest_of, new_hasher
 from server.storage import Incoming, StoreError
 from server.worker_context import WorkerContext
 
@@ -58,6 +58,68 @@ Results = tuple[list[str | None], list[str | StoreError]]
 """Of some uploads: the digests, and the names that they got or why they are not stored."""
 
 
+class InPieces:
+    """An upload that arrives in pieces, between its header and its last byte."""
+
+    __slots__ = (
+        "begun_s",
+        "expected",
+        "hashers",
+        "header_ns",
+        "incoming",
+        "keep",
+        "received",
+        "refusal",
+        "started",
+        "want",
+    )
+
+    def __init__(
+        self, started: UploadStarted, incoming: Incoming, begun_s: float, refusal: StoreError | None = None
+    ) -> None:
+        """One with a `refusal` is received only to be told so: what follows on the connection can be served."""
+        header = started.header
+        self.started = started
+        self.incoming = incoming
+        self.refusal = refusal
+        self.received = 0
+        self.begun_s = begun_s
+        self.header_ns = time.monotonic_ns()
+        self.keep = header.connection != "close"
+        self.want: DigestAlgorithm | None = "xxh3_128"
+        if header.want_digest is not UNSET:
+            self.want = None if header.want_digest == "none" else header.want_digest
+        self.hashers: dict[str, Hasher] = {}
+        if self.want:
+            self.hashers[self.want] = new_hasher(self.want)
+        self.expected: str | None = None
+        if header.digest is not UNSET:
+            self.expected = header.digest.lower()
+            algorithm: DigestAlgorithm = "sha256" if self.expected.startswith("sha256") else "xxh3_128"
+            self.hashers.setdefault(algorithm, new_hasher(algorithm))
+
+    def write(self, view: memoryview) -> None:
+        self.incoming.write(view)
+        self.received += len(view)
+        for hasher in self.hashers.values():
+            hasher.update(view)
+
+    def digest(self) -> str | None:
+        return f"{self.want}:{self.hashers[self.want].hexdigest()}" if self.want else None
+
+    def trouble(self) -> tuple[str, str] | None:
+        """Why it is not to be stored though all of it is here, as code and message."""
+        if self.refusal is not None:
+            return self.refusal.code, self.refusal.message
+        if self.expected is None:
+            return None
+        algorithm = self.expected.partition(":")[0]
+        actual = f"{algorithm}:{self.hashers[algorithm].hexdigest()}"
+        if actual == self.expected:
+            return None
+        return "digest_mismatch", f"the bytes have {actual}, the header said {self.expected}"
+
+
 class Batch:
     """A worker's arena and the uploads that wait in it."""
 
@@ -95,12 +157,10 @@ class Batch:
             self._scheduled = True
             self._worker.loop.call_soon(self._end_of_turn)
 
-    def complete(
-        self, sender: Sender, upload: UploadStarted, incoming: Incoming, digest: str | None, header_ns: int
-    ) -> None:
+    def complete(self, sender: Sender, upload: InPieces) -> None:
         """Store and answer an upload that came in pieces, now that its last byte is here."""
-        item = (sender, upload, incoming, header_ns, time.monotonic_ns())
-        self._answer([item], ([digest], [self._commit(incoming)]))
+        item = (sender, upload.started, upload.incoming, upload.header_ns, time.monotonic_ns())
+        self._answer([item], ([upload.digest()], [self._commit(upload.incoming)]))
 
     def close(self) -> None:
         """Store and answer all that wait; nothing may be added any more."""

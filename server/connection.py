@@ -9,9 +9,22 @@ Replies keep the order of the uploads, and a batch may take long to answer: one 
 disk. Until it has answered, nothing more is taken from the connection: it is not read, and what was read already is
 kept for then.
 
-A refusal must be readable: when a connection is closed with unread data, TCP sends a reset and the client may never
-see the reason. So after a refusal the write side is shut down, and what still arrives is discarded within bounds. The
-same goes for the last reply in a drain, whose client knows only then that it shall send no more.
+A connection goes through phases, never back:
+
+    phase         what it means                                              after its last reply
+    OPEN          uploads are taken as they arrive                           LINGERING
+    HALF_CLOSED   the peer has sent its end; what it sent is still served    CLOSED
+    ENDING        an upload asked to close; what follows is discarded        CLOSED
+    LINGERING     all has been said; what arrives is discarded in bounds     CLOSED, when the peer sends its end
+    CLOSED        nothing is read; the transport goes when all is sent
+
+A refusal must be readable, and so must what a drain says to a client that knows only then that it shall send no more:
+when a connection is closed with unread data, TCP sends a reset, and the client may never see the reason. So LINGERING
+shuts the write side, and discards what still arrives for a while. Who has said that it sends no more is closed, which
+saves a wake-up.
+
+What was written is sent nevertheless, as long as the peer takes some of it within the idle timeout: the while begins
+when the last byte is out. Only `abort` gives replies up, after that timeout or when the worker ends, and logs it.
 
 Three clocks end what takes too long: a header's deadline, silence, and a rate below the least. None has a timer of its
 own. A connection says when the first of them could run out (`due_s`), and the worker's sweep comes back then; what has
@@ -21,95 +34,21 @@ happened meanwhile only leaves a mark, so that serving pays for one assignment.
 import asyncio
 import logging
 import math
-import socket
-import time
-from collections.abc import Callable
-from typing import Literal, cast
-
-from msgspec import UNSET
+from typing import cast
 
 from server import scoreboard
-from server.batch import AT_ONCE, RECEIVE_BYTES, Batch
-from server.protocol import (
-    Data,
-    DigestAlgorithm,
-    Hasher,
-    RemoteProtocolError,
-    ServerConnection,
-    Timing,
-    UploadComplete,
-    UploadStarted,
-    new_hasher,
-)
-from server.storage import DiscardedFile, Incoming, StoreError
-from server.worker_context import Looked, WorkerContext
+from server.batch import AT_ONCE, RECEIVE_BYTES, Batch, InPieces
+from server.protocol import Data, RemoteProtocolError, ServerConnection, Timing, UploadComplete, UploadStarted
+from server.storage import DiscardedFile, StoreError
+from server.worker_context import Client, WorkerContext
 
 LINGER_BYTES = 1 << 20
 LINGER_S = 2.0
 
+Phase = int  # compared twice an upload: members of an IntEnum would take 35 ns for it instead of 5
+OPEN, HALF_CLOSED, ENDING, LINGERING, CLOSED = range(5)
+
 log = logging.getLogger("server")
-
-
-class _Upload:
-    """An upload that arrives in pieces, between its header and its last byte."""
-
-    __slots__ = (
-        "begun_s",
-        "expected",
-        "hashers",
-        "header_ns",
-        "incoming",
-        "keep",
-        "received",
-        "refusal",
-        "started",
-        "want",
-    )
-
-    def __init__(
-        self, started: UploadStarted, incoming: Incoming, begun_s: float, refusal: StoreError | None = None
-    ) -> None:
-        """One with a `refusal` is received only to be told so: what follows on the connection can be served."""
-        header = started.header
-        self.started = started
-        self.incoming = incoming
-        self.refusal = refusal
-        self.received = 0
-        self.begun_s = begun_s
-        self.header_ns = time.monotonic_ns()
-        self.keep = header.connection != "close"
-        self.want: DigestAlgorithm | None = "xxh3_128"
-        if header.want_digest is not UNSET:
-            self.want = None if header.want_digest == "none" else header.want_digest
-        self.hashers: dict[str, Hasher] = {}
-        if self.want:
-            self.hashers[self.want] = new_hasher(self.want)
-        self.expected: str | None = None
-        if header.digest is not UNSET:
-            self.expected = header.digest.lower()
-            algorithm: DigestAlgorithm = "sha256" if self.expected.startswith("sha256") else "xxh3_128"
-            self.hashers.setdefault(algorithm, new_hasher(algorithm))
-
-    def write(self, view: memoryview) -> None:
-        self.incoming.write(view)
-        self.received += len(view)
-        for hasher in self.hashers.values():
-            hasher.update(view)
-
-    def digest(self) -> str | None:
-        return f"{self.want}:{self.hashers[self.want].hexdigest()}" if self.want else None
-
-    def trouble(self) -> tuple[str, str] | None:
-        """Why it is not to be stored though all of it is here, as code and message."""
-        if self.refusal is not None:
-            return self.refusal.code, self.refusal.message
-        if self.expected is None:
-            return None
-        algorithm = self.expected.partition(":")[0]
-        actual = f"{algorithm}:{self.hashers[algorithm].hexdigest()}"
-        if actual == self.expected:
-            return None
-        return "digest_mismatch", f"the bytes have {actual}, the header said {self.expected}"
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -117,21 +56,16 @@ class Connection(asyncio.BufferedProtocol):
 
     __slots__ = (
         "_batch",
-        "_closing",
         "_connections",
-        "_has_ended",
         "_header_s",
         "_heard_s",
-        "_is_counted",
-        "_is_ending",
         "_is_full",
-        "_is_over",
-        "_is_too_many",
         "_lingered",
-        "_lingers",
         "_parser",
+        "_phase",
         "_received",
         "_transport",
+        "_unsent",
         "_upload",
         "_waits",
         "_worker",
@@ -146,100 +80,90 @@ class Connection(asyncio.BufferedProtocol):
         self,
         worker: WorkerContext,
         batch: Batch,
-        connections: set[Looked],
+        connections: set[Client],
+        accepted_ns: int,
         received: bytes = b"",
-        *,
-        accepted_ns: int | None = None,
-        is_over: bool = False,
-        is_too_many: bool = False,
+        phase: Phase = OPEN,
     ) -> None:
         """`connections` is the worker's set of all that are open; `received` has been read from the socket already.
-        With `accepted_ns` its first upload was answered at accept, and it is counted; one that `is_over` had its last
-        answer there and only lingers. One that `is_too_many` is told so."""
+        One whose last reply was sent at accept begins LINGERING."""
         self._worker = worker
         self._batch = batch
         self._connections = connections
         self._received = received  # and not parsed yet
         self._parser = ServerConnection(worker.limits)
-        self._upload: _Upload | None = None
+        self._upload: InPieces | None = None
+        self._phase = phase
         self.unanswered = 0  # uploads of ours that are in the batch
-        self._waits = False  # for the batch, and is not read meanwhile
-        self._has_ended = False  # the peer has, while we waited
+        self._waits = False  # for the batch or for its turn: nothing is parsed
         self._is_full = False  # of replies that the peer does not read
-        self._closing = False
-        self._is_ending = False  # there is nothing more to say; `due_s` is when the patience with the peer ends
-        self._lingers = False  # until then, what it still sends is discarded
-        self._lingered = 0  # bytes
-        self._heard_s = worker.clock_s
+        self._unsent = 0  # bytes of replies, when we last looked
+        self._lingered = 0  # bytes discarded
+        self._heard_s = worker.clock_s  # when the peer last sent something, or took some of what we had written
         self._header_s: float | None = None  # when a header began that arrives in pieces
         self.due_s = worker.clock_s
         """When to look at the clocks."""
-        self._is_counted = accepted_ns is not None
-        self._is_over = is_over
-        self._is_too_many = is_too_many
-        self.accepted_ns = time.monotonic_ns() if accepted_ns is None else accepted_ns
+        self.accepted_ns = accepted_ns
 
     # ── the loop's callbacks ──
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
-        worker = self._worker
         self._connections.add(self)
-        if not self._is_counted:
-            worker.accepted()
-        worker.record[scoreboard.CONNECTIONS_NOW] = len(self._connections)
-        if self._is_too_many:
-            self._refuse("busy", f"this worker holds {worker.max_connections} connections, its most")
-        if self._is_over:
-            self._linger()
-        self._take_received()
+        self._worker.record[scoreboard.CONNECTIONS_NOW] = len(self._connections)
+        if self._phase == LINGERING:
+            self._enter(LINGERING)
+        if self._received:
+            self._take_what_waited()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._batch.buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self._closing:
+        if self._phase >= ENDING:
             self._discard(nbytes)
             return
         self._heard_s = self._worker.clock_s
         view = self._batch.received(nbytes)
         if self._waits:  # uvloop begins to read after connection_made(), whatever was paused there
             self._received += bytes(view)
-            self._transport.pause_reading()
+            self._set_reading()
             return
         while whole := self._parser.take_whole(view):
             started, body, view = whole
             self.unanswered += 1
             self._batch.add(self, started, body)
             if started.header.connection == "close":
-                self._closing = True  # what follows is not an upload
+                self._enter(ENDING)
                 break
             if self.unanswered >= AT_ONCE:
                 self._let_others_go_first(view)
                 view = view[:0]
-        if view and not self._closing:
+        if view and self._phase < ENDING:
             self._take_pieces(view)
         if self.unanswered:
             self._batch.claim(nbytes)
 
     def eof_received(self) -> bool:
-        """Returning False lets the transport close after what was written has been sent."""
+        """Returning True keeps the transport open: something has still to be said."""
         self._answer_batched()
-        if self.unanswered or self._waits:
-            self._has_ended = True
-            return True
-        if not self._closing:
+        if self._phase == OPEN:
+            self._enter(HALF_CLOSED)
+        if self._phase == LINGERING:
+            self._enter(CLOSED)
+        elif self._phase == HALF_CLOSED and not (self.unanswered or self._waits):
             try:
                 self._parser.receive_eof()
             except RemoteProtocolError as error:
-                self._fail(error.code, error.message)
-        self._begin_to_end(self._worker.patience.idle_s)
-        return False
+                self._refuse(error.code, error.message)
+            else:
+                self._enter(CLOSED)
+        return self._phase != CLOSED
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if not self._closing and self._parser.in_upload:
+        if self._phase < ENDING and self._parser.in_upload:
             self._worker.count_failure("truncated", f"the connection was lost: {exc or 'closed'}")
-        self._closing = True
+        self._phase = CLOSED
         self._abort_upload()
         self._connections.discard(self)
         self._worker.record[scoreboard.CONNECTIONS_NOW] = len(self._connections)
@@ -247,13 +171,12 @@ class Connection(asyncio.BufferedProtocol):
     def pause_writing(self) -> None:
         """A client that pipelines and does not read its replies gets no more of our memory."""
         self._is_full = True
-        if not self._closing:
-            self._transport.pause_reading()
+        self.due_s = 0.0  # whether it takes some of them is looked at from now on
+        self._set_reading()
 
     def resume_writing(self) -> None:
         self._is_full = False
-        if not self._closing and not self._waits:
-            self._transport.resume_reading()
+        self._set_reading()
 
     # ── what the batch asks for ──
 
@@ -262,55 +185,55 @@ class Connection(asyncio.BufferedProtocol):
 
     def answer(self, reply: bytes, *, keep: bool) -> None:
         self.unanswered -= 1
-        if self._transport.is_closing() or self._lingers:
+        if self._phase >= LINGERING:
             return  # the client is gone, or was refused before; its file is stored all the same
         self._transport.write(reply)
         if not keep:
-            self._end(is_asked=self._closing)
+            self._end()
         elif self._waits and not self.unanswered:
             self._go_on()
 
     def refuse(self, error: StoreError, upload: UploadStarted, timing: Timing, *, keep: bool) -> None:
-        if self._transport.is_closing() or self._lingers:
-            self.unanswered -= 1
-            self._worker.count_failure(error.code, error.message)
-            return
         size = upload.header.file_size
         self.answer(self._worker.failed(error.code, error.message, timing, upload.file_name, size, keep), keep=keep)
 
     def wait(self) -> None:
         self._waits = True
-        if not self._transport.is_closing():
-            self._transport.pause_reading()
+        self._set_reading()
 
     def close(self) -> None:
-        """Close when what was written is sent."""
-        self._begin_to_end(self._worker.patience.idle_s)
-        self._transport.close()
+        self._enter(CLOSED)
 
     # ── what the worker asks for ──
 
     def shut_down(self) -> None:
         """The drain timeout has passed: refuse what is under way, close what is idle."""
         self._answer_batched()
-        if self._closing or self.unanswered:
+        if self._phase >= ENDING or self.unanswered:
             return  # its last reply is on the way
-        if self._parser.in_upload:
+        if self._parser.in_upload or self._received:
             self._refuse("shutting_down", "the server is shutting down")
         else:
-            self.close()
+            self._enter(CLOSED)
+
+    def abort(self) -> None:
+        """End at once. Replies that were not sent yet are lost."""
+        if unsent := self._transport.get_write_buffer_size():
+            slot = self._worker.slot
+            message = "worker %d: a client that does not read is cut off, with %d bytes of replies unsent"
+            log.info(message, slot, unsent, extra={"slot": slot})
+        self._transport.abort()
 
     def look_at_clocks(self, now_s: float) -> None:
         """`due_s` has come: end what has taken too long, or find when to look again."""
         patience = self._worker.patience
-        if self._is_ending:
-            self._transport.abort()
-            return
-        if self.unanswered:
-            self._heard_s = now_s  # it waits for us
-        upload = self._upload
-        silent_s = self._heard_s + patience.idle_s
+        unsent, before = self._transport.get_write_buffer_size(), self._unsent
+        self._unsent = unsent
+        if unsent < before or self.unanswered:
+            self._heard_s = now_s  # it reads, or waits for us
+        silent_s = self._heard_s + (LINGER_S if self._phase >= LINGERING and not unsent else patience.idle_s)
         header_s = slow_s = math.inf
+        upload = self._upload
         if upload is not None:
             if patience.min_rate:
                 slow_s = upload.begun_s + max(patience.grace_s, upload.received / patience.min_rate)
@@ -324,41 +247,37 @@ class Connection(asyncio.BufferedProtocol):
         elif now_s >= silent_s:
             self._end_silent()
         else:
-            self.due_s = min(header_s, slow_s, silent_s)
+            self.due_s = now_s if unsent else min(header_s, slow_s, silent_s)
 
     def _end_silent(self) -> None:
         """Between uploads without a word: it would be read as the answer to the next one."""
-        if self._is_full:
-            self._transport.abort()  # it has not read its replies, and reads no more of them
+        if self._is_full or self._phase >= LINGERING:
+            self.abort()
         elif self._parser.in_upload:
             self._refuse("idle_timeout", f"nothing was heard for {self._worker.patience.idle_s:g} s")
         else:
-            self.close()
+            self._enter(CLOSED)
 
     # ── an upload in pieces ──
 
     def _take_pieces(self, view: memoryview) -> None:
         self._answer_batched()
-        if self._closing:
+        if self._phase >= ENDING:
             return
         if self.unanswered:
-            self._received = bytes(view) + self._received
+            self._let_others_go_first(view)
             return
         try:
             for event in self._parser.receive_data(view):
                 kind = type(event)
                 if kind is Data:
-                    cast(_Upload, self._upload).write(cast(Data, event).view)
+                    cast(InPieces, self._upload).write(cast(Data, event).view)
                 elif kind is UploadComplete:
                     self._complete()
-                    if self._closing:
-                        return
-                    if self.unanswered:
-                        self._received = bytes(view[self._parser.consumed :]) + self._received
-                        return
-                    if self._parser.consumed < len(view):
-                        self._let_others_go_first(view[self._parser.consumed :])
-                        return
+                    rest = view[self._parser.consumed :]
+                    if rest and self._phase < ENDING:
+                        self._let_others_go_first(rest)
+                    return
                 else:
                     self._header_s = None
                     self._upload = self._begin(cast(UploadStarted, event))
@@ -374,37 +293,35 @@ class Connection(asyncio.BufferedProtocol):
 
     def _let_others_go_first(self, rest: memoryview) -> None:
         """Take no more in this turn of the loop: a read can have thousands of tiny uploads, and libuv reads up to 32
-        times before it looks at anybody else."""
+        times before it looks at anybody else. Nor until our uploads are back from the disk, if they are there."""
         self._received = bytes(rest) + self._received
         self.wait()
         if not self.unanswered:
             self._worker.loop.call_soon(self._take_what_waited)
 
-    def _begin(self, started: UploadStarted) -> _Upload:
+    def _begin(self, started: UploadStarted) -> InPieces:
         """StoreError when the upload is refused at once. One whose name is taken is so only when it is too large to be
         received for nothing."""
         size, now_s = started.header.file_size, self._worker.clock_s
         try:
-            return _Upload(started, self._worker.store.begin(started.file_name, size), now_s)
+            return InPieces(started, self._worker.store.begin(started.file_name, size), now_s)
         except StoreError as error:
             if error.code != "exists" or size > LINGER_BYTES:
                 raise
-            return _Upload(started, DiscardedFile(started.file_name), now_s, error)
+            return InPieces(started, DiscardedFile(started.file_name), now_s, error)
 
     def _complete(self) -> None:
         upload = self._upload
         assert upload is not None
+        if not upload.keep:
+            self._enter(ENDING)
         trouble = upload.trouble()
         if trouble is not None:
-            keep = upload.keep and not self._worker.draining
-            self._fail(*trouble, keep=keep)
-            if not keep:
-                self._end(is_asked=not upload.keep)
+            self._refuse(*trouble, keep=upload.keep and not self._worker.draining)
             return
         self._upload = None
-        self._closing = not upload.keep  # what follows is not an upload
         self.unanswered += 1
-        self._batch.complete(self, upload.started, upload.incoming, upload.digest(), upload.header_ns)
+        self._batch.complete(self, upload)
 
     def _answer_batched(self) -> None:
         """Replies keep the order of the uploads. There may be unanswered ones all the same: they are at the disk."""
@@ -415,72 +332,70 @@ class Connection(asyncio.BufferedProtocol):
         """All that we waited for is answered. Later, when something must be parsed: a batch that is answering must not
         be read into."""
         self._heard_s = self._worker.clock_s
-        if self._received or self._has_ended:
+        if self._received or self._phase == HALF_CLOSED:
             self._worker.loop.call_soon(self._take_what_waited)
         else:
-            self._read_again()
+            self._take_what_waited()
 
     def _take_what_waited(self) -> None:
-        if self._closing:
-            return
-        self._read_again()
-        self._take_received()
-        if self._has_ended and not self.eof_received():
-            self._transport.close()
-
-    def _take_received(self) -> None:
+        self._waits = False
         while self._received and not self._waits:
             received, self._received = self._received[:RECEIVE_BYTES], self._received[RECEIVE_BYTES:]
             self._batch.buffer()[: len(received)] = received
             self.buffer_updated(len(received))
-
-    def _read_again(self) -> None:
-        self._waits = False
-        if not self._is_full and not self._has_ended:
-            self._transport.resume_reading()
-
-    # ── how a connection ends ──
-
-    def _end(self, *, is_asked: bool) -> None:
-        """End after the last reply. A client that asked for that has sent everything, and closing before it does saves
-        a wake-up; another, in a drain, may be sending its next upload already."""
-        if is_asked:
-            self.close()
+        if self._phase == HALF_CLOSED:
+            self.eof_received()
         else:
-            self._linger()
+            self._set_reading()
 
-    def _refuse(self, code: str, message: str, name: str | None = None, received: int = 0) -> None:
-        self._fail(code, message, name, received)
-        self._linger()
+    # ── whether it is read, and how it ends ──
 
-    def _linger(self) -> None:
-        """Say that no more will be sent, and discard what still comes for a while: the last reply must be readable."""
-        self._begin_to_end(LINGER_S)
-        self._lingers = True
-        if self._waits:
-            self._read_again()
-        if self._transport.can_write_eof() and not self._has_ended:
+    def _set_reading(self) -> None:
+        """Read, or leave what comes in the kernel, which lets the peer wait: nothing else pauses or resumes."""
+        if self._phase == CLOSED:
+            return
+        if self._phase == OPEN:
+            reads = not (self._waits or self._is_full)
+        else:
+            reads = self._phase == LINGERING and self._lingered <= LINGER_BYTES
+        if reads:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
+
+    def _enter(self, phase: Phase) -> None:
+        """Everything is said when it is LINGERING or CLOSED: `answer` writes no more."""
+        self._phase = phase
+        if phase < LINGERING:
+            return
+        self._heard_s, self.due_s = self._worker.clock_s, 0.0  # other clocks run now
+        if phase == LINGERING:
             self._transport.write_eof()
+            self._set_reading()
         else:
             self._transport.close()
 
-    def _begin_to_end(self, patience_s: float) -> None:
-        self._closing = self._is_ending = True
-        self.due_s = self._worker.clock_s + patience_s
+    def _end(self) -> None:
+        """The last reply is written."""
+        self._enter(LINGERING if self._phase == OPEN else CLOSED)
+
+    def _refuse(self, code: str, message: str, *, keep: bool = False) -> None:
+        """Drop the upload, if one is arriving in pieces, reply with the failure, and end unless `keep`."""
+        name, received, header_ns = None, 0, None
+        upload = self._upload
+        if upload is not None:
+            name, received, header_ns = upload.started.file_name, upload.received, upload.header_ns
+            self._abort_upload()
+        self._header_s = None
+        timing = Timing(self.accepted_ns, header_ns)
+        self._transport.write(self._worker.failed(code, message, timing, name, received, keep))
+        if not keep:
+            self._end()
 
     def _discard(self, nbytes: int) -> None:
         self._lingered += nbytes
         if self._lingered > LINGER_BYTES:
-            self._transport.pause_reading()  # let the peer block and read its reply; the sweep ends it
-
-    def _fail(self, code: str, message: str, name: str | None = None, received: int = 0, *, keep: bool = False) -> None:
-        """Drop the upload, if one is arriving in pieces, and reply with the failure."""
-        upload, header_ns = self._upload, None
-        if upload is not None:
-            name, received, header_ns = upload.started.file_name, upload.received, upload.header_ns
-            self._abort_upload()
-        timing = Timing(self.accepted_ns, header_ns)
-        self._transport.write(self._worker.failed(code, message, timing, name, received, keep))
+            self._set_reading()  # no more: the peer blocks and reads its reply, or the sweep ends it
 
     def _abort_upload(self) -> None:
         upload, self._upload = self._upload, None
@@ -488,79 +403,11 @@ class Connection(asyncio.BufferedProtocol):
             upload.incoming.abort()
 
 
-class AtAccept:
-    """A connection whose first upload was there whole when it was accepted: answered before it has a transport."""
+class Excess(Connection):
+    """One more than the worker may hold, which is told so."""
 
-    __slots__ = ("_asks_to_close", "_go_on", "_socket", "_worker", "accepted_ns")
+    __slots__ = ()
 
-    def __init__(
-        self, worker: WorkerContext, sock: socket.socket, accepted_ns: int, go_on: "GoOn", *, asks_to_close: bool
-    ) -> None:
-        self._worker = worker
-        self._socket = sock
-        self._go_on = go_on
-        self._asks_to_close = asks_to_close
-        self.accepted_ns = accepted_ns
-
-    def has_more(self) -> bool:
-        return False
-
-    def answer(self, reply: bytes, *, keep: bool) -> None:
-        try:
-            self._socket.send(reply)  # a few hundred bytes always fit a fresh socket's buffer
-        except OSError:
-            self.close()  # the client is gone; its file is stored all the same
-            return
-        if self._asks_to_close:
-            self.close()  # it has sent everything, and nothing is unread
-        else:
-            self._go_on(self._socket, self.accepted_ns, "serve" if keep else "linger")
-
-    def refuse(self, error: StoreError, upload: UploadStarted, timing: Timing, *, keep: bool) -> None:
-        size = upload.header.file_size
-        self.answer(self._worker.failed(error.code, error.message, timing, upload.file_name, size, keep), keep=keep)
-
-    def wait(self) -> None:
-        """It is not read before it is opened."""
-
-    def close(self) -> None:
-        self._go_on(self._socket, self.accepted_ns, "close")
-
-
-Next = Literal["serve", "linger", "close"]
-"""What becomes of a connection after its first upload. One that ends lingers where the second upload may have arrived
-meanwhile: that would be unread."""
-
-GoOn = Callable[[socket.socket, int, Next], None]
-"""Told the time at which the connection was accepted, in monotonic nanoseconds."""
-
-
-def serve_at_once(worker: WorkerContext, batch: Batch, sock: socket.socket, go_on: GoOn) -> bytes | None:
-    """Look once at a connection just accepted: on a busy worker the client's bytes are there already.
-
-    If they are one whole upload, it goes into the batch before the connection has a transport. A short connection never
-    needs one: it costs two thirds of the CPU and one turn of the loop instead of three, so that it does not starve
-    beside long ones. A long one gets it after the reply: where hundreds wait, as after a stall, none waits for the
-    others' transports. Returns None when the upload is taken, otherwise the bytes that were read, for a Connection to
-    go on with.
-    """
-    accepted_ns = time.monotonic_ns()
-    try:
-        count = sock.recv_into(batch.buffer(), 0, socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        return b""
-    except OSError:
-        count = 0
-    if not count:
-        worker.accepted()
-        go_on(sock, accepted_ns, "close")
-        return None
-    view = batch.received(count)
-    whole = ServerConnection(worker.limits).take_whole(view)
-    if whole is None or whole[2]:
-        return bytes(view)
-    worker.accepted()
-    asks_to_close = whole[0].header.connection == "close"
-    batch.add(AtAccept(worker, sock, accepted_ns, go_on, asks_to_close=asks_to_close), whole[0], whole[1])
-    batch.claim(count)
-    return None
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._refuse("busy", f"this worker holds {self._worker.max_connections} connections, its most")

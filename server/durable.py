@@ -17,10 +17,9 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
-from server.batch import AT_ONCE, Batch, Item, Results, Sender, whole_digest
+from server.batch import AT_ONCE, Batch, InPieces, Item, Results, Sender, whole_digest
 from server.config import Durability
-from server.protocol import UploadStarted
-from server.storage import FileStore, Incoming, IncomingFile
+from server.storage import FileStore, IncomingFile
 from server.worker_context import WorkerContext
 
 GATHERED_BYTES = 64 << 20
@@ -60,11 +59,10 @@ class DurableBatch(Batch):
         while self._held_bytes > GATHERED_BYTES:
             self._wait_for_disk()
 
-    def complete(
-        self, sender: Sender, upload: UploadStarted, incoming: Incoming, digest: str | None, header_ns: int
-    ) -> None:
-        assert isinstance(incoming, IncomingFile)
-        self._gathered.append((sender, upload, _Written(incoming, digest), header_ns, time.monotonic_ns()))
+    def complete(self, sender: Sender, upload: InPieces) -> None:
+        assert isinstance(upload.incoming, IncomingFile)
+        written = _Written(upload.incoming, upload.digest())
+        self._gathered.append((sender, upload.started, written, upload.header_ns, time.monotonic_ns()))
         sender.wait()
         self._start()
 

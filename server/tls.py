@@ -18,7 +18,7 @@ from typing import cast
 
 from server import scoreboard
 from server.connection import LINGER_BYTES, LINGER_S, Connection
-from server.worker_context import Looked, WorkerContext
+from server.worker_context import Client, WorkerContext
 
 
 class TlsLayer(asyncio.BufferedProtocol):
@@ -52,7 +52,7 @@ class TlsLayer(asyncio.BufferedProtocol):
         worker: WorkerContext,
         context: ssl.SSLContext,
         received: memoryview,
-        connections: set[Looked],
+        connections: set[Client],
         connection: Connection,
         patience_s: float,
     ) -> None:
@@ -152,8 +152,8 @@ class TlsLayer(asyncio.BufferedProtocol):
         else:
             self._send()
 
-    def is_closing(self) -> bool:
-        return self._transport.is_closing()
+    def get_write_buffer_size(self) -> int:
+        return self._transport.get_write_buffer_size()
 
     def pause_reading(self) -> None:
         self._is_paused = True
@@ -165,11 +165,8 @@ class TlsLayer(asyncio.BufferedProtocol):
             self._is_paused = False
             self._worker.loop.call_soon(self._go_on)
 
-    def can_write_eof(self) -> bool:
-        """Of TCP, when TLS is over."""
-        return True
-
     def write_eof(self) -> None:
+        """Of TCP, when TLS is over."""
         self._say_goodbye()
         self._transport.write_eof()
 
@@ -178,6 +175,7 @@ class TlsLayer(asyncio.BufferedProtocol):
         self._transport.close()
 
     def abort(self) -> None:
+        """The worker may ask for it too."""
         self._transport.abort()
 
     # ── the handshake ──
@@ -193,6 +191,7 @@ class TlsLayer(asyncio.BufferedProtocol):
             self._send()
             self._connections.discard(self)
             self._is_open = True
+            self._worker.accepted()
             self._connection.connection_made(cast(asyncio.BaseTransport, self))
             self._decrypt()
 

@@ -5,8 +5,10 @@ connection per turn of a busy loop, and new connections beside keep-alive load t
 
 RETIRE drains: the accept queues are emptied first, so that nobody who was already connected is reset, and only then the
 scoreboard says so; those of lent sockets wait for the next server. Every upload on the open connections is served and
-answered with `"connection": "close"`, until all are gone or the drain timeout has passed. TERM and INT are ignored: a
-terminal or a service manager sends them to the whole process group, and the supervisor decides.
+answered with `"connection": "close"`, until all are gone and have read what they were told. The drain timeout bounds
+that: when it has passed, uploads under way are refused, and SHUT_DOWN_GRACE_S later whoever is still there is cut off.
+TERM and INT are ignored: a terminal or a service manager sends them to the whole process group, and the supervisor
+decides.
 """
 
 import asyncio
@@ -24,9 +26,10 @@ from typing import Literal
 import uvloop
 
 from server import scoreboard
+from server.at_accept import take_first_upload
 from server.batch import AT_ONCE, RECEIVE_BYTES
 from server.config import ServerConfig
-from server.connection import LINGER_S, Connection, Next, serve_at_once
+from server.connection import CLOSED, LINGER_S, OPEN, Connection, Excess, Phase
 from server.durable import make_batch
 from server.listening.listener import Door
 from server.protocol import Limits
@@ -34,7 +37,7 @@ from server.quota import Quota
 from server.scoreboard import Scoreboard
 from server.storage import DiscardStore, FileStore, Store
 from server.tls import TlsLayer
-from server.worker_context import Looked, Patience, WorkerContext
+from server.worker_context import Client, Patience, WorkerContext
 
 RETIRE = signal.SIGUSR1
 ACCEPT_BURST = 64
@@ -88,7 +91,7 @@ class Worker:
         self._beat_s = time.monotonic()  # when the heart beat last
         self._ran_s = 0.0
         self._batch = make_batch(self._context, config.durability)
-        self._connections: set[Looked] = set()
+        self._connections: set[Client] = set()
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Serve until RETIRE and the end of the drain. `ready` is called when the first connection would be served."""
@@ -136,17 +139,20 @@ class Worker:
                 if error.errno == errno.EINVAL:
                     return "empty"  # it was shut down, as a unix socket is in the end
                 continue  # that client is gone already (ECONNABORTED and the like)
-            if door.is_tls or held >= self._context.max_connections:
-                self._open(client, is_tls=door.is_tls, is_too_many=held >= self._context.max_connections)
+            if not door.is_tls:
+                self._context.accepted()
+            kind = Connection if held < self._context.max_connections else Excess
+            if door.is_tls or kind is Excess:
+                self._open(client, time.monotonic_ns(), kind=kind, is_tls=door.is_tls)
             else:
-                self._serve(client)
+                self._serve(client, time.monotonic_ns())
         return "more"
 
-    def _serve(self, client: socket.socket) -> None:
+    def _serve(self, client: socket.socket, accepted_ns: int) -> None:
         """Answer its first upload at once if that is here already, otherwise open it."""
         self._answering.add(client)
         try:
-            received = serve_at_once(self._context, self._batch, client, self._go_on)
+            received = take_first_upload(self._context, self._batch, client, accepted_ns, self._go_on)
         except Exception:  # one connection's trouble must not keep the others waiting, nor a drain
             log.exception("worker %d: a connection could not be served", self._context.slot)
             self._answering.discard(client)
@@ -154,44 +160,36 @@ class Worker:
             return
         if received is not None:
             self._answering.discard(client)
-            self._open(client, received)
+            self._open(client, accepted_ns, received)
 
-    def _go_on(self, client: socket.socket, accepted_ns: int, then: Next) -> None:
+    def _go_on(self, client: socket.socket, accepted_ns: int, phase: Phase) -> None:
         """The first upload of a connection has been answered: open it, for more or to linger, or close it."""
         self._answering.discard(client)
-        if then == "close":
+        if phase == CLOSED:
             client.close()
         else:
-            self._open(client, accepted_ns=accepted_ns, is_over=then == "linger")
+            self._open(client, accepted_ns, phase=phase)
 
     def _open(
         self,
         client: socket.socket,
+        accepted_ns: int,
         received: bytes = b"",
         *,
-        accepted_ns: int | None = None,
-        is_over: bool = False,
-        is_too_many: bool = False,
+        phase: Phase = OPEN,
+        kind: type[Connection] = Connection,
         is_tls: bool = False,
     ) -> None:
-        connection = Connection(
-            self._context,
-            self._batch,
-            self._connections,
-            received,
-            accepted_ns=accepted_ns,
-            is_over=is_over,
-            is_too_many=is_too_many,
-        )
-        protocol = self._over_tls(connection, is_too_many) if is_tls else connection
+        connection = kind(self._context, self._batch, self._connections, accepted_ns, received, phase)
+        protocol = self._over_tls(connection) if is_tls else connection
         task = self._loop.create_task(self._loop.connect_accepted_socket(lambda: protocol, client))
         self._opening.add(task)
         task.add_done_callback(partial(self._opened, client))
 
-    def _over_tls(self, connection: Connection, is_too_many: bool) -> TlsLayer:
+    def _over_tls(self, connection: Connection) -> TlsLayer:
         """One that is only to be told `busy` must not take long for it."""
         assert self._tls is not None
-        patience_s = LINGER_S if is_too_many else self._context.patience.header_s
+        patience_s = LINGER_S if isinstance(connection, Excess) else self._context.patience.header_s
         return TlsLayer(self._context, self._tls.context, self._ciphertext, self._connections, connection, patience_s)
 
     def _opened(self, client: socket.socket, task: asyncio.Task[object]) -> None:
@@ -249,12 +247,14 @@ class Worker:
 
     def _shut_down(self) -> None:
         self._over = True
-        for connection in list(self._connections):
-            connection.shut_down()
+        for client in list(self._connections):
+            client.shut_down()
         self._loop.call_later(SHUT_DOWN_GRACE_S, self._stop)
 
     def _stop(self) -> None:
         self._batch.close()
+        for client in list(self._connections):
+            client.abort()
         if not self._stopped.done():
             self._stopped.set_result(None)
 

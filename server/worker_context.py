@@ -30,7 +30,7 @@ class Patience:
     grace_s: float
 
 
-class Looked(Protocol):
+class Client(Protocol):
     """One client, as the worker looks after all that are open."""
 
     due_s: float
@@ -41,6 +41,9 @@ class Looked(Protocol):
 
     def shut_down(self) -> None:
         """The drain timeout has passed: refuse what is under way, close what is idle."""
+
+    def abort(self) -> None:
+        """End at once, whatever is unsent."""
 
 
 @dataclass(slots=True)

@@ -18,8 +18,10 @@ from pathlib import Path
 
 import pytest
 from servers import DEADLINE_S, ROOT, Client, Flood, Server, eventually, running, upload
+from slow import first_of
 
 from server.protocol import ClientConnection, Reply, UploadHeader, frame
+from server.worker import SHUT_DOWN_GRACE_S
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -163,7 +165,34 @@ def test_a_client_that_never_reads_its_replies_is_cut_off(tmp_path: Path) -> Non
         eventually(has_begun, "it is served")
         eventually(is_cut_off, "it is cut off")
         eventually(lambda: server.slots()[0].connections_now == 0, "nothing of it is left")
+        assert "bytes of replies unsent" in server.messages()
         assert upload(server.port, b"abc").code == "ok"
+
+
+@pytest.mark.parametrize("end", [None, *first_of([signal.SIGHUP, signal.SIGTERM])])
+def test_replies_that_are_read_late_are_all_there(end: signal.Signals | None, tmp_path: Path) -> None:
+    """More of them than a unix socket holds: the end of the connection must wait for the rest to be sent."""
+    path = str(tmp_path / "socket")
+    with running("--listen", f"unix://{path}", "--max-file-size", "1KiB") as server, Client(path) as client:
+        assert client.upload(b"x").code == "ok"
+        if end is not None:
+            server.process.send_signal(end)
+            eventually(lambda: server.slots()[0].retiring or server.slots()[0].state == "draining", "it drains")
+        uploads = [client.connection.send_upload(UploadHeader(1, "a")) + b"x" for _ in range(1000)]
+        client.sock.sendall(b"".join(uploads) + client.connection.send_upload(UploadHeader(MIB, "too large")))
+        # That nothing is thrown away can only be seen by letting the time pass in which it used to be.
+        until = time.monotonic() + SHUT_DOWN_GRACE_S + 1.0
+        eventually(lambda: time.monotonic() > until, "longer than a connection lingers")
+        replies = [client.reply()]
+        while replies[-1].connection != "close":
+            replies.append(client.reply())
+        stored = [reply for reply in replies if reply.code == "ok"]
+        assert len(stored) == server.stored() - 1
+        assert len(stored) > 500
+        client.expect_eof()
+        if end == signal.SIGTERM:
+            client.sock.close()
+            assert server.wait() == 0
 
 
 def test_a_crowd_that_dribbles_is_cut_off_and_others_are_served_meanwhile(tmp_path: Path) -> None:

@@ -21,13 +21,14 @@ from hypothesis import strategies as st
 from servers import eventually
 
 from server import durable, scoreboard
+from server.at_accept import take_first_upload
 from server.batch import ARENA_BYTES, AT_ONCE, RECEIVE_BYTES
 from server.config import Collision, Durability
-from server.connection import LINGER_BYTES, Connection, Next, serve_at_once
+from server.connection import LINGER_BYTES, LINGER_S, OPEN, Connection, Phase
 from server.durable import DurableBatch, make_batch
 from server.protocol import FAILURE_CODES, LENGTH_BYTES, Limits, Reply, digest_of
 from server.storage import FileStore, StoreError, prepare_store
-from server.worker_context import Patience, WorkerContext
+from server.worker_context import Client, Patience, WorkerContext
 
 
 class Turns:
@@ -58,8 +59,10 @@ class Transport:
     def __init__(self) -> None:
         self.written = b""
         self.closed = False
+        self.aborted = False
         self.ended = False
         self.paused = False
+        self.unsent = 0
 
     def write(self, data: bytes) -> None:
         assert not self.closed
@@ -68,13 +71,14 @@ class Transport:
     def close(self) -> None:
         self.closed = True
 
-    abort = close
+    def abort(self) -> None:
+        self.closed = self.aborted = True
 
     def is_closing(self) -> bool:
         return self.closed
 
-    def can_write_eof(self) -> bool:
-        return True
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
 
     def write_eof(self) -> None:
         self.ended = True
@@ -112,10 +116,10 @@ class Worker:
         loop: asyncio.AbstractEventLoop = self.loop  # type: ignore[assignment]
         self.context = WorkerContext(0, self.store, Limits(), self.record, 100, PATIENCE, loop)
         self.batch = make_batch(self.context, durability)
-        self.connections: set[Connection] = set()
+        self.connections: set[Client] = set()
 
     def connect(self) -> tuple[Connection, Transport]:
-        connection, transport = Connection(self.context, self.batch, self.connections), Transport()
+        connection, transport = Connection(self.context, self.batch, self.connections, 0), Transport()
         connection.connection_made(transport)  # type: ignore[arg-type]
         return connection, transport
 
@@ -132,6 +136,12 @@ class Worker:
         """Its client half-closes, as what it sent has just been read."""
         if not connection.eof_received():
             connection._transport.close()
+
+    def sweep(self, connection: Connection, now_s: float) -> None:
+        """As at a beat of the worker's heart."""
+        self.context.clock_s = now_s + 0.5
+        if connection.due_s <= now_s:
+            connection.look_at_clocks(now_s)
 
     def settle(self) -> None:
         """Turn until nothing is left to do, here or at the disk."""
@@ -465,6 +475,102 @@ def test_a_drain_answers_more_than_go_at_once(worker: Worker) -> None:
     assert [reply.connection for reply in transport.replies()] == ["keep-alive"] * (AT_ONCE + 4) + ["close"]
 
 
+# ── Replies that are not read ──
+
+
+def drains(worker: Worker, connection: Connection) -> None:
+    worker.context.draining = True
+    worker.receive(connection, frame("last", b"x"))
+    worker.settle()
+
+
+def is_refused(worker: Worker, connection: Connection) -> None:
+    worker.receive(connection, frame("..", b"x"))
+
+
+def asks_to_close(worker: Worker, connection: Connection) -> None:
+    worker.receive(connection, frame("last", b"x", connection="close"))
+    worker.settle()
+
+
+def is_idle(worker: Worker, connection: Connection) -> None:
+    worker.sweep(connection, PATIENCE.idle_s + 1)
+
+
+Ending = Callable[[Worker, Connection], None]
+every_end = pytest.mark.parametrize("end", [drains, is_refused, asks_to_close, is_idle])
+
+
+@every_end
+def test_a_connection_that_ends_waits_for_who_reads_slowly(process: Worker, end: Ending) -> None:
+    connection, transport = process.connect()
+    transport.unsent = 100
+    end(process, connection)
+    now_s = process.context.clock_s
+    while transport.unsent:
+        transport.unsent -= 1
+        now_s += PATIENCE.idle_s - 1
+        process.sweep(connection, now_s)
+        assert not transport.aborted
+    if not transport.closed:  # it lingers, and begins to only now
+        process.sweep(connection, now_s + LINGER_S - 0.1)
+        assert not transport.aborted
+        process.sweep(connection, now_s + LINGER_S)
+        assert transport.aborted
+
+
+@every_end
+def test_a_connection_that_ends_does_not_wait_for_who_reads_nothing(
+    process: Worker, end: Ending, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    connection, transport = process.connect()
+    transport.unsent = 100
+    end(process, connection)
+    ended_s = process.context.clock_s
+    process.sweep(connection, ended_s + PATIENCE.idle_s - 1)
+    assert not transport.aborted
+    process.sweep(connection, ended_s + PATIENCE.idle_s)
+    assert transport.aborted
+    assert [line for line in caplog.messages if "100 bytes of replies unsent" in line]
+
+
+def test_who_reads_slowly_and_sends_nothing_meanwhile_is_not_idle(process: Worker) -> None:
+    connection, transport = process.connect()
+    transport.unsent = 100
+    connection.pause_writing()
+    for now_s in range(10, 1000, 10):
+        transport.unsent -= 1
+        process.sweep(connection, now_s)
+    assert (transport.closed, transport.paused) == (False, True)
+    now_s += PATIENCE.idle_s  # and reads no more
+    process.sweep(connection, now_s)
+    assert transport.aborted
+
+
+def test_what_waits_for_its_turn_at_the_end_of_a_drain_is_told_so(process: Worker) -> None:
+    connection, transport = process.connect()
+    process.receive(connection, b"".join(frame(f"{number}", b"") for number in range(AT_ONCE + 1)))
+    process.context.draining = True
+    connection.shut_down()
+    process.settle()
+    replies = [(reply.code, reply.connection) for reply in transport.replies()]
+    assert replies == [("ok", "keep-alive")] * AT_ONCE + [("shutting_down", "close")]
+
+
+def test_who_is_refused_and_goes_on_sending_is_read_within_bounds(process: Worker) -> None:
+    connection, transport = process.connect()
+    connection.pause_writing()
+    process.receive(connection, frame("..", b"x"))
+    assert (transport.ended, transport.paused) == (True, False)
+    for _ in range(LINGER_BYTES // RECEIVE_BYTES):
+        process.receive(connection, bytes(RECEIVE_BYTES))
+        assert not transport.paused
+    process.receive(connection, b"x")
+    connection.resume_writing()
+    assert transport.paused
+
+
 # ── Taken names ──
 
 
@@ -687,17 +793,17 @@ def test_the_end_of_a_drain_waits_for_what_is_at_the_disk(power: Worker, monkeyp
 def test_a_first_upload_at_accept_is_answered_when_the_disk_has_it(
     power: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ends: list[Next] = []
+    ends: list[Phase] = []
     theirs, ours = socket.socketpair()
     with slow_disk(power, monkeypatch) as disk, theirs, ours:
         theirs.sendall(frame("a", b"x"))
-        took = serve_at_once(power.context, power.batch, ours, lambda _, __, then: ends.append(then))
+        took = take_first_upload(power.context, power.batch, ours, 0, lambda _, __, phase: ends.append(phase))
         power.loop.turn()
         assert (took, ends) == (None, [])
         disk.take_all()
         power.settle()
         assert b'"code":"ok"' in theirs.recv(4096)
-    assert ends == ["serve"]
+    assert ends == [OPEN]
 
 
 def test_more_than_may_be_held_in_memory_waits_for_the_disk(power: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
