@@ -208,6 +208,14 @@ class Scoreboard:
         self._mapping.close()
 
 
+def clear_seat(record: memoryview) -> None:
+    """Its worker has ended. Counters stay."""
+    record[STATE] = EMPTY
+    record[PID] = 0  # after the state: 0 must never be taken for the pid of one that is ready
+    record[CONNECTIONS_NOW] = 0
+    record[BYTES_ARRIVING] = 0
+
+
 def start_ticks(pid: int) -> int | None:
     """Start time of a process in clock ticks since boot; None when there is no such process, or only its zombie."""
     try:

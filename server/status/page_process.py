@@ -13,6 +13,7 @@ there once a second and takes a bounded number of messages, so that a helper gon
 """
 
 import logging
+import math
 import os
 import resource
 import signal
@@ -27,7 +28,7 @@ import msgspec
 from server.addresses import Address
 from server.config import ServerConfig
 from server.listening.listener import Group
-from server.offspring import fork, how_it_ended
+from server.processes import fork, how_it_ended
 from server.scoreboard import ServerState
 
 COMMAND = (sys.executable, "-P", "-m", "server.status.page")
@@ -52,22 +53,17 @@ def open_page(config: ServerConfig) -> Group | None:
 class StatusHelper:
     """The process behind the page, one after another.
 
-    `state` gives what is shown of the server, `note` writes an event down, and `later` calls something after so many
-    seconds. None of these methods waits for the helper but `end`, which has killed it.
+    `state` gives what is shown of the server, and `note` writes an event down. None of these methods waits for the
+    helper but `end`, which has killed it.
     """
 
-    def __init__(
-        self,
-        group: Group,
-        state: Callable[[], ServerState],
-        note: Callable[..., None],
-        later: Callable[[float, Callable[[], None]], None],
-    ) -> None:
+    def __init__(self, group: Group, state: Callable[[], ServerState], note: Callable[..., None]) -> None:
         self.url = f"http://{group.address}/"
         self._group = group
         self._state = state
         self._note = note
-        self._later = later
+        self.due_s = math.inf
+        """When it is to be started again (monotonic)."""
         self._pid = 0
         self._channel: socket.socket | None = None
         self._born_s = self._heard_s = 0.0
@@ -77,10 +73,8 @@ class StatusHelper:
         self._over = False
 
     def start(self) -> None:
-        """Fork it. What fails is tried again later."""
-        if self._over:
-            return
-        self._born_s = time.monotonic()
+        """Fork it. What fails is due again later."""
+        self._born_s, self.due_s = time.monotonic(), math.inf
         try:
             self._fork()
         except OSError as error:
@@ -101,7 +95,7 @@ class StatusHelper:
         self._note("status-started", f"the status page started as pid {self._pid}", pid=self._pid)
 
     def _become(self, channel: socket.socket) -> None:
-        """In the child, which ignores what `offspring` let it ignore, and dies with its parent further on. It finds its
+        """In the child, which ignores what `fork` let it ignore, and dies with its parent further on. It finds its
         imports where this process did, and runs on the same Python, whatever has become of that one's path."""
         os.nice(NICENESS)
         listener = self._group.of(0).sock
@@ -178,7 +172,7 @@ class StatusHelper:
         self._quick_deaths = 0 if time.monotonic() - self._born_s > LONG_LIFE_S else self._quick_deaths + 1
         delay_s = min(MAX_DELAY_S, 0.5 * 2.0 ** min(self._quick_deaths, 10))
         log.warning("%s; replacing it in %g s", why, delay_s)
-        self._later(delay_s, self.start)
+        self.due_s = time.monotonic() + delay_s
 
     def end(self) -> None:
         """It ends last, so that until then whoever asks is told that the server drains."""
