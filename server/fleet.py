@@ -31,7 +31,6 @@ LOOK_AGAIN_S = 0.01
 class WorkerProcess:
     """A worker as its supervisor knows it. Times are monotonic."""
 
-    pid: int
     slot: int
     seat: int
     record: memoryview
@@ -39,9 +38,15 @@ class WorkerProcess:
     config: ServerConfig
     """It was born with, and has until its end."""
     born_s: float
+    pid: int = 0
     is_ready: bool = False
     drains_until_s: float = math.inf
     killed_because: str | None = None
+
+    @property
+    def place(self) -> str:
+        """The name of its folder for temporary files: two workers of one slot must not meet."""
+        return str(self.slot) if self.seat == 0 else f"{self.slot}.{self.seat}"
 
     @property
     def may_accept(self) -> bool:
@@ -167,13 +172,10 @@ class Fleet:
 
     def __init__(self, config: ServerConfig, room: int) -> None:
         """`room` is for so many slots at most."""
+        self._places = [Slot(number) for number in range(room)]
+        self.count = self.wanted = config.workers
         self.config = config
         """What the next worker is born with."""
-        self.room = room
-        self.slots = [Slot(number) for number in range(config.workers)]
-        self.leaving: list[Slot] = []
-        """Those that are none any more, whose workers still drain."""
-        self.wanted = config.workers
         self.resize = Resize.SETTLED
         self.steered_until_s = 0.0
         self.before_reload: ServerConfig | None = None
@@ -181,8 +183,13 @@ class Fleet:
         self.is_stopping = False
 
     @property
+    def slots(self) -> list[Slot]:
+        """Those that are served. In others workers may still drain."""
+        return self._places[: self.count]
+
+    @property
     def living(self) -> list[WorkerProcess]:
-        return [worker for slot in (*self.slots, *self.leaving) for worker in slot.living]
+        return [worker for slot in self._places for worker in slot.living]
 
     @property
     def empty_slots(self) -> list[Slot]:
@@ -209,20 +216,20 @@ class Fleet:
     def _of_resize(self, now_s: float) -> Iterator[Change | Wait]:
         last = self.slots[-1]
         match self.resize:
-            case Resize.SETTLED if self.wanted > len(self.slots):
+            case Resize.SETTLED if self.wanted > self.count:
                 yield Change.ADD_SLOT
-            case Resize.SETTLED if self.wanted < len(self.slots):
+            case Resize.SETTLED if self.wanted < self.count:
                 yield Change.STEER_AWAY
             case Resize.JOINING if last.is_ready:
                 yield Change.STEER_TO_ALL
             case Resize.STEERED_AWAY if now_s < self.steered_until_s:
                 yield Wait(self.steered_until_s)
-            case Resize.STEERED_AWAY if self.wanted >= len(self.slots):  # somebody thought better of it
+            case Resize.STEERED_AWAY if self.wanted >= self.count:  # somebody thought better of it
                 yield Change.STEER_TO_ALL
             case Resize.STEERED_AWAY if not last.is_starting:  # whoever waits for it would be reset
                 yield Change.REMOVE_SLOT
             case Resize.EMPTYING:
-                is_over = all(slot.is_deaf for slot in self.leaving)
+                is_over = self._places[self.count].is_deaf
                 yield Change.STEER_TO_ALL if is_over else Wait(now_s + LOOK_AGAIN_S)
 
     def _of_reload(self, now_s: float) -> Iterator[Fork | Change | Wait]:
@@ -238,15 +245,16 @@ class Fleet:
         is_over = all(slot.is_deaf for slot in self.slots)  # or who connects now could be served by an old one
         yield Change.END_RELOAD if is_over else Wait(now_s + LOOK_AGAIN_S)
 
-    def want(self, workers: int) -> None:
-        """So many, or as many as can be."""
-        self.wanted = min(self.room, max(1, workers))
+    def want(self, workers: int) -> str | None:
+        """As many as can be. Returns why there cannot be so many, or so few."""
+        room = len(self._places)
+        self.wanted = min(room, max(1, workers))
+        if workers < 1:
+            return "not one worker less: the last worker stays"
+        return f"no more than {room} workers: there is no room for others" if workers > room else None
 
     def add_slot(self) -> None:
-        """One whose workers still drain comes back."""
-        number = len(self.slots)
-        self.slots.append(next((slot for slot in self.leaving if slot.number == number), Slot(number)))
-        self.leaving = [slot for slot in self.leaving if slot.number != number]
+        self.count += 1
         self.resize = Resize.JOINING
 
     def steered_away(self, now_s: float) -> None:
@@ -255,13 +263,11 @@ class Fleet:
 
     def remove_slot(self) -> list[WorkerProcess]:
         """Returns who retires with it."""
-        slot = self.slots.pop()
-        retired = slot.retire()
-        slot.due_s, slot.quick_deaths, slot.replaces = 0.0, 0, 0
-        if slot.living:
-            self.leaving.append(slot)
+        self.count -= 1
         self.resize = Resize.EMPTYING
-        return retired
+        slot = self._places[self.count]
+        slot.due_s, slot.quick_deaths, slot.replaces = 0.0, 0, 0
+        return slot.retire()
 
     def reload(self, config: ServerConfig) -> None:
         """A reload begins, or overtakes the one that is going on."""
@@ -277,13 +283,7 @@ class Fleet:
         return new
 
     def find(self, pid: int) -> tuple[Slot, WorkerProcess] | None:
-        slots = (*self.slots, *self.leaving)
-        return next(((slot, worker) for slot in slots for worker in slot.living if worker.pid == pid), None)
-
-    def has_retired(self, slot: Slot, worker: WorkerProcess) -> None:
-        """It has ended."""
-        slot.retiring.remove(worker)
-        self.leaving = [one for one in self.leaving if one.living]
+        return next(((slot, worker) for slot in self._places for worker in slot.living if worker.pid == pid), None)
 
 
 class Deaths:

@@ -17,7 +17,8 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -85,6 +86,22 @@ def has_terminal() -> bool:
     except OSError:
         return False
     return True
+
+
+@contextmanager
+def no_longer_than(seconds: float, error: Exception) -> Iterator[None]:
+    """Raise it in whatever system call the block still waits then: whoever waits for ever hears no signal."""
+
+    def give_up(number: int, frame: FrameType | None) -> NoReturn:
+        raise error
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def fork(become: Callable[[], None], name: str) -> int:

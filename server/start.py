@@ -2,18 +2,20 @@
 
 import os
 import resource
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 
 from server import scoreboard
-from server.config import MAX_WORKERS, ServerConfig
+from server.config import MAX_WORKERS, ServerConfig, printable
 from server.listening import systemd
-from server.listening.listener import Listeners
+from server.listening.listener import Group, Listeners
 from server.pid_file import PidFile
 from server.protocol import FAILURE_CODES
 from server.quota import count_store
-from server.scoreboard import EventLog, Scoreboard
-from server.status.page_process import open_page
+from server.scoreboard import EventLog, Scoreboard, ServerState
+from server.status.page_process import open_page, url_of
 from server.storage import lock_store, prepare_store
 from server.supervisor import Supervisor
 
@@ -51,8 +53,9 @@ def serve(config: ServerConfig, reread: Callable[[], ServerConfig]) -> int:
             if config.store is not None and config.max_store:
                 count_store(board, config.store)
             events = EventLog(folder / scoreboard.EVENTS_FILE)
-            supervisor = Supervisor(config, reread, listeners, board, events, manager, pid_file, page)
-            scoreboard.write_state(folder, supervisor.state())
+            identity = _identity(config, folder, listeners, page)
+            scoreboard.write_state(folder, identity)
+            supervisor = Supervisor(config, reread, identity, listeners, board, events, manager, pid_file, page)
         except OSError as error:
             where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
             raise StartError(where) from error
@@ -79,3 +82,22 @@ def _prepare(config: ServerConfig) -> None:
         prepare_store(config.store, config.workers)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _identity(config: ServerConfig, folder: Path, listeners: Listeners, page: Group | None) -> ServerState:
+    pid = os.getpid()
+    ticks = scoreboard.start_ticks(pid)
+    assert ticks is not None
+    return ServerState(
+        pid=pid,
+        start_ticks=ticks,
+        addresses=listeners.addresses,
+        port=listeners.port,
+        workers=config.workers,
+        store=None if config.store is None else printable(config.store.resolve()),
+        options=config.shown_options(),
+        scoreboard=str(folder / scoreboard.SCOREBOARD_FILE),
+        events=str(folder / scoreboard.EVENTS_FILE),
+        started_wall_ns=time.time_ns(),
+        page=url_of(page),
+    )

@@ -1,19 +1,8 @@
 """The parent: it forks the workers, replaces those that die or hang, and ends them all. It never touches an upload.
 
 Its life is one loop around poll(): it wakes for a signal, for a worker that became ready, or for something that is due,
-writes down in its `fleet` what happened, and takes the steps that follow from that. It has one thread.
-
-    TERM, INT    drain, then end; a second one ends at once
-    HUP          reload: each slot in turn gets a new worker with the configuration as it is now, and only when that is
-                 ready the old one drains
-    TTIN, TTOU   one worker more, one less
-
-How workers end, and what follows:
-
-    could not start   it ended before it was ever ready, and would do so again: the server ends, exit code 1
-    died              replaced, at once at first and ever later while that keeps happening
-    hung              its event loop did not turn for `hang_timeout_s`: killed and replaced
-    gave up           `max_deaths` within `death_window_s` that nobody else caused: the server ends, exit code 3
+writes down in its `fleet` what happened, and takes the steps that follow from that. It has one thread. What each signal
+means to it, and what follows the end of a worker, is in README.md.
 """
 
 import dataclasses
@@ -24,11 +13,10 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
-from types import FrameType
-from typing import NoReturn
+
+from msgspec.structs import replace
 
 from server import scoreboard
 from server.config import ConfigError, ServerConfig, one_line, printable
@@ -36,7 +24,7 @@ from server.fleet import HANDSHAKE_S, LOOK_AGAIN_S, Change, Deaths, Fleet, Fork,
 from server.listening.listener import Group, Listeners
 from server.listening.systemd import Manager
 from server.pid_file import PidFile
-from server.processes import Wakeups, fork, has_terminal, how_it_ended, is_accident, show_title
+from server.processes import Wakeups, fork, has_terminal, how_it_ended, is_accident, no_longer_than, show_title
 from server.scoreboard import EventLog, Scoreboard, ServerState
 from server.settings import needs_restart
 from server.status.page_process import StatusHelper
@@ -48,6 +36,7 @@ KILL_AFTER_DRAIN_S = 6.0  # twice what the workers need to end themselves: this 
 START_S = 3.0  # that a worker may take to start before the drain begins without it
 READ_S = 5.0  # that a reload may read its files for: one may have become a pipe, or be on a disk that is gone
 
+UNREADABLE = f"its files could not be read within {READ_S:g} s: one may be a pipe, or a disk be gone"
 OK, FAILED, GAVE_UP = 0, 1, 3
 
 log = logging.getLogger("server")
@@ -60,6 +49,7 @@ class Supervisor:
         self,
         config: ServerConfig,
         reread: Callable[[], ServerConfig],
+        identity: ServerState,
         listeners: Listeners,
         board: Scoreboard,
         events: EventLog,
@@ -69,6 +59,7 @@ class Supervisor:
     ) -> None:
         self._fleet = Fleet(config, board.slots)
         self._reread = reread
+        self._identity = identity
         self._listeners = listeners
         self._board = board
         self._events = events
@@ -77,33 +68,17 @@ class Supervisor:
         self._deaths = Deaths()
         self._had_terminal = has_terminal() and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN  # nohup
         self._wakeups = Wakeups()
-        self._started_wall_ns = time.time_ns()
         self._announced = False
         self._closing_since_s: float | None = None  # from the wish to stop until the listening sockets are closed
         self._exit_code = OK
         self._looked_s = time.monotonic()
         self._trust_beats_from_s = 0.0
-        self._helper = None if page is None else StatusHelper(page, self.state, self._note)
+        self._helper = StatusHelper(page, self.state, events.note)
 
     def state(self) -> ServerState:
-        pid = os.getpid()
-        ticks = scoreboard.start_ticks(pid)
-        assert ticks is not None
-        config, workers, folder = self._fleet.config, len(self._fleet.slots), self._events.path.parent
-        return ServerState(
-            pid=pid,
-            start_ticks=ticks,
-            addresses=self._listeners.addresses,
-            port=self._listeners.port,
-            workers=workers,
-            store=None if config.store is None else printable(config.store.resolve()),
-            options=config.shown_options() | {"workers": workers},
-            scoreboard=str(folder / scoreboard.SCOREBOARD_FILE),
-            events=str(self._events.path),
-            started_wall_ns=self._started_wall_ns,
-            page=None if self._helper is None else self._helper.url,
-            draining=self._fleet.is_stopping,
-        )
+        workers = self._fleet.count
+        options = self._fleet.config.shown_options() | {"workers": workers}
+        return replace(self._identity, workers=workers, options=options, draining=self._fleet.is_stopping)
 
     @property
     def _where(self) -> str:
@@ -112,18 +87,14 @@ class Supervisor:
     def run(self) -> int:
         """Fork the workers and look after them until all are gone."""
         self._wakeups.catch_signals()
-        self._note("server-started", f"server started on {self._where} with {len(self._fleet.slots)} workers")
+        self._events.note("server-started", f"server started on {self._where} with {self._fleet.count} workers")
         gc.collect()
         gc.freeze()  # the workers share these pages; a collection in one would copy them
         try:
-            self._take_steps()
-            if self._helper is not None:
-                self._helper.start()
             self._watch()
         finally:
             self._end_at_once()
-            if self._helper is not None:
-                self._helper.end()
+            self._helper.end()
             self._note_end()
             self._wakeups.close()
             self._events.close()
@@ -143,10 +114,10 @@ class Supervisor:
         now_s = time.monotonic()
         if self._looked_s + LOOK_S <= now_s:
             self._look_for_hangs(now_s)
-        if self._helper is not None and self._helper.due_s <= now_s:
+        again_s = min(self._take_steps(), self._drain_when_quiet(now_s))
+        if self._helper.due_s <= now_s:  # after the workers
             self._helper.start()
-        helper_s = math.inf if self._helper is None else self._helper.due_s
-        return min(self._looked_s + LOOK_S, helper_s, self._drain_when_quiet(now_s), self._take_steps())
+        return min(again_s, self._helper.due_s, self._looked_s + LOOK_S)
 
     def _take_steps(self) -> float:
         """All that the fleet wants now. Returns when it will want another (monotonic), unless something happens."""
@@ -165,8 +136,8 @@ class Supervisor:
             case Change.STEER_AWAY:
                 self._steer_away()
             case Change.REMOVE_SLOT:
-                number = len(self._fleet.slots) - 1
-                self._log_and_note("worker-leaves", f"worker {number} leaves", slot=number)
+                last = self._fleet.count - 1
+                self._log_and_note("worker-leaves", f"worker {last} leaves", slot=last)
                 self._remove_slot()
             case Change.STEER_TO_ALL:
                 self._steer_to_all()
@@ -204,11 +175,11 @@ class Supervisor:
 
     def _announce(self) -> None:
         self._announced = True
-        folder, count = self._fleet.config.store, len(self._fleet.slots)
-        store = "discarded" if folder is None else printable(folder)
+        count, store = self._fleet.count, self._fleet.config.store
         workers = "1 worker" if count == 1 else f"{count} workers"
-        page = f", status page: {self._helper.url}" if self._helper is not None else ""
-        text = f"listening on {self._where} with {workers}, pid {os.getpid()}{page}, store: {store}"
+        page = f", status page: {self._identity.page}" if self._identity.page else ""
+        text = f"listening on {self._where} with {workers}, pid {os.getpid()}{page}, store: "
+        text += "discarded" if store is None else printable(store)
         try:
             if self._pid_file is not None:
                 self._pid_file.publish()
@@ -230,15 +201,15 @@ class Supervisor:
             return
         if replaces := slot.replaces:
             text = f"worker {slot.number} (pid {replaces}) was replaced by pid {worker.pid}"
-            self._note("worker-replaced", text, slot=slot.number, pid=worker.pid, replaces=replaces)
+            self._events.note("worker-replaced", text, slot=slot.number, pid=worker.pid, replaces=replaces)
         else:
             text = f"worker {slot.number} started as pid {worker.pid}"
-            self._note("worker-started", text, slot=slot.number, pid=worker.pid)
+            self._events.note("worker-started", text, slot=slot.number, pid=worker.pid)
 
     def _could_not_fork(self, slot: Slot, error: OSError) -> None:
         if not self._announced:
             log.error("worker %d could not be forked: %s; stopping the server", slot.number, error.strerror)
-            self._fail(FAILED, "a worker could not be forked")
+            self._stop("a worker could not be forked", FAILED)
             return
         delay_s = slot.could_not_fork(time.monotonic())
         log.warning("worker %d could not be forked: %s; again in %g s", slot.number, error.strerror, delay_s)
@@ -247,32 +218,35 @@ class Supervisor:
         """A new worker in a free seat of the slot. OSError when there can be none."""
         seat = slot.free_seat()
         assert seat is not None
-        place, config = _place(slot.number, seat), self._fleet.config
-        if config.store is not None:
-            empty_slot(config.store, place)
         record = self._board.record(slot.number, seat)
+        worker = WorkerProcess(slot.number, seat, record, self._fleet.config, time.monotonic())
+        self._empty_folder(worker)
         record[scoreboard.STATE] = scoreboard.STARTING
         record[scoreboard.STARTED_NS] = record[scoreboard.HEARTBEAT_NS] = time.monotonic_ns()
         births = record[scoreboard.BIRTHS] + 1
         try:
-            pid = fork(partial(self._be_worker, slot.number, record, births, place), f"worker {slot.number}")
+            worker.pid = fork(partial(self._be_worker, worker, births), f"worker {slot.number}")
         except OSError:
             record[scoreboard.STATE] = scoreboard.EMPTY
             raise
-        record[scoreboard.PID], record[scoreboard.BIRTHS] = pid, births
-        return WorkerProcess(pid, slot.number, seat, record, config, time.monotonic())
+        record[scoreboard.PID], record[scoreboard.BIRTHS] = worker.pid, births
+        return worker
 
-    def _be_worker(self, slot: int, record: memoryview, births: int, place: str) -> None:
+    def _be_worker(self, worker: WorkerProcess, births: int) -> None:
         """In the child: keep only what a worker needs, and serve."""
         # As its parent does, which may not run again before this one is ready: whoever sees that must see who it is.
-        record[scoreboard.PID], record[scoreboard.BIRTHS] = os.getpid(), births
-        doors = self._listeners.keep_only(slot)
+        worker.record[scoreboard.PID], worker.record[scoreboard.BIRTHS] = os.getpid(), births
+        doors = self._listeners.keep_only(worker.slot)
         self._wakeups.become_worker()
         self._events.close()
-        if self._helper is not None:
-            self._helper.close()
-        show_title(f"socketswarm: worker {slot} [{self._listeners.port or self._where}]")
-        run_worker(slot, doors, self._fleet.config, self._board, record, self._wakeups.tell_ready, place)
+        self._helper.close()
+        show_title(f"socketswarm: worker {worker.slot} [{self._listeners.port or self._where}]")
+        ready = self._wakeups.tell_ready
+        run_worker(worker.slot, doors, worker.config, self._board, worker.record, ready, worker.place)
+
+    def _empty_folder(self, worker: WorkerProcess) -> None:
+        if worker.config.store is not None:
+            empty_slot(worker.config.store, worker.place)
 
     # ── deaths ──
 
@@ -284,7 +258,7 @@ class Supervisor:
                 return
             if pid == 0:
                 return
-            if self._helper is not None and self._helper.bury(pid, status, usage):
+            if self._helper.bury(pid, status, usage):
                 continue
             if found := self._fleet.find(pid):
                 self._bury(*found, status, usage)
@@ -293,16 +267,15 @@ class Supervisor:
         scoreboard.clear_seat(worker.record)
         how = how_it_ended(status, worker.killed_because)
         self._tell("worker-ended", worker, how, how=how, cpu_user_s=usage.ru_utime, cpu_system_s=usage.ru_stime)
-        config, is_stopping = self._fleet.config, self._fleet.is_stopping
-        if config.store is not None:
-            empty_slot(config.store, _place(worker.slot, worker.seat))
+        self._empty_folder(worker)
+        is_stopping = self._fleet.is_stopping
         if worker in slot.retiring:
-            self._fleet.has_retired(slot, worker)
+            slot.retiring.remove(worker)
             if is_stopping and status and worker.is_ready:
                 self._exit_code = self._exit_code or FAILED
         elif worker is slot.successor:
             slot.successor = None
-            if worker.config is config and not is_stopping:  # not one of a reload that another one has overtaken
+            if worker.config is self._fleet.config and not is_stopping:  # no other reload has overtaken its own
                 self._give_up_reload(f"the new worker {worker.slot} (pid {worker.pid}) {how} before it was ready")
         else:
             slot.worker = None
@@ -318,7 +291,7 @@ class Supervisor:
             return
         if not worker.is_ready and not (self._announced and os.WIFSIGNALED(status)):
             log.error("worker %d (pid %d) could not start: it %s; stopping the server", slot.number, worker.pid, how)
-            self._fail(FAILED, "a worker could not start")
+            self._stop("a worker could not start", FAILED)
             return
         now_s, config = time.monotonic(), self._fleet.config
         if not is_accident(status) or worker.killed_because:
@@ -326,7 +299,7 @@ class Supervisor:
             if deaths >= config.max_deaths:
                 why = f"{deaths} workers died within {config.death_window_s:g} s: giving up"
                 log.error("worker %d (pid %d) %s; %s", slot.number, worker.pid, how, why)
-                self._fail(GAVE_UP, why)
+                self._stop(why, GAVE_UP)
                 return
         delay_s = slot.died(worker, now_s)
         again = f" in {delay_s:g} s" * (delay_s > 0)
@@ -340,8 +313,7 @@ class Supervisor:
         self._looked_s = now_s
         self._had_terminal &= has_terminal()  # if nobody told us to go with it, from now on HUP means reload
         hang_timeout_s = self._fleet.config.hang_timeout_s
-        if self._helper is not None:
-            self._helper.look(hang_timeout_s, self._trust_beats_from_s)
+        self._helper.look(hang_timeout_s, self._trust_beats_from_s)
         for worker in self._fleet.living:
             if why := worker.find_reason_to_kill(now_s, hang_timeout_s, self._trust_beats_from_s):
                 self._kill(worker, why)
@@ -367,7 +339,7 @@ class Supervisor:
             return
         self._tell_manager(self._manager.reloading)
         try:
-            with _no_longer_than(READ_S):
+            with no_longer_than(READ_S, ConfigError(UNREADABLE)):
                 config = self._reread()
         except ConfigError as error:
             log.error("not reloaded: %s", error)
@@ -377,7 +349,7 @@ class Supervisor:
             log.exception("not reloaded, for a reason nobody foresaw")
             self._not_reloaded(f"not reloaded: {type(error).__name__}: {one_line(str(error))}")
             return
-        before, count = self._fleet.config, len(self._fleet.slots)
+        before, count = self._fleet.config, self._fleet.count
         if fixed := needs_restart(before, config):
             log.warning("reloading, but %s can only change with a restart", ", ".join(fixed))
             config = dataclasses.replace(config, **{name: getattr(before, name) for name in fixed})
@@ -396,7 +368,7 @@ class Supervisor:
     def _succeed(self, slot: Slot, successor: WorkerProcess) -> None:
         if old := slot.succeed():
             text = f"worker {slot.number} (pid {old.pid}) was replaced by pid {successor.pid} in a reload"
-            self._note("worker-replaced", text, slot=slot.number, pid=successor.pid, replaces=old.pid)
+            self._events.note("worker-replaced", text, slot=slot.number, pid=successor.pid, replaces=old.pid)
             self._retire(old)
 
     def _end_reload(self) -> None:
@@ -413,7 +385,7 @@ class Supervisor:
         self._not_reloaded(text, f"reload given up: {why}")
 
     def _not_reloaded(self, text: str, status: str | None = None) -> None:
-        self._note("reload-failed", text)
+        self._events.note("reload-failed", text)
         self._tell_manager(partial(self._manager.ready, status or text))
 
     def _tell_manager(self, tell: Callable[[], None]) -> None:
@@ -424,16 +396,11 @@ class Supervisor:
     # ── more and fewer workers ──
 
     def _resize(self, wanted: int) -> None:
-        if self._fleet.is_stopping:
-            return
-        self._fleet.want(wanted)
-        if wanted < 1:
-            log.warning("not one worker less: the last worker stays")
-        elif wanted > self._fleet.room:
-            log.warning("no more than %d workers: there is no room for others", self._fleet.room)
+        if not self._fleet.is_stopping and (problem := self._fleet.want(wanted)):
+            log.warning("%s", problem)
 
     def _add_slot(self) -> None:
-        number = len(self._fleet.slots)
+        number = self._fleet.count
         self._listeners.steer_away(number)
         try:
             self._listeners.add()
@@ -441,11 +408,11 @@ class Supervisor:
             log.error("no worker can be added: %s", error.strerror)
             self._fleet.want(number)
             self._steer_to_all()
-            return
-        self._fleet.add_slot()
+        else:
+            self._fleet.add_slot()
 
     def _steer_away(self) -> None:
-        last = len(self._fleet.slots) - 1
+        last = self._fleet.count - 1
         log.info("worker %d is about to leave", last)
         self._listeners.steer_away(last)
         self._fleet.steered_away(time.monotonic())
@@ -457,7 +424,7 @@ class Supervisor:
             self._retire(worker)
 
     def _steer_to_all(self) -> None:
-        last = len(self._fleet.slots) - 1
+        last = self._fleet.count - 1
         if self._fleet.resize is Resize.JOINING:
             self._log_and_note("worker-added", f"worker {last} is added", slot=last)
         elif self._fleet.resize is Resize.STEERED_AWAY:
@@ -472,26 +439,22 @@ class Supervisor:
             scoreboard.write_state(self._events.path.parent, self.state())
         except OSError as error:
             log.warning("the state file could not be written: %s", error.strerror)
-        if self._helper is not None:
-            self._helper.tell()
+        self._helper.tell()
 
     # ── the end ──
 
-    def _fail(self, code: int, why: str) -> None:
-        self._exit_code = code
-        self._stop(why)
-
-    def _stop(self, why: str) -> None:
+    def _stop(self, why: str, exit_code: int = OK) -> None:
         """Drain; asked a second time, end at once."""
         if self._fleet.is_stopping:
             self._kill_all(f"the server was told a second time to stop ({why})")
             return
-        if self._announced and self._exit_code == OK:
+        self._exit_code = exit_code
+        if self._announced and exit_code == OK:
             for slot in self._fleet.empty_slots:  # whoever waits for a worker that has died is served too
                 self._fill(slot)
         self._fleet.is_stopping = True
         self._publish()
-        self._note("draining", f"draining: {why}")
+        self._events.note("draining", f"draining: {why}")
         self._manager.stopping(f"draining: {why}")
         self._listeners.ignore_new()
         self._closing_since_s = time.monotonic()
@@ -528,7 +491,7 @@ class Supervisor:
 
     def _note_end(self) -> None:
         own, workers = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-        self._note(
+        self._events.note(
             "server-ended",
             f"server ended with exit code {self._exit_code}",
             cpu_user_s=own.ru_utime,
@@ -540,35 +503,8 @@ class Supervisor:
     def _tell(self, kind: str, worker: WorkerProcess, what: str, **fields: object) -> None:
         """Note what became of a worker."""
         text = f"worker {worker.slot} (pid {worker.pid}) {what}"
-        self._note(kind, text, slot=worker.slot, pid=worker.pid, **fields)
+        self._events.note(kind, text, slot=worker.slot, pid=worker.pid, **fields)
 
     def _log_and_note(self, kind: str, text: str, **fields: object) -> None:
         log.info("%s", text)
-        self._note(kind, text, **fields)
-
-    def _note(self, kind: str, text: str, **fields: object) -> None:
-        try:
-            self._events.append(kind, text=text, **fields)
-        except OSError as error:  # /dev/shm is full: no reason to end
-            log.warning("an event could not be written down (%s): %s", error.strerror, text)
-
-
-def _place(slot: int, seat: int) -> str:
-    """The name of a worker's folder for temporary files: two workers of one slot must not meet."""
-    return str(slot) if seat == 0 else f"{slot}.{seat}"
-
-
-@contextmanager
-def _no_longer_than(seconds: float) -> Iterator[None]:
-    """ConfigError in whatever system call the block still waits then: whoever waits for ever hears no signal."""
-
-    def give_up(number: int, frame: FrameType | None) -> NoReturn:
-        raise ConfigError(f"its files could not be read within {seconds:g} s: one may be a pipe, or a disk be gone")
-
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        self._events.note(kind, text, **fields)
