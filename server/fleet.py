@@ -242,7 +242,7 @@ class Fleet:
                 if slot.free_seat() is not None:
                     yield Fork(slot)
                 return
-        is_over = all(slot.is_deaf for slot in self.slots)  # or who connects now could be served by an old one
+        is_over = all(slot.is_deaf for slot in self._places)  # or who connects now could be served by an old one
         yield Change.END_RELOAD if is_over else Wait(now_s + LOOK_AGAIN_S)
 
     def want(self, workers: int) -> str | None:

@@ -61,6 +61,7 @@ class Supervisor:
         self._reread = reread
         self._identity = identity
         self._listeners = listeners
+        self._where = ", ".join(listeners.addresses)
         self._board = board
         self._events = events
         self._manager = manager
@@ -79,10 +80,6 @@ class Supervisor:
         workers = self._fleet.count
         options = self._fleet.config.shown_options() | {"workers": workers}
         return replace(self._identity, workers=workers, options=options, draining=self._fleet.is_stopping)
-
-    @property
-    def _where(self) -> str:
-        return ", ".join(self._listeners.addresses)
 
     def run(self) -> int:
         """Fork the workers and look after them until all are gone."""
@@ -126,6 +123,7 @@ class Supervisor:
         return step.until_s
 
     def _take(self, step: Fork | Change) -> None:
+        last = self._fleet.count - 1
         match step:
             case Fork(slot) if slot.worker is None:
                 self._fill(slot)
@@ -134,15 +132,18 @@ class Supervisor:
             case Change.ADD_SLOT:
                 self._add_slot()
             case Change.STEER_AWAY:
-                self._steer_away()
+                log.info("worker %d is about to leave", last)
+                self._listeners.steer_away(last)
+                self._fleet.steered_away(time.monotonic())
             case Change.REMOVE_SLOT:
-                last = self._fleet.count - 1
                 self._log_and_note("worker-leaves", f"worker {last} leaves", slot=last)
                 self._remove_slot()
             case Change.STEER_TO_ALL:
                 self._steer_to_all()
             case Change.END_RELOAD:
-                self._end_reload()
+                self._fleet.before_reload = None
+                self._log_and_note("reload-finished", "reloaded")
+                self._tell_manager(partial(self._manager.ready, "reloaded"))
 
     def _on_ready(self, pids: set[int]) -> None:
         for worker in self._fleet.living:
@@ -197,7 +198,7 @@ class Supervisor:
         try:
             worker = slot.worker = self._fork(slot)
         except OSError as error:
-            self._could_not_fork(slot, error)
+            self._put_off(slot, error)
             return
         if replaces := slot.replaces:
             text = f"worker {slot.number} (pid {replaces}) was replaced by pid {worker.pid}"
@@ -206,7 +207,7 @@ class Supervisor:
             text = f"worker {slot.number} started as pid {worker.pid}"
             self._events.note("worker-started", text, slot=slot.number, pid=worker.pid)
 
-    def _could_not_fork(self, slot: Slot, error: OSError) -> None:
+    def _put_off(self, slot: Slot, error: OSError) -> None:
         if not self._announced:
             log.error("worker %d could not be forked: %s; stopping the server", slot.number, error.strerror)
             self._stop("a worker could not be forked", FAILED)
@@ -241,8 +242,8 @@ class Supervisor:
         self._events.close()
         self._helper.close()
         show_title(f"socketswarm: worker {worker.slot} [{self._listeners.port or self._where}]")
-        ready = self._wakeups.tell_ready
-        run_worker(worker.slot, doors, worker.config, self._board, worker.record, ready, worker.place)
+        tell = self._wakeups.tell_ready
+        run_worker(worker.slot, doors, worker.config, self._board, worker.record, tell, worker.place)
 
     def _empty_folder(self, worker: WorkerProcess) -> None:
         if worker.config.store is not None:
@@ -258,9 +259,7 @@ class Supervisor:
                 return
             if pid == 0:
                 return
-            if self._helper.bury(pid, status, usage):
-                continue
-            if found := self._fleet.find(pid):
+            if not self._helper.bury(pid, status, usage) and (found := self._fleet.find(pid)):
                 self._bury(*found, status, usage)
 
     def _bury(self, slot: Slot, worker: WorkerProcess, status: int, usage: resource.struct_rusage) -> None:
@@ -349,12 +348,12 @@ class Supervisor:
             log.exception("not reloaded, for a reason nobody foresaw")
             self._not_reloaded(f"not reloaded: {type(error).__name__}: {one_line(str(error))}")
             return
-        before, count = self._fleet.config, self._fleet.count
+        before = self._fleet.config
         if fixed := needs_restart(before, config):
             log.warning("reloading, but %s can only change with a restart", ", ".join(fixed))
             config = dataclasses.replace(config, **{name: getattr(before, name) for name in fixed})
         self._fleet.reload(config)
-        self._log_and_note("reload-started", f"reloading {count} workers")
+        self._log_and_note("reload-started", f"reloading {self._fleet.count} workers")
         self._publish()
         if config.workers != before.workers:
             self._resize(config.workers)
@@ -370,11 +369,6 @@ class Supervisor:
             text = f"worker {slot.number} (pid {old.pid}) was replaced by pid {successor.pid} in a reload"
             self._events.note("worker-replaced", text, slot=slot.number, pid=successor.pid, replaces=old.pid)
             self._retire(old)
-
-    def _end_reload(self) -> None:
-        self._fleet.before_reload = None
-        self._log_and_note("reload-finished", "reloaded")
-        self._tell_manager(partial(self._manager.ready, "reloaded"))
 
     def _give_up_reload(self, why: str) -> None:
         new = self._fleet.give_up_reload()
@@ -410,12 +404,6 @@ class Supervisor:
             self._steer_to_all()
         else:
             self._fleet.add_slot()
-
-    def _steer_away(self) -> None:
-        last = self._fleet.count - 1
-        log.info("worker %d is about to leave", last)
-        self._listeners.steer_away(last)
-        self._fleet.steered_away(time.monotonic())
 
     def _remove_slot(self) -> None:
         """The last, and whoever lives in it drains."""

@@ -14,7 +14,6 @@ from server import config as config_module
 from server.addresses import parse_addresses
 from server.config import MAX_WORKERS, ConfigError, ServerConfig, find_store_problem, one_line
 from server.settings import OPTIONS
-from server.supervisor import MAX_BACKOFF_S, respawn_delay_s
 from server.units import format_age, format_size, parse_duration, parse_size, write_duration, write_size
 
 ROOT = Path(__file__).parents[3]
@@ -243,15 +242,6 @@ def test_the_shown_options_can_be_written_down(tmp_path: Path) -> None:
     assert len(shown) == len(dataclasses.fields(ServerConfig))
     assert VALID.shown_options()["store"] is None
     assert all(type(value) in (str, int, float, bool, type(None)) for value in shown.values())
-
-
-# ── Back-off ──
-
-
-def test_a_worker_that_keeps_dying_is_replaced_ever_later() -> None:
-    delays = [respawn_delay_s(deaths) for deaths in range(10)]
-    assert delays == pytest.approx([0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10, 10])
-    assert respawn_delay_s(10**9) == MAX_BACKOFF_S  # no overflow after a month
 
 
 # ── Texts and stores ──
