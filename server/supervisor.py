@@ -74,9 +74,9 @@ class Supervisor:
         self._exit_code = OK
         self._looked_s = time.monotonic()
         self._trust_beats_from_s = 0.0
-        self._helper = StatusHelper(page, self.state, events.note)
+        self._helper = StatusHelper(page, self._state, events.note)
 
-    def state(self) -> ServerState:
+    def _state(self) -> ServerState:
         workers = self._fleet.count
         options = self._fleet.config.shown_options() | {"workers": workers}
         return replace(self._identity, workers=workers, options=options, draining=self._fleet.is_stopping)
@@ -310,7 +310,8 @@ class Supervisor:
         if now_s - self._looked_s > 2 * LOOK_S:
             self._trust_beats_from_s = now_s
         self._looked_s = now_s
-        self._had_terminal &= has_terminal()  # if nobody told us to go with it, from now on HUP means reload
+        if self._had_terminal and not has_terminal():
+            self._had_terminal = False  # it went, and nobody told us to go with it: from now on HUP means reload
         hang_timeout_s = self._fleet.config.hang_timeout_s
         self._helper.look(hang_timeout_s, self._trust_beats_from_s)
         for worker in self._fleet.living:
@@ -424,7 +425,7 @@ class Supervisor:
     def _publish(self) -> None:
         """The state file, as it is now."""
         try:
-            scoreboard.write_state(self._events.path.parent, self.state())
+            scoreboard.write_state(self._events.path.parent, self._state())
         except OSError as error:
             log.warning("the state file could not be written: %s", error.strerror)
         self._helper.tell()
