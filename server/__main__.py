@@ -109,7 +109,7 @@ def _serve(settings: Settings, sources: Sources) -> int:
     from server import logs
     from server.listening.listener import AddressError, PortInUseError
     from server.pid_file import PidFileError
-    from server.supervisor import StartError, serve  # after the check of the platform: uvloop has none for others
+    from server.start import StartError, serve  # after the check of the platform: uvloop has none for others
 
     def warned(settings: Settings) -> ServerConfig:
         for warning in settings.warnings:

@@ -21,6 +21,7 @@ Why so:
 """
 
 import json
+import logging
 import mmap
 import os
 import shutil
@@ -31,6 +32,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
+log = logging.getLogger("server")
 
 RUNTIME_PARENT = Path("/dev/shm")
 STATE_FILE = "state.json"
@@ -209,6 +212,14 @@ class Scoreboard:
         self._mapping.close()
 
 
+def clear_seat(record: memoryview) -> None:
+    """Its worker has ended. Counters stay."""
+    record[STATE] = EMPTY
+    record[PID] = 0  # after the state: 0 must never be taken for the pid of one that is ready
+    record[CONNECTIONS_NOW] = 0
+    record[BYTES_ARRIVING] = 0
+
+
 def start_ticks(pid: int) -> int | None:
     """Start time of a process in clock ticks since boot; None when there is no such process, or only its zombie."""
     try:
@@ -302,6 +313,13 @@ class EventLog:
         """Add one event with both clocks in nanoseconds. `kind` is a short constant such as `worker-started`."""
         line = {"mono_ns": time.monotonic_ns(), "wall_ns": time.time_ns(), "kind": kind, **fields}
         os.write(self._fd, msgspec.json.encode(line) + b"\n")
+
+    def note(self, kind: str, text: str, **fields: Any) -> None:
+        """Add one with a text for people. That it cannot be written down is no reason to end."""
+        try:
+            self.append(kind, text=text, **fields)
+        except OSError as error:  # /dev/shm is full
+            log.warning("an event could not be written down (%s): %s", error.strerror, text)
 
     def close(self) -> None:
         os.close(self._fd)

@@ -16,12 +16,12 @@ from pathlib import Path
 
 from server import worker as worker_module
 from server.__main__ import main
+from server.fleet import Change, Fleet, Fork, Wait
 from server.pid_file import PidFile
 from server.scoreboard import EventLog, ServerState
 from server.settings import Settings, Sources
 from server.status import page_process as helper_module
 from server.storage import DiscardStore, Incoming, StoreError
-from server.supervisor import Supervisor
 
 
 def _at_bad(do: Callable[[], None]) -> None:
@@ -126,15 +126,13 @@ def slow() -> None:
 
 def leave() -> None:
     """New connections are steered away from a worker that is to leave until somebody thinks better of it."""
-    original = Supervisor._remove_slot
+    original = Fleet.next_step
 
-    def waiting(supervisor: Supervisor) -> None:
-        if supervisor._wanted < len(supervisor._slots):
-            supervisor._later(0.01, supervisor._remove_slot)
-        else:
-            original(supervisor)
+    def waiting(fleet: Fleet, now_s: float) -> Fork | Change | Wait:
+        step = original(fleet, now_s)
+        return Wait(now_s + 0.01) if step is Change.REMOVE_SLOT else step
 
-    Supervisor._remove_slot = waiting  # type: ignore[method-assign]
+    Fleet.next_step = waiting  # type: ignore[method-assign]
 
 
 def page() -> None:

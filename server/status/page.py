@@ -42,7 +42,7 @@ from waitress.server import TcpWSGIServer, create_server
 from waitress.task import ThreadedTaskDispatcher
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from server.offspring import die_with, show_title
+from server.processes import die_with, show_title
 from server.scoreboard import Scoreboard, ServerState
 from server.status import confinement, prometheus
 from server.status.reader import ServerStatus, as_json, describe, why_not_ready

@@ -13,6 +13,7 @@ there once a second and takes a bounded number of messages, so that a helper gon
 """
 
 import logging
+import math
 import os
 import resource
 import signal
@@ -27,7 +28,7 @@ import msgspec
 from server.addresses import Address
 from server.config import ServerConfig
 from server.listening.listener import Group
-from server.offspring import fork, how_it_ended
+from server.processes import fork, how_it_ended
 from server.scoreboard import ServerState
 
 COMMAND = (sys.executable, "-P", "-m", "server.status.page")
@@ -49,25 +50,23 @@ def open_page(config: ServerConfig) -> Group | None:
     return Group.open(Address("tcp", config.status_host, config.status_port), 1, BACKLOG, "shared")
 
 
-class StatusHelper:
-    """The process behind the page, one after another.
+def url_of(page: Group | None) -> str | None:
+    return None if page is None else f"http://{page.address}/"
 
-    `state` gives what is shown of the server, `note` writes an event down, and `later` calls something after so many
-    seconds. None of these methods waits for the helper but `end`, which has killed it.
+
+class StatusHelper:
+    """The process behind the page, one after another; with no socket there is none, and nothing happens.
+
+    `state` gives what is shown of the server, and `note` writes an event down. None of these methods waits for the
+    helper but `end`, which has killed it.
     """
 
-    def __init__(
-        self,
-        group: Group,
-        state: Callable[[], ServerState],
-        note: Callable[..., None],
-        later: Callable[[float, Callable[[], None]], None],
-    ) -> None:
-        self.url = f"http://{group.address}/"
+    def __init__(self, group: Group | None, state: Callable[[], ServerState], note: Callable[..., None]) -> None:
+        self.due_s = math.inf if group is None else 0.0
+        """When it is to be started (monotonic)."""
         self._group = group
         self._state = state
         self._note = note
-        self._later = later
         self._pid = 0
         self._channel: socket.socket | None = None
         self._born_s = self._heard_s = 0.0
@@ -77,20 +76,19 @@ class StatusHelper:
         self._over = False
 
     def start(self) -> None:
-        """Fork it. What fails is tried again later."""
-        if self._over:
-            return
-        self._born_s = time.monotonic()
+        """Fork it. What fails is due again later."""
+        self._born_s, self.due_s = time.monotonic(), math.inf
         try:
-            self._fork()
+            if self._group is not None:
+                self._fork(self._group)
         except OSError as error:
             self._again(f"the status page could not be forked: {error.strerror}")
 
-    def _fork(self) -> None:
+    def _fork(self, group: Group) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         try:
             ours.send(msgspec.json.encode(self._state()))
-            self._pid = fork(partial(self._become, theirs), "the status page")
+            self._pid = fork(partial(self._become, group, theirs), "the status page")
         except OSError:
             ours.close()
             raise
@@ -100,11 +98,11 @@ class StatusHelper:
         self._heard_s, self._killed_because = 0.0, None
         self._note("status-started", f"the status page started as pid {self._pid}", pid=self._pid)
 
-    def _become(self, channel: socket.socket) -> None:
-        """In the child, which ignores what `offspring` let it ignore, and dies with its parent further on. It finds its
+    def _become(self, group: Group, channel: socket.socket) -> None:
+        """In the child, which ignores what `fork` let it ignore, and dies with its parent further on. It finds its
         imports where this process did, and runs on the same Python, whatever has become of that one's path."""
         os.nice(NICENESS)
-        listener = self._group.of(0).sock
+        listener = group.of(0).sock
         for inherited in (listener, channel):
             inherited.set_inheritable(True)
         command = [*COMMAND, str(listener.fileno()), str(channel.fileno()), str(os.getppid())]
@@ -112,7 +110,8 @@ class StatusHelper:
 
     def close(self) -> None:
         """In a worker: this is none of its business."""
-        self._group.close()
+        if self._group is not None:
+            self._group.close()
         if self._channel is not None:
             self._channel.close()
 
@@ -178,7 +177,7 @@ class StatusHelper:
         self._quick_deaths = 0 if time.monotonic() - self._born_s > LONG_LIFE_S else self._quick_deaths + 1
         delay_s = min(MAX_DELAY_S, 0.5 * 2.0 ** min(self._quick_deaths, 10))
         log.warning("%s; replacing it in %g s", why, delay_s)
-        self._later(delay_s, self.start)
+        self.due_s = time.monotonic() + delay_s
 
     def end(self) -> None:
         """It ends last, so that until then whoever asks is told that the server drains."""

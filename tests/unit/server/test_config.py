@@ -13,7 +13,6 @@ from servers import AS_NOBODY, needs_nobody
 from server import config as config_module
 from server.addresses import parse_addresses
 from server.config import MAX_WORKERS, OPTIONS, ConfigError, ServerConfig, find_store_problem, one_line
-from server.supervisor import MAX_BACKOFF_S, respawn_delay_s
 from server.units import format_age, format_size, parse_duration, parse_size, write_duration, write_size
 
 ROOT = Path(__file__).parents[3]
@@ -256,15 +255,6 @@ def test_the_options_are_shown_as_people_write_them(tmp_path: Path) -> None:
 def test_of_secrets_only_that_there_is_one_is_shown() -> None:
     hidden = {"token_file", "tls_cert", "tls_key", "tls_client_ca"}
     assert VALID.shown().keys() == {option.name for option in OPTIONS} - hidden | {"tls", "token"}
-
-
-# ── Back-off ──
-
-
-def test_a_worker_that_keeps_dying_is_replaced_ever_later() -> None:
-    delays = [respawn_delay_s(deaths) for deaths in range(10)]
-    assert delays == pytest.approx([0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10, 10])
-    assert respawn_delay_s(10**9) == MAX_BACKOFF_S  # no overflow after a month
 
 
 # ── Texts and stores ──

@@ -1,5 +1,5 @@
-"""How a child of the supervisor is born, a worker or the status helper, and what its end means. No policy: when to fork
-and what to do about a death is the supervisor's.
+"""What the supervisor asks of the kernel: to be woken by signals and by workers, to fork, and what the end of a child
+means. No policy: when to fork and what to do about a death is the supervisor's.
 
 A fork copies only the thread that calls it, and locks held by the others would stay locked for ever in the child. So
 the supervisor must have one thread, which is asserted at each birth.
@@ -11,16 +11,17 @@ a worker that is stopped or hangs, so a port is never held by orphans.
 import ctypes
 import gc
 import logging
+import math
 import os
+import select
 import signal
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
-
-from server import scoreboard
-from server.config import ServerConfig
 
 PR_SET_PDEATHSIG = 1
 CAUGHT = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGCHLD)
@@ -29,30 +30,78 @@ CAUGHT = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.S
 log = logging.getLogger("server")
 
 
-@dataclass(slots=True, eq=False)
-class Offspring:
-    """A worker process as its supervisor knows it. Times are monotonic."""
+class Wakeups:
+    """Signals, and pids of workers that became ready. Both come through pipes, so that nothing happens inside a signal
+    handler. Both ends of both are non-blocking: a full pipe must not stop a signal or a worker."""
 
-    pid: int
-    slot: int
-    seat: int
-    record: memoryview
-    """Its words of the scoreboard."""
-    config: ServerConfig
-    """It was born with, and has until its end."""
-    born_s: float
-    is_ready: bool = False
-    killed_because: str | None = None
+    def __init__(self) -> None:
+        self._signals_read, self._signals_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._ready_read, self._ready_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._poll = select.poll()
+        self._poll.register(self._signals_read, select.POLLIN)
+        self._poll.register(self._ready_read, select.POLLIN)
 
-    @property
-    def beat_s(self) -> float:
-        """When its event loop turned last; its birth, before that."""
-        return max(self.born_s, self.record[scoreboard.HEARTBEAT_NS] / 1e9)
+    def catch_signals(self) -> None:
+        for number in CAUGHT:
+            signal.signal(number, _woken)
+        signal.set_wakeup_fd(self._signals_write, warn_on_full_buffer=False)
 
-    @property
-    def may_accept(self) -> bool:
-        """Whether it still has its listening socket: it says that it drains when it has closed that."""
-        return self.record[scoreboard.STATE] in (scoreboard.STARTING, scoreboard.READY)
+    def wait(self, until_s: float) -> tuple[bytes, set[int]]:
+        """Sleep until something comes, or until then (monotonic; inf for ever). Returns the numbers of signals, and the
+        pids of workers that are ready: if one has died, and that is among the signals, then so are these."""
+        self._poll.poll(None if until_s == math.inf else max(0.0, (until_s - time.monotonic()) * 1000))
+        signals, pids = _read(self._signals_read), _read(self._ready_read)
+        return signals, {int.from_bytes(pids[start : start + 4], "little") for start in range(0, len(pids), 4)}
+
+    def become_worker(self) -> None:
+        """In the child: keep only what `tell_ready` needs."""
+        for fd in (self._signals_read, self._signals_write, self._ready_read):
+            os.close(fd)
+
+    def tell_ready(self) -> None:
+        os.write(self._ready_write, os.getpid().to_bytes(4, "little"))
+        os.close(self._ready_write)
+
+    def close(self) -> None:
+        signal.set_wakeup_fd(-1)
+        for fd in (self._signals_read, self._signals_write, self._ready_read, self._ready_write):
+            os.close(fd)
+
+
+def _read(pipe: int) -> bytes:
+    try:
+        return os.read(pipe, 4096)
+    except BlockingIOError:
+        return b""
+
+
+def _woken(number: int, frame: FrameType | None) -> None:
+    """The pipe has the signal's number already; the loop does the rest."""
+
+
+def has_terminal() -> bool:
+    """Whether this process would be told of its terminal's end."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def no_longer_than(seconds: float, error: Exception) -> Iterator[None]:
+    """Raise it in whatever system call the block still waits then: whoever waits for ever hears no signal."""
+
+    def give_up(number: int, frame: FrameType | None) -> NoReturn:
+        raise error
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def fork(become: Callable[[], None], name: str) -> int:
