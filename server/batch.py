@@ -19,7 +19,7 @@ from msgspec import UNSET
 from xxhash import xxh3_128_hexdigest
 
 from server.protocol import Timing, UploadStarted, digest_of
-from server.storage import Incoming, StoreError
+from server.storage.store import Incoming, StoreError
 from server.worker_context import WorkerContext
 
 log = logging.getLogger("server")

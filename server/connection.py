@@ -41,7 +41,7 @@ from server.protocol import (
     UploadStarted,
     new_hasher,
 )
-from server.storage import DiscardedFile, Incoming, StoreError
+from server.storage.store import DiscardedFile, Incoming, StoreError
 from server.worker_context import Looked, WorkerContext
 
 LINGER_BYTES = 1 << 20

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from server.batch import AT_ONCE, Batch, Item, Results, Sender, whole_digest
 from server.config import Durability
 from server.protocol import UploadStarted
-from server.storage import FileStore, Incoming, IncomingFile
+from server.storage.store import FileStore, Incoming, IncomingFile
 from server.worker_context import WorkerContext
 
 GATHERED_BYTES = 64 << 20

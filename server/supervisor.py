@@ -42,11 +42,11 @@ from server.listening.systemd import Manager
 from server.offspring import CAUGHT, Offspring, fork, how_it_ended, is_accident, show_title
 from server.pid_file import PidFile
 from server.protocol import FAILURE_CODES
-from server.quota import count_store
 from server.scoreboard import SEATS, EventLog, Scoreboard, ServerState
 from server.settings import needs_restart
 from server.status.page_process import StatusHelper, open_page
-from server.storage import empty_slot, lock_store, prepare_store
+from server.storage.folders import empty_slot, lock_store, prepare_store
+from server.storage.quota import count_store
 from server.worker import RETIRE, run_worker
 
 LONG_LIFE_S = 5.0  # who lived this long died of an accident; a shorter life counts towards the back-off

@@ -30,9 +30,9 @@ from server.connection import LINGER_S, Connection, Next, serve_at_once
 from server.durable import make_batch
 from server.listening.listener import Door
 from server.protocol import Limits
-from server.quota import Quota
 from server.scoreboard import Scoreboard
-from server.storage import DiscardStore, FileStore, Store
+from server.storage.quota import Quota
+from server.storage.store import DiscardStore, FileStore, Store
 from server.tls import TlsLayer
 from server.worker_context import Looked, Patience, WorkerContext
 

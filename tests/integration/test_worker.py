@@ -15,7 +15,7 @@ from server.addresses import Address
 from server.listening.listener import Group
 from server.protocol import UploadHeader
 from server.scoreboard import Scoreboard
-from server.storage import prepare_store
+from server.storage.folders import prepare_store
 from server.worker import RETIRE
 
 SCRIPT = ROOT / "tests" / "one_worker.py"

@@ -26,7 +26,8 @@ from server.config import Collision, Durability
 from server.connection import LINGER_BYTES, Connection, Next, serve_at_once
 from server.durable import DurableBatch, make_batch
 from server.protocol import FAILURE_CODES, LENGTH_BYTES, Limits, Reply, digest_of
-from server.storage import FileStore, StoreError, prepare_store
+from server.storage.folders import prepare_store
+from server.storage.store import FileStore, StoreError
 from server.worker_context import Patience, WorkerContext
 
 
