@@ -284,11 +284,6 @@ class Listeners:
         for group in self._groups:
             group.end()
 
-    def close(self) -> None:
-        """Here; whoever has copies goes on."""
-        for group in self._groups:
-            group.close()
-
 
 def find_problem(address: Address) -> str | None:
     """Why nobody could listen on this address; None when one can, unless somebody does. Its port or path is not

@@ -15,35 +15,17 @@ from typing import Any
 
 from server import stdout
 from server.ports.holders import (
-    LISTENER,
     ROLES,
     Holding,
-    describe_unseen,
     is_free,
-    look,
     look_closely,
     notes_on,
-    roots_of,
     user_name,
 )
 from server.ports.release import FREE, HELD, NOTHING, REFUSED, Orders, Result, release
 from server.units import format_age, parse_duration
 
 _BY_WEIGHT = (FREE, NOTHING, HELD, REFUSED)  # of several ports the worst one counts, as ordered here
-
-
-# --- What other modules ask ---
-
-
-def describe_holder(port: int) -> str:
-    """One line for whoever could not bind TCP `port`: who holds it and what to do."""
-    [holding] = look([port])
-    if roots := roots_of(holding.having(LISTENER)):
-        who = " and ".join(str(process) for process in roots)
-        return f"port {port} is held by {who}; free it with: make killport PORT={port}"
-    if holding.unseen:
-        return f"port {port} is in use: {describe_unseen(holding)}"
-    return f"port {port} is in use, but nobody listens on it; what is known: python -m server.ports show {port}"
 
 
 # --- Tell ---

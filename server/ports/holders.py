@@ -7,8 +7,10 @@ Whoever only wants to know, as the reports' recorder does each second, needs no 
 and prints nothing; the most it does is to try whether an address can be bound. Why a port is as it is, in words, is
 here too, since `release` and the command both say so.
 
-It reads /proc itself (psutil's import takes as long as the whole look, its net_connections() 15 to 128 ms a process),
-and its values are named tuples: `server.ports` says why every import counts.
+It reads /proc itself. psutil.net_connections() names one process for each socket, but the listening socket of a
+pre-forked server is open in all of its processes, and which of them began it is the question. Asking psutil about each
+process takes 15 to 128 ms a process, and its import as long as the whole look here. For the same reason values are
+named tuples: `python -m server.ports show` waits for every import.
 """
 
 import errno
@@ -191,6 +193,16 @@ def listening_root(port: int) -> int | None:
     for descriptor, link in _open_sockets(root.pid, root.links).items():
         _known_roots[port] = _KnownRoot(root.pid, root.start_ticks, descriptor, link)
     return root.pid
+
+
+def describe_holder(port: int) -> str:
+    """One line for whoever could not bind TCP `port`: who holds it and what to do."""
+    [holding] = look([port])
+    if roots := roots_of(holding.having(LISTENER)):
+        return f"port {port} is held by {named(roots)}; free it with: make killport PORT={port}"
+    if holding.unseen:
+        return f"port {port} is in use: {describe_unseen(holding)}"
+    return f"port {port} is in use, but nobody listens on it; what is known: python -m server.ports show {port}"
 
 
 # --- Look: sockets, their owners, the part each one plays ---

@@ -5,7 +5,7 @@ lives; a failure code stands there with 0 before it first happens, or a rate ove
 Names follow https://prometheus.io/docs/practices/naming/: units are base units, counters end in `_total`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
@@ -50,21 +50,21 @@ def _of_server(server: ServerStatus) -> Iterator[Metric]:
     yield GaugeMetricFamily("socketswarm_workers_wanted", "Worker processes that there should be.", server.workers)
 
 
+_COUNTERS: Mapping[str, tuple[str, Callable[[SlotStatus], int]]] = {
+    "uploads_stored": ("Uploads stored and acknowledged.", lambda slot: slot.uploads_stored),
+    "stored_bytes": ("Bytes of files in these uploads.", lambda slot: slot.bytes_stored),
+    "connections_accepted": ("Connections accepted.", lambda slot: slot.connections_accepted),
+    "worker_restarts": ("Processes that this worker's slot had after its first.", lambda slot: slot.restarts),
+}
+
+
 def _counters(slots: Sequence[SlotStatus]) -> Iterator[Metric]:
-    """One of each slot."""
-    stored = CounterMetricFamily("socketswarm_uploads_stored", "Uploads stored and acknowledged.", labels=_WORKER)
-    size = CounterMetricFamily("socketswarm_stored_bytes", "Bytes of files in these uploads.", labels=_WORKER)
-    accepted = CounterMetricFamily("socketswarm_connections_accepted", "Connections accepted.", labels=_WORKER)
-    restarts = CounterMetricFamily(
-        "socketswarm_worker_restarts", "Processes that this worker's slot had after its first.", labels=_WORKER
-    )
-    for slot in slots:
-        label = [str(slot.slot)]
-        stored.add_metric(label, slot.uploads_stored)
-        size.add_metric(label, slot.bytes_stored)
-        accepted.add_metric(label, slot.connections_accepted)
-        restarts.add_metric(label, slot.restarts)
-    yield from (stored, size, accepted, restarts)
+    """One value of each for every slot."""
+    for name, (meaning, value) in _COUNTERS.items():
+        counter = CounterMetricFamily(f"socketswarm_{name}", meaning, labels=_WORKER)
+        for slot in slots:
+            counter.add_metric([str(slot.slot)], value(slot))
+        yield counter
 
 
 def _failures(slots: Sequence[SlotStatus], codes: Sequence[str]) -> Metric:

@@ -320,11 +320,11 @@ def test_who_keeps_the_turn_keeps_nobody_from_starting(
 
 def test_closing_a_unix_socket_here_changes_nothing_for_others(stack: ExitStack, tmp_path: Path) -> None:
     path = tmp_path / "s"
-    listeners = Listeners.open([Address("unix", path=str(path))], 1, 128, "shared")
-    copy = listeners.keep_only(0)[0].sock.dup()
+    group = Group.open(Address("unix", path=str(path)), 1, 128, "shared")
+    copy = group.of(0).sock.dup()
     stack.callback(copy.close)
     stack.callback(path.unlink)
-    listeners.close()
+    group.close()
     connect_unix(stack, path)
     assert accepted(copy) == 1
 
