@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import servers
 
+from server.protocol import ClientConnection, Reply, Timing, UploadHeader, decode_header, digest_of
+
 ROOT = Path(__file__).parents[2]
 READMES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md"))]
 
@@ -65,6 +67,24 @@ def test_the_example_client_uploads(tmp_path: Path) -> None:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
         assert "'code': 'ok'" in done.stdout
         assert (tmp_path / "store" / "hello.txt").read_bytes() == b"hello"
+
+
+def test_the_wire_format_names_every_key() -> None:
+    text = (ROOT / "server" / "PROTOCOL.md").read_text()
+    for part in (UploadHeader, Reply, Timing):
+        for key in part.__struct_fields__:
+            assert f"`{key}`" in text, f"server/PROTOCOL.md does not name {key} of {part.__name__}"
+
+
+def test_the_wire_formats_example_is_an_upload_and_its_reply() -> None:
+    upload, reply = (block.splitlines() for block in blocks(ROOT / "server" / "PROTOCOL.md", "")[1:3])
+    client = ClientConnection()
+    header = decode_header(upload[1].encode())
+    assert client.send_upload(header) == bytes.fromhex(upload[0]) + upload[1].encode()
+    body = bytes.fromhex(upload[2])
+    assert len(body) == header.file_size
+    [answer] = client.receive_data(bytes.fromhex(reply[0]) + reply[1].encode())
+    assert (answer.code, answer.digest) == ("ok", digest_of("xxh3_128", body))
 
 
 def test_every_file_of_a_room_is_in_its_readme() -> None:
