@@ -25,7 +25,8 @@ from server.ports.holders import (
 from server.ports.release import FREE, HELD, NOTHING, REFUSED, Orders, Result, release
 from server.units import format_age, parse_duration
 
-_BY_WEIGHT = (FREE, NOTHING, HELD, REFUSED)  # of several ports the worst one counts, as ordered here
+_OUTCOMES = {FREE: "free", NOTHING: "free", HELD: "held", REFUSED: "refused"}
+_BY_WEIGHT = list(_OUTCOMES)  # of several ports the worst one counts, as ordered there
 
 
 # --- Tell ---
@@ -73,10 +74,7 @@ def _as_json(result: Result) -> dict[str, Any]:
     }
 
 
-_OUTCOMES = {FREE: "free", NOTHING: "free", HELD: "held", REFUSED: "refused"}
-
-
-def _told(results: list[Result], as_json: bool) -> str:
+def _written(results: list[Result], as_json: bool) -> str:
     if as_json:
         import json
 
@@ -164,7 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
             say=lambda line: print(line, file=sys.stderr, flush=True),
             ask=_confirm if at_terminal and not orders.dry_run else None,
         )
-    stdout.show(_told(results, asked.json))
+    stdout.show(_written(results, asked.json))
     code = max((result.code for result in results), key=_BY_WEIGHT.index)
     return code if code != NOTHING or asked.strict else FREE
 

@@ -60,7 +60,7 @@ class Listener(NamedTuple):
     port: int
     uid: int
     queue: int
-    """Of TCP: connections waiting to be accepted."""
+    """Connections waiting to be accepted; says nothing of a UDP socket."""
 
     @property
     def place(self) -> str:
@@ -164,15 +164,8 @@ def still_holds(process: Process) -> bool:
     return _start_ticks(process.pid) == process.start_ticks and bool(_open_sockets(process.pid, process.links))
 
 
-class _KnownRoot(NamedTuple):
-    pid: int
-    start_ticks: int
-    descriptor: str
-    """Path in /proc of its listening socket, and what that reads."""
-    link: str
-
-
-_known_roots: dict[int, _KnownRoot] = {}
+_known_roots: dict[int, tuple[Process, str]] = {}
+"""By port: what `listening_root` found last, and the path in /proc of a listening socket that it has open."""
 
 
 def listening_root(port: int) -> int | None:
@@ -181,17 +174,18 @@ def listening_root(port: int) -> int | None:
     Of several programs that share the port it is the oldest. Meant to be asked each second: as long as the last
     answer still has that socket open, two files in /proc are read and nothing is scanned.
     """
-    known = _known_roots.get(port)
-    if known and _link(known.descriptor) == known.link and _start_ticks(known.pid) == known.start_ticks:
-        return known.pid
-    _known_roots.pop(port, None)
+    if port in _known_roots:
+        root, descriptor = _known_roots.pop(port)
+        if _link(descriptor) in root.links and _start_ticks(root.pid) == root.start_ticks:
+            _known_roots[port] = root, descriptor
+            return root.pid
     [holding] = look([port])
     roots = roots_of(holding.having(LISTENER))
     if not roots:
         return None
     root = min(roots, key=lambda process: (process.start_ticks, process.pid))
-    for descriptor, link in _open_sockets(root.pid, root.links).items():
-        _known_roots[port] = _KnownRoot(root.pid, root.start_ticks, descriptor, link)
+    for descriptor in _open_sockets(root.pid, root.links):
+        _known_roots[port] = root, descriptor
     return root.pid
 
 

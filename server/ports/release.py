@@ -161,7 +161,7 @@ def _is_ours(process: Process) -> bool:
     return read_state(process.pid) is not None
 
 
-def _never(process: Process, root: Process, orders: Orders, ourselves: Collection[int]) -> str | None:
+def _forbidden(process: Process, root: Process, orders: Orders, ourselves: Collection[int]) -> str | None:
     """Why this process must not be signalled, whoever asks. What belongs to a server of ours is its user's: the status
     helper of root's gave its own rights up, and is nobody's."""
     if process.pid == 1:
@@ -181,7 +181,7 @@ def _refusals(
     reasons = [
         reason
         for process in targets
-        if (reason := _never(process, root_of(process, holders, ourselves), orders, ourselves))
+        if (reason := _forbidden(process, root_of(process, holders, ourselves), orders, ourselves))
     ]
     if holding.unseen:
         reasons.append(describe_unseen(holding))
@@ -227,7 +227,7 @@ def _end(first: Holding, targets: list[Process], roots: list[Process], orders: O
         for process in now.having(*orders.roles):
             # Whoever has the very socket of a target got it from there. Workers forked since count too.
             if process.links & links and (
-                process.identity in allowed or not _never(process, process, orders, ourselves)
+                process.identity in allowed or not _forbidden(process, process, orders, ourselves)
             ):
                 _signal(process, signal.SIGKILL)
     return f"killed, {orders.grace_s:g} s after TERM"
