@@ -97,7 +97,8 @@ class Process(NamedTuple):
         return time.clock_gettime(time.CLOCK_BOOTTIME) - self.start_ticks / _TICKS_PER_S
 
     def __str__(self) -> str:
-        return f"pid {self.pid} ({_shortened(self.command, 80)})"
+        command = self.command
+        return f"pid {self.pid} ({command if len(command) <= 80 else command[:79] + '…'})"
 
 
 class Holding(NamedTuple):
@@ -413,7 +414,3 @@ def _pids(processes: list[Process]) -> str:
 
 def _connections(count: int) -> str:
     return "1 connection" if count == 1 else f"{count} connections"
-
-
-def _shortened(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"

@@ -61,7 +61,7 @@ def empty_slot(root: Path, slot: int | str) -> int:
             with _closing(_open_below(root_fd, root / INCOMING)) as incoming_fd:
                 _make(str(slot), incoming_fd)
             with _closing(open_slot(root_fd, root, slot)) as slot_fd:
-                return sum(removed(entry.name, slot_fd) for entry in list(os.scandir(slot_fd)))
+                return sum(try_to_remove(entry.name, slot_fd) for entry in list(os.scandir(slot_fd)))
     except OSError:
         return 0
 
@@ -78,7 +78,7 @@ def open_slot(root_fd: int, root: Path, slot: int | str) -> int:
         return _open_below(incoming_fd, incoming / str(slot))
 
 
-def removed(name: bytes | str, folder_fd: int) -> bool:
+def try_to_remove(name: bytes | str, folder_fd: int) -> bool:
     """Remove a file; False when that cannot be done, or there is none."""
     try:
         os.unlink(name, dir_fd=folder_fd)

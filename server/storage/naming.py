@@ -16,7 +16,7 @@ import stat
 from pathlib import PurePosixPath
 
 from server.config import Collision
-from server.storage.folders import removed
+from server.storage.folders import try_to_remove
 
 _NAME_MAX = 255  # bytes, of every file system that matters here (limits.h)
 _LONGEST_CHARACTER = 4  # bytes, in UTF-8
@@ -92,7 +92,7 @@ class Naming:
         knows renameat2's RENAME_NOREPLACE (Linux 3.15; glibc 2.28), otherwise two, of which the first decides."""
         if not self._renameat2(temporary, name, _RENAME_NOREPLACE):
             os.link(temporary, name, src_dir_fd=self._incoming_fd, dst_dir_fd=self._root_fd, follow_symlinks=False)
-            removed(temporary, self._incoming_fd)
+            try_to_remove(temporary, self._incoming_fd)
 
     def _rename_over(self, temporary: bytes, name: bytes) -> int:
         """Rename, and return the size of the file that was replaced. The two change places, and only then it is looked
@@ -109,7 +109,7 @@ class Naming:
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
                 if self._renameat2(temporary, name, _RENAME_EXCHANGE):
                     info = os.stat(temporary, dir_fd=self._incoming_fd, follow_symlinks=False)
-                    removed(temporary, self._incoming_fd)
+                    try_to_remove(temporary, self._incoming_fd)
                 else:
                     os.rename(temporary, name, src_dir_fd=self._incoming_fd, dst_dir_fd=self._root_fd)
                 return info.st_size if stat.S_ISREG(info.st_mode) else 0

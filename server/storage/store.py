@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from server.config import Collision, Durability
-from server.storage.folders import INCOMING, open_root, open_slot, removed, sync_names
+from server.storage.folders import INCOMING, open_root, open_slot, sync_names, try_to_remove
 from server.storage.naming import Naming
 from server.storage.quota import Quota
 from server.units import format_size
@@ -216,7 +216,7 @@ class FileStore:
 
     def remove(self, temporary: bytes) -> None:
         """Remove a temporary file; what cannot be removed the supervisor does when this worker is gone."""
-        removed(temporary, self.incoming_fd)
+        try_to_remove(temporary, self.incoming_fd)
 
     def close(self) -> None:
         for fd in (self.root_fd, self.incoming_fd):
