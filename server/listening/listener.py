@@ -92,7 +92,11 @@ class Group:
         """Listen, close-on-exec and non-blocking; port 0 takes a free one. PortInUseError or AddressError, after which
         no socket is left open."""
         if address.scheme == "unix":
-            return cls._open_unix(Path(address.path), backlog)
+            try:
+                sock, bound = unix_sockets.listen(Path(address.path), backlog)
+            except PathError as error:
+                raise AddressError(f"cannot listen on {address}: {error}") from None
+            return cls([sock], "shared", backlog, path=bound)
         family, place = _resolve(address.host, address.port)
         found: list[socket.socket] = []
         try:
@@ -110,14 +114,6 @@ class Group:
                 raise PortInUseError(address.port) from None
             raise AddressError(f"cannot listen on {address}: {error.strerror}") from error
         return cls(found, mode, backlog, is_tls=address.scheme == "tls")
-
-    @classmethod
-    def _open_unix(cls, path: Path, backlog: int) -> "Group":
-        try:
-            sock, bound = unix_sockets.listen(path, backlog)
-        except PathError as error:
-            raise AddressError(f"cannot listen on unix://{path}: {error}") from None
-        return cls([sock], "shared", backlog, path=bound)
 
     @classmethod
     def lent(cls, sock: socket.socket, name: str) -> "Group":

@@ -117,7 +117,8 @@ def _release(first: Holding, orders: Orders, say: Say, ask: Ask | None) -> Resul
         roots = roots_of(targets, ourselves)
         if reasons := _refusals(holding, targets, roots, orders, ourselves, ask):
             return Result(first, REFUSED, [*lines, *(f"refused: {reason}" for reason in reasons)])
-        who = named(roots) + _workers(targets, roots)
+        below = len(targets) - len(roots)
+        who = named(roots) + (f" and {below} more below" if below else "")
         if orders.dry_run:
             return Result(first, HELD, [*lines, f"would send TERM to {who}; KILL after {orders.grace_s:g} s"])
         watch_s = _watch_s(roots)
@@ -126,11 +127,6 @@ def _release(first: Holding, orders: Orders, say: Say, ask: Ask | None) -> Resul
         _wait(lambda: not is_free(first), watch_s)
         [holding] = look_closely([first.port], first.udp)
     return _verified(first, holding, ended, lines)
-
-
-def _workers(targets: list[Process], roots: list[Process]) -> str:
-    count = len(targets) - len(roots)
-    return f" and {count} more below" if count else ""
 
 
 # --- Guard ---

@@ -11,6 +11,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 
 import msgspec
@@ -127,12 +128,8 @@ def _server_pids() -> list[int]:
 def read_server(state: ServerState) -> ServerStatus | None:
     """What this server does now; None when it has just ended."""
     try:
-        with open(state.events, "rb") as events:
-            board = Scoreboard.open(state.scoreboard)
-            try:
-                return describe(state, board, events.fileno())
-            finally:
-                board.close()
+        with open(state.events, "rb") as events, closing(Scoreboard.open(state.scoreboard)) as board:
+            return describe(state, board, events.fileno())
     except (OSError, ValueError):
         return None
 

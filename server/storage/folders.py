@@ -19,7 +19,7 @@ from pathlib import Path
 
 INCOMING = ".incoming"
 
-_OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def lock_store(root: Path) -> int:
@@ -29,7 +29,7 @@ def lock_store(root: Path) -> int:
     store, OSError when the folder cannot be made.
     """
     root.mkdir(parents=True, exist_ok=True)
-    fd = open_root(root)
+    fd = os.open(root, OPEN_FOLDER)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -41,9 +41,9 @@ def lock_store(root: Path) -> int:
 def prepare_store(root: Path, slots: int) -> None:
     """Make the store's folders and empty those for temporary files. OSError when that cannot be done."""
     root.mkdir(parents=True, exist_ok=True)
-    with _closing(open_root(root)) as root_fd:
+    with closing(os.open(root, OPEN_FOLDER)) as root_fd:
         _make(INCOMING, root_fd)
-        with _closing(_open_below(root_fd, root / INCOMING)) as incoming_fd:
+        with closing(_open_below(root_fd, root / INCOMING)) as incoming_fd:
             for entry in list(os.scandir(incoming_fd)):
                 if entry.is_dir(follow_symlinks=False):
                     shutil.rmtree(entry.name, dir_fd=incoming_fd)
@@ -57,24 +57,21 @@ def empty_slot(root: Path, slot: int | str) -> int:
     """Make the folder for a worker's temporary files where there is none, and remove what one that is gone left there;
     returns how many files. Errors are for the next boot, and for the worker that finds no folder."""
     try:
-        with _closing(open_root(root)) as root_fd:
-            with _closing(_open_below(root_fd, root / INCOMING)) as incoming_fd:
-                _make(str(slot), incoming_fd)
-            with _closing(open_slot(root_fd, root, slot)) as slot_fd:
+        with (
+            closing(os.open(root, OPEN_FOLDER)) as root_fd,
+            closing(_open_below(root_fd, root / INCOMING)) as incoming_fd,
+        ):
+            _make(str(slot), incoming_fd)
+            with closing(_open_below(incoming_fd, root / INCOMING / str(slot))) as slot_fd:
                 return sum(try_to_remove(entry.name, slot_fd) for entry in list(os.scandir(slot_fd)))
     except OSError:
         return 0
 
 
-def open_root(root: Path) -> int:
-    """A descriptor of the store's folder. OSError when there is none."""
-    return os.open(root, _OPEN_FOLDER)
-
-
 def open_slot(root_fd: int, root: Path, slot: int | str) -> int:
     """A descriptor of the folder for a worker's temporary files. OSError when there is none, or a link."""
     incoming = root / INCOMING
-    with _closing(_open_below(root_fd, incoming)) as incoming_fd:
+    with closing(_open_below(root_fd, incoming)) as incoming_fd:
         return _open_below(incoming_fd, incoming / str(slot))
 
 
@@ -91,10 +88,10 @@ def sync_names(folder_fd: int, folder: Path) -> None:
     """Make the names durable that lead to a folder, up to the root of its file system: its own, or any above it, may
     be new. One that may not be read was not made by us. OSError naming the folder."""
     try:
-        above = os.open("..", _OPEN_FOLDER, dir_fd=folder_fd)
+        above = os.open("..", OPEN_FOLDER, dir_fd=folder_fd)
     except PermissionError:
         return
-    with _closing(above):
+    with closing(above):
         here, there = os.fstat(folder_fd), os.fstat(above)
         if here.st_dev != there.st_dev or here.st_ino == there.st_ino:
             return
@@ -113,7 +110,7 @@ def _make(name: str, above_fd: int) -> None:
 def _open_below(above_fd: int, folder: Path) -> int:
     """Open a folder by its last component, in the folder above it. OSError with its whole path."""
     try:
-        return os.open(folder.name, _OPEN_FOLDER | os.O_NOFOLLOW, dir_fd=above_fd)
+        return os.open(folder.name, OPEN_FOLDER | os.O_NOFOLLOW, dir_fd=above_fd)
     except NotADirectoryError as error:
         raise NotADirectoryError(error.errno, "is no folder, or a symbolic link", str(folder)) from error
     except OSError as error:
@@ -121,7 +118,8 @@ def _open_below(above_fd: int, folder: Path) -> int:
 
 
 @contextmanager
-def _closing(fd: int) -> Iterator[int]:
+def closing(fd: int) -> Iterator[int]:
+    """The descriptor, closed in the end."""
     try:
         yield fd
     finally:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from server import scoreboard
 from server.scoreboard import Scoreboard
+from server.storage.folders import OPEN_FOLDER, closing
 
 COUNT_AGAIN_S = 0.5
 COUNT_AT_MOST = 3  # times in a row
@@ -60,11 +61,8 @@ class Quota:
     def _count(self, folder_fd: int) -> None:
         started_s = time.monotonic()
         try:
-            fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder_fd)  # with its own position
-            try:
+            with closing(os.open(".", OPEN_FOLDER, dir_fd=folder_fd)) as fd:  # with its own position
                 _set_base(self._base, self._changes, fd)
-            finally:
-                os.close(fd)
         except OSError:
             pass  # who is refused next tries again
         finally:
