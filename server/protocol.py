@@ -364,19 +364,15 @@ class ServerConnection:
     def _accept(self, raw: bytes) -> UploadStarted:
         header = decode_header(raw)
         if self._limits.token is not None:
-            self._authorize(header, self._limits.token)
+            if header.token is UNSET:
+                raise RemoteProtocolError("unauthorized", "the server wants a token")
+            if not hmac.compare_digest(header.token.encode(), self._limits.token.encode()):
+                raise RemoteProtocolError("unauthorized", "the token is wrong")
         name = safe_file_name(header.file_name)
         if header.file_size > self._limits.max_file_size:
             limit = self._limits.max_file_size
             raise RemoteProtocolError("too_large", f"file_size is {header.file_size}, over the limit of {limit} bytes")
         return UploadStarted(header, name)
-
-    @staticmethod
-    def _authorize(header: UploadHeader, expected: str) -> None:
-        if header.token is UNSET:
-            raise RemoteProtocolError("unauthorized", "the server wants a token")
-        if not hmac.compare_digest(header.token.encode(), expected.encode()):
-            raise RemoteProtocolError("unauthorized", "the token is wrong")
 
 
 class ClientConnection:

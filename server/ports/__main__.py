@@ -134,12 +134,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _show(ports: list[int], udp: bool) -> list[Result]:
-    results = []
-    for holding in look_closely(ports, udp):
-        held = bool(holding.listening) or not is_free(holding)
-        results.append(Result(holding, HELD if held else FREE, ["held" if held else "free", *notes_on(holding)]))
-    return results
+def _show(holding: Holding) -> Result:
+    held = bool(holding.listening) or not is_free(holding)
+    return Result(holding, HELD if held else FREE, ["held" if held else "free", *notes_on(holding)])
 
 
 def _confirm(question: str) -> bool:
@@ -152,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
     asked = _parser().parse_args(arguments)
     ports = list(dict.fromkeys(port for some in asked.ports for port in some))
     if asked.command == "show":
-        results = _show(ports, asked.udp)
+        results = [_show(holding) for holding in look_closely(ports, asked.udp)]
     else:
         orders = Orders(asked.grace, asked.udp, asked.include_accepted, asked.any_user, asked.force, asked.dry_run)
         at_terminal = sys.stdin.isatty() and sys.stderr.isatty()

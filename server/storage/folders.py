@@ -56,13 +56,11 @@ def prepare_store(root: Path, slots: int) -> None:
 def empty_slot(root: Path, slot: int | str) -> int:
     """Make the folder for a worker's temporary files where there is none, and remove what one that is gone left there;
     returns how many files. Errors are for the next boot, and for the worker that finds no folder."""
+    incoming = root / INCOMING
     try:
-        with (
-            closing(os.open(root, OPEN_FOLDER)) as root_fd,
-            closing(_open_below(root_fd, root / INCOMING)) as incoming_fd,
-        ):
+        with closing(os.open(root, OPEN_FOLDER)) as root_fd, closing(_open_below(root_fd, incoming)) as incoming_fd:
             _make(str(slot), incoming_fd)
-            with closing(_open_below(incoming_fd, root / INCOMING / str(slot))) as slot_fd:
+            with closing(_open_below(incoming_fd, incoming / str(slot))) as slot_fd:
                 return sum(try_to_remove(entry.name, slot_fd) for entry in list(os.scandir(slot_fd)))
     except OSError:
         return 0
