@@ -121,9 +121,9 @@ def _serve(settings: Settings, sources: Sources) -> int:
     try:
         return serve(warned(settings), lambda: warned(sources.read()))
     except PortInUseError as error:
-        from server.ports import __main__ as command
+        from server.ports.holders import describe_holder
 
-        sys.exit(f"Error: {command.describe_holder(error.port)}")
+        sys.exit(f"Error: {describe_holder(error.port)}")
     except (StartError, AddressError, PidFileError) as error:
         sys.exit(f"Error: {error}")
 

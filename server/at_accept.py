@@ -12,7 +12,7 @@ from collections.abc import Callable
 from server.batch import Batch
 from server.connection import CLOSED, LINGERING, OPEN, Phase
 from server.protocol import ServerConnection, Timing, UploadStarted
-from server.storage import StoreError
+from server.storage.store import StoreError
 from server.worker_context import WorkerContext
 
 OnAnswered = Callable[[socket.socket, int, Phase], None]

@@ -19,7 +19,7 @@ from msgspec import UNSET
 from xxhash import xxh3_128_hexdigest
 
 from server.protocol import DigestAlgorithm, Hasher, Timing, UploadStarted, digest_of, new_hasher
-from server.storage import Incoming, StoreError
+from server.storage.store import Incoming, StoreError
 from server.worker_context import WorkerContext
 
 log = logging.getLogger("server")

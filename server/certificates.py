@@ -39,7 +39,7 @@ class Tls:
     """What a server speaks TLS with. Two are equal when the same was read for both."""
 
     digest: str
-    """Of all that was read."""
+    """SHA-256 of all that was read, in hexadecimal."""
     asks_clients: bool
     """Whether a client must show a certificate."""
     expires_s: float

@@ -39,7 +39,7 @@ from typing import cast
 from server import scoreboard
 from server.batch import AT_ONCE, RECEIVE_BYTES, Batch, InPieces
 from server.protocol import Data, RemoteProtocolError, ServerConnection, Timing, UploadComplete, UploadStarted
-from server.storage import DiscardedFile, StoreError
+from server.storage.store import DiscardedFile, StoreError
 from server.worker_context import Client, WorkerContext
 
 LINGER_BYTES = 1 << 20

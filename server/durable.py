@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from server.batch import AT_ONCE, Batch, InPieces, Item, Results, Sender, whole_digest
 from server.config import Durability
-from server.storage import FileStore, IncomingFile
+from server.storage.store import FileStore, IncomingFile
 from server.worker_context import WorkerContext
 
 GATHERED_BYTES = 64 << 20

@@ -278,10 +278,14 @@ class ServerConnection:
         position, end = 0, len(view)
         while position < end:
             if not self._remaining:
-                position, raw = self._take_header(view, position, end)
-                if raw is None:
-                    return
-                started = self._start(raw)
+                try:
+                    position, raw = self._take_header(view, position, end)
+                    if raw is None:
+                        return
+                    started = self._accept(raw)
+                except RemoteProtocolError:
+                    self._finished = True
+                    raise
                 yield started
                 self._size = self._remaining = started.header.file_size
                 if not self._size:
@@ -314,11 +318,9 @@ class ServerConnection:
         except RemoteProtocolError:
             return None
         end = start + started.header.file_size
-        if end == len(view) and started.header.digest is UNSET:
-            return started, view[start:], _NOTHING
         if end > len(view) or started.header.digest is not UNSET:
             return None
-        return started, view[start:end], view[end:]
+        return started, view[start:end], _NOTHING if end == len(view) else view[end:]
 
     def receive_eof(self) -> None:
         """The peer will send no more. RemoteProtocolError `truncated` when that is in the middle of an upload."""
@@ -338,7 +340,7 @@ class ServerConnection:
             # The usual case: length and header lie in this piece.
             if end - position >= LENGTH_BYTES:
                 start = position + LENGTH_BYTES
-                length = self._header_length(bytes(view[position:start]))
+                length = _check_header_length(bytes(view[position:start]), self._limits.max_header_size)
                 if end - start >= length:
                     return start + length, view[start : start + length].tobytes()
             self._partial = bytearray()
@@ -349,7 +351,8 @@ class ServerConnection:
             position = min(end, position + missing)
             if len(partial) < LENGTH_BYTES:
                 return position, None
-        total = LENGTH_BYTES + self._header_length(bytes(partial[:LENGTH_BYTES]))
+        length = _check_header_length(bytes(partial[:LENGTH_BYTES]), self._limits.max_header_size)
+        total = LENGTH_BYTES + length
         missing = total - len(partial)
         partial += view[position : position + missing]
         position = min(end, position + missing)
@@ -358,36 +361,18 @@ class ServerConnection:
         self._partial = None
         return position, bytes(partial[LENGTH_BYTES:])
 
-    def _header_length(self, prefix: bytes) -> int:
-        try:
-            return _check_header_length(prefix, self._limits.max_header_size)
-        except RemoteProtocolError:
-            self._finished = True
-            raise
-
-    def _start(self, raw: bytes) -> UploadStarted:
-        try:
-            return self._accept(raw)
-        except RemoteProtocolError:
-            self._finished = True
-            raise
-
     def _accept(self, raw: bytes) -> UploadStarted:
         header = decode_header(raw)
         if self._limits.token is not None:
-            self._authorize(header, self._limits.token)
+            if header.token is UNSET:
+                raise RemoteProtocolError("unauthorized", "the server wants a token")
+            if not hmac.compare_digest(header.token.encode(), self._limits.token.encode()):
+                raise RemoteProtocolError("unauthorized", "the token is wrong")
         name = safe_file_name(header.file_name)
         if header.file_size > self._limits.max_file_size:
             limit = self._limits.max_file_size
             raise RemoteProtocolError("too_large", f"file_size is {header.file_size}, over the limit of {limit} bytes")
         return UploadStarted(header, name)
-
-    @staticmethod
-    def _authorize(header: UploadHeader, expected: str) -> None:
-        if header.token is UNSET:
-            raise RemoteProtocolError("unauthorized", "the server wants a token")
-        if not hmac.compare_digest(header.token.encode(), expected.encode()):
-            raise RemoteProtocolError("unauthorized", "the token is wrong")
 
 
 class ClientConnection:

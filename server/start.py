@@ -13,10 +13,10 @@ from server.listening import systemd
 from server.listening.listener import Group, Listeners
 from server.pid_file import PidFile
 from server.protocol import FAILURE_CODES
-from server.quota import count_store
 from server.scoreboard import EventLog, Scoreboard, ServerState
 from server.status.page_process import open_page, url_of
-from server.storage import lock_store, prepare_store
+from server.storage.folders import lock_store, prepare_store
+from server.storage.quota import count_store
 from server.supervisor import Supervisor
 
 LEAST_ROOM = 64  # slots that the scoreboard has at least, for workers that are added

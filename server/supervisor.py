@@ -28,7 +28,7 @@ from server.processes import Wakeups, fork, has_terminal, how_it_ended, is_accid
 from server.scoreboard import EventLog, Scoreboard, ServerState
 from server.settings import needs_restart
 from server.status.page_process import StatusHelper
-from server.storage import empty_slot
+from server.storage.folders import empty_slot
 from server.worker import RETIRE, run_worker
 
 LOOK_S = 1.0  # between two looks whether a worker hangs

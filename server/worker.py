@@ -33,9 +33,9 @@ from server.connection import CLOSED, LINGER_S, OPEN, Connection, Excess, Phase
 from server.durable import make_batch
 from server.listening.listener import Door
 from server.protocol import Limits
-from server.quota import Quota
 from server.scoreboard import Scoreboard
-from server.storage import DiscardStore, FileStore, Store
+from server.storage.quota import Quota
+from server.storage.store import DiscardStore, FileStore, Store
 from server.tls import TlsLayer
 from server.worker_context import Client, Patience, WorkerContext
 

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 from server import scoreboard
 from server.protocol import FAILURE_CODES, KeepOrClose, Limits, Reply, Timing, encode_reply
-from server.storage import Store
+from server.storage.store import Store
 
 log = logging.getLogger("server")
 

@@ -21,7 +21,7 @@ from server.pid_file import PidFile
 from server.scoreboard import EventLog, ServerState
 from server.settings import Settings, Sources
 from server.status import page_process as helper_module
-from server.storage import DiscardStore, Incoming, StoreError
+from server.storage.store import DiscardStore, Incoming, StoreError
 
 
 def _at_bad(do: Callable[[], None]) -> None:

@@ -15,7 +15,7 @@ from server.config import ServerConfig
 from server.listening.listener import Door
 from server.protocol import FAILURE_CODES, ServerConnection
 from server.scoreboard import Scoreboard
-from server.storage import FileStore, StoreError
+from server.storage.store import FileStore, StoreError
 from server.worker import run_worker
 from server.worker_context import WorkerContext
 

@@ -62,8 +62,9 @@ class Door(NamedTuple):
 
 
 class Group:
-    """The sockets of one address. In mode `per-worker` the kernel numbers those of a port in the order in which they
-    began to listen, and goes on so when the last one leaves: that is why slots are added and removed at the end."""
+    """The sockets of one address. `Listeners` says what most of its methods are for. In mode `per-worker` the kernel
+    numbers the sockets of a port in the order in which they began to listen, and goes on so when the last one leaves:
+    that is why slots are added and removed at the end."""
 
     def __init__(
         self,
@@ -91,7 +92,11 @@ class Group:
         """Listen, close-on-exec and non-blocking; port 0 takes a free one. PortInUseError or AddressError, after which
         no socket is left open."""
         if address.scheme == "unix":
-            return cls._open_unix(Path(address.path), backlog)
+            try:
+                sock, bound = unix_sockets.listen(Path(address.path), backlog)
+            except PathError as error:
+                raise AddressError(f"cannot listen on {address}: {error}") from None
+            return cls([sock], "shared", backlog, path=bound)
         family, place = _resolve(address.host, address.port)
         found: list[socket.socket] = []
         try:
@@ -111,14 +116,6 @@ class Group:
         return cls(found, mode, backlog, is_tls=address.scheme == "tls")
 
     @classmethod
-    def _open_unix(cls, path: Path, backlog: int) -> "Group":
-        try:
-            sock, bound = unix_sockets.listen(path, backlog)
-        except PathError as error:
-            raise AddressError(f"cannot listen on unix://{path}: {error}") from None
-        return cls([sock], "shared", backlog, path=bound)
-
-    @classmethod
     def lent(cls, sock: socket.socket, name: str) -> "Group":
         """A socket that a service manager made. AddressError when it is of no use."""
         sock.setblocking(False)
@@ -132,19 +129,17 @@ class Group:
             raise AddressError(f"the unix socket from the service manager cannot have the name {TLS_NAME}")
         return cls([sock], "shared", 0, is_tls=name == TLS_NAME, is_lent=True)
 
-    def of(self, slot: int) -> Door:
-        """Where the worker in this slot accepts."""
+    def door_of(self, slot: int) -> Door:
+        """The socket that the worker in this slot accepts from."""
         sock = self._sockets[slot if self._mode == "per-worker" else 0]
         return Door(sock, self._is_tls, self._is_lent)
 
     def keep_only(self, slot: int) -> Door:
-        """In a worker: close all but its own."""
-        own = self.of(slot)
+        own = self.door_of(slot)
         _close_all([sock for sock in self._sockets if sock is not own.sock])
         return own
 
     def add(self) -> None:
-        """For one slot more. OSError when there can be none."""
         if self._mode == "per-worker":
             first = self._sockets[0]
             added = _bind(first.family, first.getsockname(), reuse_port=True)
@@ -152,44 +147,40 @@ class Group:
             self._sockets.append(added)
 
     def steer_away(self, slots: int) -> None:
-        """Send new connections to the first `slots` only: the others are about to go."""
         if self._mode == "per-worker":
-            _try(lambda: steering.steer(self._sockets[0], slots))
+            _try(steering.steer, self._sockets[0], slots)
 
     def remove_last(self) -> None:
-        """Close the last slot's socket here; its worker has a copy until it ends."""
         if self._mode == "per-worker":
             self._sockets.pop().close()
 
     def steer_to_all(self) -> None:
         if self._mode == "per-worker":
-            _try(lambda: steering.unsteer(self._sockets[0]))
+            _try(steering.unsteer, self._sockets[0])
 
     def ignore_new(self) -> None:
-        """Before the end: nobody may connect any more, so that nobody is reset when these are closed. One that is lent
-        would stay deaf for the next server."""
+        """Not of one that is lent: it would stay deaf for the next server."""
         if self._is_unix:
             self._remove_path()
         elif not self._is_lent:
             for sock in self._sockets:
-                _try(lambda sock=sock: steering.ignore_new(sock))  # type: ignore[misc]
+                _try(steering.ignore_new, sock)
 
     def is_quiet(self) -> bool:
-        """Whether no connection is just being made. What the kernel does not tell is taken for quiet."""
+        """What the kernel does not tell is taken for quiet."""
         try:
             return self._is_lent or not self.port or not any(sockets.diagnosed(SYN_RECEIVED, local=self.port))
         except OSError:
             return True
 
     def end(self) -> None:
-        """For all processes that have it, and close it here."""
         self._remove_path()
         if self._is_unix and not self._is_lent:
             unix_sockets.deafen(self._sockets[0])
         self.close()
 
     def close(self) -> None:
-        """Here; whoever has a copy goes on."""
+        """Close the sockets in this process; whoever has a copy of one goes on."""
         _close_all(self._sockets)
 
     def _remove_path(self) -> None:
@@ -221,7 +212,7 @@ class Listeners:
     def lent(cls, found: Iterable[tuple[socket.socket, str]], *, has_certificate: bool) -> "Listeners":
         """Sockets with their names, from a service manager. AddressError when one cannot be used."""
         groups = [Group.lent(sock, name) for sock, name in found]
-        speaks_tls = any(group.of(0).is_tls for group in groups)
+        speaks_tls = any(group.door_of(0).is_tls for group in groups)
         if speaks_tls and not has_certificate:
             raise AddressError(
                 f"the socket {TLS_NAME} from the service manager needs a certificate: name it as tls_cert"
@@ -243,11 +234,11 @@ class Listeners:
         return next((group.port for group in self._groups if group.port), 0)
 
     def keep_only(self, slot: int) -> list[Door]:
-        """In a worker: close all but its own."""
+        """Close all sockets but those of the worker in this slot, which calls this; returns its own."""
         return [group.keep_only(slot) for group in self._groups]
 
     def add(self) -> None:
-        """For one slot more. OSError when there can be none, after which all is as it was."""
+        """Listen for one slot more. OSError when that cannot be, after which all is as it was."""
         for number, group in enumerate(self._groups):
             try:
                 group.add()
@@ -267,11 +258,12 @@ class Listeners:
             group.remove_last()
 
     def steer_to_all(self) -> None:
+        """Leave it to the kernel again to which socket a new connection goes."""
         for group in self._groups:
             group.steer_to_all()
 
     def ignore_new(self) -> None:
-        """Before the end: nobody may connect any more, so that nobody is reset when these are closed."""
+        """Let nobody connect any more, so that nobody is reset when the sockets are closed."""
         for group in self._groups:
             group.ignore_new()
 
@@ -280,14 +272,10 @@ class Listeners:
         return all(group.is_quiet() for group in self._groups)
 
     def end(self) -> None:
-        """For all processes that have them, and close them here. Who waits can still be accepted."""
+        """Close the sockets here; nobody finds or joins a unix socket any more, whose queue all processes share. Who
+        waits can still be accepted."""
         for group in self._groups:
             group.end()
-
-    def close(self) -> None:
-        """Here; whoever has copies goes on."""
-        for group in self._groups:
-            group.close()
 
 
 def find_problem(address: Address) -> str | None:
@@ -317,10 +305,10 @@ def _open_beside(groups: Sequence[Group], address: Address, slots: int, backlog:
         raise
 
 
-def _try(steer: Callable[[], None]) -> None:
+def _try(steer: Callable[..., None], *arguments: socket.socket | int) -> None:
     """Not every sandbox knows these options; without them, some connection may be reset."""
     try:
-        steer()
+        steer(*arguments)
     except OSError as error:
         log.warning("new connections cannot be steered: %s", error.strerror)
 

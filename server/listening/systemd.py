@@ -38,8 +38,8 @@ def take_manager(environment: MutableMapping[str, str]) -> "Manager":
 
 
 class Manager:
-    """Who is told what the server does; nobody, if the address is empty. That it cannot be told is warned of, and no
-    reason to end. A `status` is one line for people."""
+    """The service manager, which is told what the server does; with an empty address there is none. That it cannot be
+    told is warned of, and no reason to end. A `status` is one line for people."""
 
     def __init__(self, address: str) -> None:
         self._address = "\0" + address[1:] if address.startswith("@") else address

@@ -55,7 +55,7 @@ def listen(path: Path, backlog: int) -> tuple[socket.socket, Bound]:
 
 
 def find_problem(path: Path) -> str | None:
-    """That there is something else than a socket, and what to do; None for a socket, or nothing. It only looks."""
+    """What to do about something else than a socket that has the path; None for a socket, or nothing. It only looks."""
     try:
         is_socket = stat.S_ISSOCK(path.lstat().st_mode)
     except OSError:
@@ -83,8 +83,8 @@ def deafen(sock: socket.socket) -> None:
 
 @contextmanager
 def _turn(folder: Path) -> Iterator[None]:
-    """Nobody else's in this folder. An abstract name (man 7 unix) tells who has it, which leaves no file behind and
-    does not outlive its process. Any user may hold it, so it is not waited for for ever."""
+    """Have the folder's turn: nobody else starts in it meanwhile. An abstract name (man 7 unix) tells who has it, which
+    leaves no file behind and does not outlive its process. Any user may hold it, so it is not waited for for ever."""
     info = folder.stat()
     until_s = time.monotonic() + TURN_S
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as mark:

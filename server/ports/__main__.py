@@ -15,35 +15,18 @@ from typing import Any
 
 from server import stdout
 from server.ports.holders import (
-    LISTENER,
     ROLES,
     Holding,
-    describe_unseen,
     is_free,
-    look,
     look_closely,
     notes_on,
-    roots_of,
     user_name,
 )
 from server.ports.release import FREE, HELD, NOTHING, REFUSED, Orders, Result, release
 from server.units import format_age, parse_duration
 
-_BY_WEIGHT = (FREE, NOTHING, HELD, REFUSED)  # of several ports the worst one counts, as ordered here
-
-
-# --- What other modules ask ---
-
-
-def describe_holder(port: int) -> str:
-    """One line for whoever could not bind TCP `port`: who holds it and what to do."""
-    [holding] = look([port])
-    if roots := roots_of(holding.having(LISTENER)):
-        who = " and ".join(str(process) for process in roots)
-        return f"port {port} is held by {who}; free it with: make killport PORT={port}"
-    if holding.unseen:
-        return f"port {port} is in use: {describe_unseen(holding)}"
-    return f"port {port} is in use, but nobody listens on it; what is known: python -m server.ports show {port}"
+_OUTCOMES = {FREE: "free", NOTHING: "free", HELD: "held", REFUSED: "refused"}
+_BY_WEIGHT = list(_OUTCOMES)  # of several ports the worst one counts, as ordered there
 
 
 # --- Tell ---
@@ -91,10 +74,7 @@ def _as_json(result: Result) -> dict[str, Any]:
     }
 
 
-_OUTCOMES = {FREE: "free", NOTHING: "free", HELD: "held", REFUSED: "refused"}
-
-
-def _told(results: list[Result], as_json: bool) -> str:
+def _written(results: list[Result], as_json: bool) -> str:
     if as_json:
         import json
 
@@ -154,12 +134,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _show(ports: list[int], udp: bool) -> list[Result]:
-    results = []
-    for holding in look_closely(ports, udp):
-        held = bool(holding.listening) or not is_free(holding)
-        results.append(Result(holding, HELD if held else FREE, ["held" if held else "free", *notes_on(holding)]))
-    return results
+def _show(holding: Holding) -> Result:
+    held = bool(holding.listening) or not is_free(holding)
+    return Result(holding, HELD if held else FREE, ["held" if held else "free", *notes_on(holding)])
 
 
 def _confirm(question: str) -> bool:
@@ -172,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
     asked = _parser().parse_args(arguments)
     ports = list(dict.fromkeys(port for some in asked.ports for port in some))
     if asked.command == "show":
-        results = _show(ports, asked.udp)
+        results = [_show(holding) for holding in look_closely(ports, asked.udp)]
     else:
         orders = Orders(asked.grace, asked.udp, asked.include_accepted, asked.any_user, asked.force, asked.dry_run)
         at_terminal = sys.stdin.isatty() and sys.stderr.isatty()
@@ -182,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
             say=lambda line: print(line, file=sys.stderr, flush=True),
             ask=_confirm if at_terminal and not orders.dry_run else None,
         )
-    stdout.show(_told(results, asked.json))
+    stdout.show(_written(results, asked.json))
     code = max((result.code for result in results), key=_BY_WEIGHT.index)
     return code if code != NOTHING or asked.strict else FREE
 

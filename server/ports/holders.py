@@ -7,8 +7,10 @@ Whoever only wants to know, as the reports' recorder does each second, needs no 
 and prints nothing; the most it does is to try whether an address can be bound. Why a port is as it is, in words, is
 here too, since `release` and the command both say so.
 
-It reads /proc itself (psutil's import takes as long as the whole look, its net_connections() 15 to 128 ms a process),
-and its values are named tuples: `server.ports` says why every import counts.
+It reads /proc itself. psutil.net_connections() names one process for each socket, but the listening socket of a
+pre-forked server is open in all of its processes, and which of them began it is the question. Asking psutil about each
+process takes 15 to 128 ms a process, and its import as long as the whole look here. For the same reason values are
+named tuples: `python -m server.ports show` waits for every import.
 """
 
 import errno
@@ -58,7 +60,7 @@ class Listener(NamedTuple):
     port: int
     uid: int
     queue: int
-    """Of TCP: connections waiting to be accepted."""
+    """Connections waiting to be accepted; says nothing of a UDP socket."""
 
     @property
     def place(self) -> str:
@@ -95,7 +97,8 @@ class Process(NamedTuple):
         return time.clock_gettime(time.CLOCK_BOOTTIME) - self.start_ticks / _TICKS_PER_S
 
     def __str__(self) -> str:
-        return f"pid {self.pid} ({_shortened(self.command, 80)})"
+        command = self.command
+        return f"pid {self.pid} ({command if len(command) <= 80 else command[:79] + '…'})"
 
 
 class Holding(NamedTuple):
@@ -162,15 +165,8 @@ def still_holds(process: Process) -> bool:
     return _start_ticks(process.pid) == process.start_ticks and bool(_open_sockets(process.pid, process.links))
 
 
-class _KnownRoot(NamedTuple):
-    pid: int
-    start_ticks: int
-    descriptor: str
-    """Path in /proc of its listening socket, and what that reads."""
-    link: str
-
-
-_known_roots: dict[int, _KnownRoot] = {}
+_known_roots: dict[int, tuple[Process, str]] = {}
+"""By port: what `listening_root` found last, and the path in /proc of a listening socket that it has open."""
 
 
 def listening_root(port: int) -> int | None:
@@ -179,18 +175,29 @@ def listening_root(port: int) -> int | None:
     Of several programs that share the port it is the oldest. Meant to be asked each second: as long as the last
     answer still has that socket open, two files in /proc are read and nothing is scanned.
     """
-    known = _known_roots.get(port)
-    if known and _link(known.descriptor) == known.link and _start_ticks(known.pid) == known.start_ticks:
-        return known.pid
-    _known_roots.pop(port, None)
+    if port in _known_roots:
+        root, descriptor = _known_roots.pop(port)
+        if _link(descriptor) in root.links and _start_ticks(root.pid) == root.start_ticks:
+            _known_roots[port] = root, descriptor
+            return root.pid
     [holding] = look([port])
     roots = roots_of(holding.having(LISTENER))
     if not roots:
         return None
     root = min(roots, key=lambda process: (process.start_ticks, process.pid))
-    for descriptor, link in _open_sockets(root.pid, root.links).items():
-        _known_roots[port] = _KnownRoot(root.pid, root.start_ticks, descriptor, link)
+    for descriptor in _open_sockets(root.pid, root.links):
+        _known_roots[port] = root, descriptor
     return root.pid
+
+
+def describe_holder(port: int) -> str:
+    """One line for whoever could not bind TCP `port`: who holds it and what to do."""
+    [holding] = look([port])
+    if roots := roots_of(holding.having(LISTENER)):
+        return f"port {port} is held by {named(roots)}; free it with: make killport PORT={port}"
+    if holding.unseen:
+        return f"port {port} is in use: {describe_unseen(holding)}"
+    return f"port {port} is in use, but nobody listens on it; what is known: python -m server.ports show {port}"
 
 
 # --- Look: sockets, their owners, the part each one plays ---
@@ -407,7 +414,3 @@ def _pids(processes: list[Process]) -> str:
 
 def _connections(count: int) -> str:
     return "1 connection" if count == 1 else f"{count} connections"
-
-
-def _shortened(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"

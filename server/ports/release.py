@@ -117,7 +117,8 @@ def _release(first: Holding, orders: Orders, say: Say, ask: Ask | None) -> Resul
         roots = roots_of(targets, ourselves)
         if reasons := _refusals(holding, targets, roots, orders, ourselves, ask):
             return Result(first, REFUSED, [*lines, *(f"refused: {reason}" for reason in reasons)])
-        who = named(roots) + _workers(targets, roots)
+        below = len(targets) - len(roots)
+        who = named(roots) + (f" and {below} more below" if below else "")
         if orders.dry_run:
             return Result(first, HELD, [*lines, f"would send TERM to {who}; KILL after {orders.grace_s:g} s"])
         watch_s = _watch_s(roots)
@@ -126,11 +127,6 @@ def _release(first: Holding, orders: Orders, say: Say, ask: Ask | None) -> Resul
         _wait(lambda: not is_free(first), watch_s)
         [holding] = look_closely([first.port], first.udp)
     return _verified(first, holding, ended, lines)
-
-
-def _workers(targets: list[Process], roots: list[Process]) -> str:
-    count = len(targets) - len(roots)
-    return f" and {count} more below" if count else ""
 
 
 # --- Guard ---
@@ -161,7 +157,7 @@ def _is_ours(process: Process) -> bool:
     return read_state(process.pid) is not None
 
 
-def _never(process: Process, root: Process, orders: Orders, ourselves: Collection[int]) -> str | None:
+def _forbidden(process: Process, root: Process, orders: Orders, ourselves: Collection[int]) -> str | None:
     """Why this process must not be signalled, whoever asks. What belongs to a server of ours is its user's: the status
     helper of root's gave its own rights up, and is nobody's."""
     if process.pid == 1:
@@ -181,7 +177,7 @@ def _refusals(
     reasons = [
         reason
         for process in targets
-        if (reason := _never(process, root_of(process, holders, ourselves), orders, ourselves))
+        if (reason := _forbidden(process, root_of(process, holders, ourselves), orders, ourselves))
     ]
     if holding.unseen:
         reasons.append(describe_unseen(holding))
@@ -227,7 +223,7 @@ def _end(first: Holding, targets: list[Process], roots: list[Process], orders: O
         for process in now.having(*orders.roles):
             # Whoever has the very socket of a target got it from there. Workers forked since count too.
             if process.links & links and (
-                process.identity in allowed or not _never(process, process, orders, ourselves)
+                process.identity in allowed or not _forbidden(process, process, orders, ourselves)
             ):
                 _signal(process, signal.SIGKILL)
     return f"killed, {orders.grace_s:g} s after TERM"

@@ -95,7 +95,8 @@ def _messages(netlink: socket.socket) -> Iterator[tuple[int | None, tuple[Any, .
 
 
 def _drops(answer: bytes, start: int, end: int) -> int | None:
-    """Of the attributes behind a row: the ninth number of INET_DIAG_SKMEMINFO (SK_MEMINFO_DROPS, linux/sock_diag.h)."""
+    """What was dropped for want of room: among the attributes behind a row, the ninth number of INET_DIAG_SKMEMINFO
+    (SK_MEMINFO_DROPS, linux/sock_diag.h); None where that is not there."""
     while start + _NLATTR.size <= end:
         length, kind = _NLATTR.unpack_from(answer, start)
         if kind == _SKMEMINFO and length >= _NLATTR.size + 9 * 4:

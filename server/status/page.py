@@ -3,7 +3,7 @@ itself anyway.
 
     /             for people, without JavaScript; it renews itself
     /status.json  what `python -m server status --json` prints, of this server
-    /metrics      for Prometheus (`metrics`)
+    /metrics      for Prometheus (`prometheus`)
     /healthz      200 "ok", or 503 with a reason a line: draining, or a worker that is starting, down or hangs
 
 It answers whoever reaches its port, so it can do nothing else (`confinement`): it opens the scoreboard read-only and
@@ -116,11 +116,11 @@ def make_app(source: Source) -> Flask:
     app.url_map.merge_slashes = False  # it would redirect to the Host that a client names
     for path, view in _views(source).items():
         app.add_url_rule(path, path, view, methods=["GET"], provide_automatic_options=False)
-    names = _names(source.state())
+    hosts = _allowed_hosts(source.state())
 
     @app.before_request
     def look_at_host() -> Response | None:
-        if names is None or _is_one_of(names, request.headers.get("Host", "localhost")):
+        if hosts is None or _is_one_of(hosts, request.headers.get("Host", "localhost")):
             return None
         return Response("421 Misdirected Request: ask by address, or as localhost\n", 421, mimetype="text/plain")
 
@@ -152,7 +152,7 @@ def _views(source: Source) -> dict[str, Callable[[], Response]]:
     def status() -> Response:
         return Response(as_json([source.read()]) + "\n", mimetype="application/json")
 
-    def numbers() -> Response:
+    def metrics() -> Response:
         return Response(
             prometheus.exposition(source.read(), source.failure_codes), content_type=prometheus.CONTENT_TYPE
         )
@@ -164,7 +164,7 @@ def _views(source: Source) -> dict[str, Callable[[], Response]]:
     def css() -> Response:
         return Response(style, mimetype="text/css")
 
-    return {"/": page, "/status.json": status, "/metrics": numbers, "/healthz": health, "/status.css": css}
+    return {"/": page, "/status.json": status, "/metrics": metrics, "/healthz": health, "/status.css": css}
 
 
 def _template(name: str) -> jinja2.Template:
@@ -179,8 +179,9 @@ def _template(name: str) -> jinja2.Template:
     return environment.get_template(name)
 
 
-def _names(state: ServerState) -> frozenset[str] | None:
-    """Of the page's host, where it is on loopback; None where it can be reached by names that nobody here knows."""
+def _allowed_hosts(state: ServerState) -> frozenset[str] | None:
+    """The names that the page may be asked by, where it is on loopback; None where it can be reached by names that
+    nobody here knows."""
     host = urlsplit(state.page or "").hostname or ""
     if not ipaddress.ip_address(host).is_loopback:
         return None
@@ -212,7 +213,7 @@ def _groups(options: Mapping[str, str]) -> list[tuple[str, list[tuple[str, str]]
 
 
 def main() -> NoReturn:
-    """What `helper` starts: the arguments are the descriptors of the listening socket and of the channel to the
+    """What `page_process` starts: the arguments are the descriptors of the listening socket and of the channel to the
     supervisor, and that one's pid. It ends when somebody kills it, or with exit code 1 when it cannot start."""
     if len(sys.argv) != 4:
         sys.exit("server.status.page is no command of its own: give --status-port to python -m server")

@@ -102,7 +102,7 @@ class StatusHelper:
         """In the child, which ignores what `fork` let it ignore, and dies with its parent further on. It finds its
         imports where this process did, and runs on the same Python, whatever has become of that one's path."""
         os.nice(NICENESS)
-        listener = group.of(0).sock
+        listener = group.door_of(0).sock
         for inherited in (listener, channel):
             inherited.set_inheritable(True)
         command = [*COMMAND, str(listener.fileno()), str(channel.fileno()), str(os.getppid())]

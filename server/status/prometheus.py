@@ -5,7 +5,7 @@ lives; a failure code stands there with 0 before it first happens, or a rate ove
 Names follow https://prometheus.io/docs/practices/naming/: units are base units, counters end in `_total`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
@@ -34,9 +34,10 @@ class _Snapshot(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield from _of_server(self._server)
-        yield from _counters(self._server.slots)
+        yield from _of_slots(CounterMetricFamily, _COUNTERS, self._server.slots)
         yield _failures(self._server.slots, self._codes)
-        yield from _states(self._server.slots)
+        yield _states(self._server.slots)
+        yield from _of_slots(GaugeMetricFamily, _GAUGES, self._server.slots)
 
 
 def _of_server(server: ServerStatus) -> Iterator[Metric]:
@@ -50,21 +51,30 @@ def _of_server(server: ServerStatus) -> Iterator[Metric]:
     yield GaugeMetricFamily("socketswarm_workers_wanted", "Worker processes that there should be.", server.workers)
 
 
-def _counters(slots: Sequence[SlotStatus]) -> Iterator[Metric]:
-    """One of each slot."""
-    stored = CounterMetricFamily("socketswarm_uploads_stored", "Uploads stored and acknowledged.", labels=_WORKER)
-    size = CounterMetricFamily("socketswarm_stored_bytes", "Bytes of files in these uploads.", labels=_WORKER)
-    accepted = CounterMetricFamily("socketswarm_connections_accepted", "Connections accepted.", labels=_WORKER)
-    restarts = CounterMetricFamily(
-        "socketswarm_worker_restarts", "Processes that this worker's slot had after its first.", labels=_WORKER
-    )
-    for slot in slots:
-        label = [str(slot.slot)]
-        stored.add_metric(label, slot.uploads_stored)
-        size.add_metric(label, slot.bytes_stored)
-        accepted.add_metric(label, slot.connections_accepted)
-        restarts.add_metric(label, slot.restarts)
-    yield from (stored, size, accepted, restarts)
+_Table = Mapping[str, tuple[str, Callable[[SlotStatus], float | None]]]
+_COUNTERS: _Table = {
+    "uploads_stored": ("Uploads stored and acknowledged.", lambda slot: slot.uploads_stored),
+    "stored_bytes": ("Bytes of files in these uploads.", lambda slot: slot.bytes_stored),
+    "connections_accepted": ("Connections accepted.", lambda slot: slot.connections_accepted),
+    "worker_restarts": ("Processes that this worker's slot had after its first.", lambda slot: slot.restarts),
+}
+_GAUGES: _Table = {
+    "connections_open": ("Connections open now.", lambda slot: slot.connections_now),
+    "worker_retiring": ("Processes of this slot that drain after a reload.", lambda slot: len(slot.retiring)),
+    "worker_silence_seconds": ("Since its event loop turned last.", lambda slot: slot.silent_s),
+}
+
+
+def _of_slots(
+    kind: type[CounterMetricFamily] | type[GaugeMetricFamily], table: _Table, slots: Sequence[SlotStatus]
+) -> Iterator[Metric]:
+    """One value of each metric for every slot that has one."""
+    for name, (meaning, value) in table.items():
+        family = kind(f"socketswarm_{name}", meaning, labels=_WORKER)
+        for slot in slots:
+            if (number := value(slot)) is not None:
+                family.add_metric([str(slot.slot)], number)
+        yield family
 
 
 def _failures(slots: Sequence[SlotStatus], codes: Sequence[str]) -> Metric:
@@ -79,22 +89,9 @@ def _failures(slots: Sequence[SlotStatus], codes: Sequence[str]) -> Metric:
     return failed
 
 
-def _states(slots: Sequence[SlotStatus]) -> Iterator[Metric]:
-    """What each slot is now."""
+def _states(slots: Sequence[SlotStatus]) -> Metric:
     is_in = GaugeMetricFamily("socketswarm_worker_state", "1 for the state it is in.", labels=("worker", "state"))
-    open_now = GaugeMetricFamily("socketswarm_connections_open", "Connections open now.", labels=_WORKER)
-    retiring = GaugeMetricFamily(
-        "socketswarm_worker_retiring", "Processes of this slot that drain after a reload.", labels=_WORKER
-    )
-    silent = GaugeMetricFamily(
-        "socketswarm_worker_silence_seconds", "Since its event loop turned last.", labels=_WORKER
-    )
     for slot in slots:
-        label = [str(slot.slot)]
         for state in STATES:
-            is_in.add_metric([*label, state], slot.state == state)
-        open_now.add_metric(label, slot.connections_now)
-        retiring.add_metric(label, len(slot.retiring))
-        if slot.silent_s is not None:
-            silent.add_metric(label, slot.silent_s)
-    yield from (is_in, open_now, retiring, silent)
+            is_in.add_metric([str(slot.slot), state], slot.state == state)
+    return is_in

@@ -11,6 +11,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 
 import msgspec
@@ -53,7 +54,7 @@ class SlotStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Since its event loop turned last."""
     restarts: int
     last_end: Event | None
-    """Of its workers, the last that did not end in order; None where the last events know of none."""
+    """How the last of its workers ended that did not end in order; None where the last events know of none."""
     connections_now: int
     connections_accepted: int
     uploads_stored: int
@@ -127,12 +128,8 @@ def _server_pids() -> list[int]:
 def read_server(state: ServerState) -> ServerStatus | None:
     """What this server does now; None when it has just ended."""
     try:
-        with open(state.events, "rb") as events:
-            board = Scoreboard.open(state.scoreboard)
-            try:
-                return describe(state, board, events.fileno())
-            finally:
-                board.close()
+        with open(state.events, "rb") as events, closing(Scoreboard.open(state.scoreboard)) as board:
+            return describe(state, board, events.fileno())
     except (OSError, ValueError):
         return None
 
@@ -223,7 +220,7 @@ def why_not_ready(server: ServerStatus) -> list[str]:
 
 
 def _why_not(number: int, slot: SlotStatus | None) -> str | None:
-    """Of one worker that there should be."""
+    """Why one worker that there should be does not serve; None when it does."""
     if slot is None:
         return f"worker {number} has not started yet"
     if slot.state == "starting":
@@ -243,7 +240,7 @@ def as_json(servers: list[ServerStatus]) -> str:
 
 
 def as_text(servers: list[ServerStatus]) -> str:
-    """For people: a block for each server, with a line for each worker."""
+    """The status for people: a block for each server, with a line for each worker."""
     return "\n\n".join("\n".join(_block(server)) for server in servers)
 
 

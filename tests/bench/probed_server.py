@@ -15,7 +15,7 @@ from pathlib import Path
 from server import durable, scoreboard
 from server.__main__ import main
 from server.durable import DurableBatch
-from server.storage import FileStore, StoreError
+from server.storage.store import FileStore, StoreError
 
 PROBE_S = 0.001
 

@@ -457,7 +457,8 @@ def test_a_listener_whose_owner_cannot_be_seen_is_reported_as_that(start: Start)
 
 def run_as_nobody(*arguments: object) -> subprocess.CompletedProcess[str]:
     """As `run`, but another user: everything is imported before the user changes, who may not read our folder."""
-    code = "import locale, os, sys; from server import ports, scoreboard; os.setuid(65534); sys.exit(ports.main())"
+    imports = "import locale, os, sys; from server import scoreboard; from server.ports.__main__ import main"
+    code = f"{imports}; os.setuid(65534); sys.exit(main())"
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         cwd=ROOT,
@@ -596,7 +597,7 @@ def test_init_is_never_signalled() -> None:
     process = holders.read_process(1)
     assert process is not None
     everything = Orders(any_user=True, force=True, include_accepted=True)
-    assert "is init" in str(releasing._never(process, process, everything, ourselves=()))
+    assert "is init" in str(releasing._forbidden(process, process, everything, ourselves=()))
 
 
 @pytest.mark.parametrize("wrong", ["0", "65536", "12x", "9-8", "-1", ""])

@@ -11,6 +11,7 @@ import servers
 
 from loadtest.options import OPTIONS as LOAD_OPTIONS
 from server.config import OPTIONS as SERVER_OPTIONS
+from server.protocol import ClientConnection, Reply, Timing, UploadHeader, decode_header, digest_of
 
 ROOT = Path(__file__).parents[2]
 READMES = [ROOT / "README.md", *sorted(ROOT.glob("*/README.md"))]
@@ -100,6 +101,24 @@ def test_the_table_of_the_loads_options_says_what_it_does() -> None:
     for option in LOAD_OPTIONS:
         if option.field != "payloads" and isinstance(option.default, str) and option.default:
             assert rows[option.flag][0] == option.default
+
+
+def test_the_wire_format_names_every_key() -> None:
+    text = (ROOT / "server" / "PROTOCOL.md").read_text()
+    for part in (UploadHeader, Reply, Timing):
+        for key in part.__struct_fields__:
+            assert f"`{key}`" in text, f"server/PROTOCOL.md does not name {key} of {part.__name__}"
+
+
+def test_the_wire_formats_example_is_an_upload_and_its_reply() -> None:
+    upload, reply = (block.splitlines() for block in blocks(ROOT / "server" / "PROTOCOL.md", "")[1:3])
+    client = ClientConnection()
+    header = decode_header(upload[1].encode())
+    assert client.send_upload(header) == bytes.fromhex(upload[0]) + upload[1].encode()
+    body = bytes.fromhex(upload[2])
+    assert len(body) == header.file_size
+    [answer] = client.receive_data(bytes.fromhex(reply[0]) + reply[1].encode())
+    assert (answer.code, answer.digest) == ("ok", digest_of("xxh3_128", body))
 
 
 def test_every_file_of_a_room_is_in_its_readme() -> None:

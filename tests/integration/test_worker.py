@@ -15,7 +15,7 @@ from server.addresses import Address
 from server.listening.listener import Group
 from server.protocol import UploadHeader
 from server.scoreboard import Scoreboard
-from server.storage import prepare_store
+from server.storage.folders import prepare_store
 from server.worker import RETIRE
 
 SCRIPT = ROOT / "tests" / "one_worker.py"
@@ -29,7 +29,7 @@ class Bench:
         self._board = folder / "scoreboard"
         prepare_store(self.store, 1)
         self.listeners = Group.open(Address("tcp", "127.0.0.1", 0), 1, 16, "per-worker")
-        self.listener = self.listeners.of(0).sock
+        self.listener = self.listeners.door_of(0).sock
         self.port = self.listeners.port
 
     @contextmanager

@@ -27,7 +27,8 @@ from server.config import Collision, Durability
 from server.connection import LINGER_BYTES, LINGER_S, OPEN, Connection, Phase
 from server.durable import DurableBatch, make_batch
 from server.protocol import FAILURE_CODES, LENGTH_BYTES, Limits, Reply, digest_of
-from server.storage import FileStore, StoreError, prepare_store
+from server.storage.folders import prepare_store
+from server.storage.store import FileStore, StoreError
 from server.worker_context import Client, Patience, WorkerContext
 
 

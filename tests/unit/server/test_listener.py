@@ -39,7 +39,7 @@ def listen_on(stack: ExitStack, slots: int = 1, *, host: str = "127.0.0.1", port
 
 def listen(stack: ExitStack, slots: int = 1, *, host: str = "127.0.0.1", port: int = 0) -> list[socket.socket]:
     listeners = listen_on(stack, slots, host=host, port=port)
-    return [listeners.of(slot).sock for slot in range(slots)]
+    return [listeners.door_of(slot).sock for slot in range(slots)]
 
 
 def accepted(sock: socket.socket) -> int:
@@ -121,7 +121,7 @@ def test_a_port_that_a_sharing_program_holds_is_an_error(stack: ExitStack) -> No
 
 
 def test_a_port_with_connections_left_in_time_wait_can_be_taken_again(stack: ExitStack) -> None:
-    sock = open_group("127.0.0.1", 0, 1).of(0).sock
+    sock = open_group("127.0.0.1", 0, 1).door_of(0).sock
     port = port_of(sock)
     with socket.create_connection(("127.0.0.1", port)) as client:
         sock.setblocking(True)
@@ -174,11 +174,11 @@ def test_a_socket_that_is_about_to_go_gets_no_new_connection(stack: ExitStack) -
     listeners = listen_on(stack, 3)
     listeners.steer_away(2)
     connect(stack, listeners.port, 100)
-    shares = shares_of([listeners.of(slot).sock for slot in range(3)], 100)
+    shares = shares_of([listeners.door_of(slot).sock for slot in range(3)], 100)
     assert sum(shares) == 100
     assert shares[2] == 0
     assert min(shares[:2]) > 10  # of 50: below has a probability of 1e-17
-    last = listeners.of(2).sock
+    last = listeners.door_of(2).sock
     listeners.remove_last()
     assert last.fileno() == -1
 
@@ -192,7 +192,7 @@ def test_one_that_is_added_gets_its_share(stack: ExitStack) -> None:
     listeners.steer_to_all()
     listeners.steer_to_all()  # to ask for what is so already is no error
     connect(stack, listeners.port, 150)
-    shares = shares_of([listeners.of(slot).sock for slot in range(3)], 150)
+    shares = shares_of([listeners.door_of(slot).sock for slot in range(3)], 150)
     assert sum(shares) == 150
     assert min(shares) > 10
 
@@ -200,20 +200,20 @@ def test_one_that_is_added_gets_its_share(stack: ExitStack) -> None:
 def test_shared_is_one_socket_for_any_number(stack: ExitStack) -> None:
     listeners = open_group("127.0.0.1", 0, 4, "shared")
     stack.callback(listeners.close)
-    assert len({listeners.of(slot).sock for slot in range(4)}) == 1
+    assert len({listeners.door_of(slot).sock for slot in range(4)}) == 1
     listeners.steer_away(2)
     listeners.remove_last()
     listeners.add()
     listeners.steer_to_all()
     connect(stack, listeners.port, 10)
-    assert shares_of([listeners.of(9).sock], 10) == [10]
+    assert shares_of([listeners.door_of(9).sock], 10) == [10]
 
 
 def test_a_worker_keeps_only_its_own(stack: ExitStack) -> None:
     listeners = listen_on(stack, 3)
-    others = [listeners.of(0).sock, listeners.of(2).sock]
+    others = [listeners.door_of(0).sock, listeners.door_of(2).sock]
     own = listeners.keep_only(1).sock
-    assert own is listeners.of(1).sock and own.fileno() >= 0
+    assert own is listeners.door_of(1).sock and own.fileno() >= 0
     assert [sock.fileno() for sock in others] == [-1, -1]
 
 
@@ -228,9 +228,9 @@ def test_before_the_end_nobody_connects_any_more_and_who_is_there_is_not_reset(s
     late.setblocking(False)
     assert late.connect_ex(("127.0.0.1", listeners.port)) == errno.EINPROGRESS
     eventually(listeners.is_quiet, "who was connecting is there")
-    server_end = listeners.of(0).sock.accept()[0]
+    server_end = listeners.door_of(0).sock.accept()[0]
     stack.callback(server_end.close)
-    assert accepted(listeners.of(0).sock) == 0
+    assert accepted(listeners.door_of(0).sock) == 0
     listeners.close()
     early.sendall(b"abc")
     assert server_end.recv(3) == b"abc"
@@ -320,11 +320,11 @@ def test_who_keeps_the_turn_keeps_nobody_from_starting(
 
 def test_closing_a_unix_socket_here_changes_nothing_for_others(stack: ExitStack, tmp_path: Path) -> None:
     path = tmp_path / "s"
-    listeners = Listeners.open([Address("unix", path=str(path))], 1, 128, "shared")
-    copy = listeners.keep_only(0)[0].sock.dup()
+    group = Group.open(Address("unix", path=str(path)), 1, 128, "shared")
+    copy = group.door_of(0).sock.dup()
     stack.callback(copy.close)
     stack.callback(path.unlink)
-    listeners.close()
+    group.close()
     connect_unix(stack, path)
     assert accepted(copy) == 1
 

@@ -274,15 +274,15 @@ def test_whoever_cannot_bind_is_told_the_holder_and_the_way_out(
 ) -> None:
     holder = process(4711, "/x/bin/python", "-m", "server", "--port", "12345")
     family(holder)
-    monkeypatch.setattr(command, "look", lambda _: [Holding(12345, False, (), (holder,), 0)])
-    assert command.describe_holder(12345) == (
+    monkeypatch.setattr(holders, "look", lambda _: [Holding(12345, False, (), (holder,), 0)])
+    assert holders.describe_holder(12345) == (
         "port 12345 is held by pid 4711 (python -m server --port 12345); free it with: make killport PORT=12345"
     )
-    monkeypatch.setattr(command, "look", lambda _: [Holding(12345, False, (), (), 1)])
-    assert "nobody listens" in command.describe_holder(12345)
+    monkeypatch.setattr(holders, "look", lambda _: [Holding(12345, False, (), (), 1)])
+    assert "nobody listens" in holders.describe_holder(12345)
     unseen = Listener("a", socket.AF_INET, "0.0.0.0", 12345, UNKNOWN_USER, 0)
-    monkeypatch.setattr(command, "look", lambda _: [Holding(12345, False, (unseen,), (), 0)])
-    assert f"a process of user {UNKNOWN_USER} listens that cannot be seen" in command.describe_holder(12345)
+    monkeypatch.setattr(holders, "look", lambda _: [Holding(12345, False, (unseen,), (), 0)])
+    assert f"a process of user {UNKNOWN_USER} listens that cannot be seen" in holders.describe_holder(12345)
 
 
 def test_a_stuck_server_is_explained() -> None:

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from servers import eventually
 
-from server.quota import Quota, count_store
 from server.scoreboard import Scoreboard
-from server.storage import FileStore, StoreError, prepare_store
+from server.storage.folders import prepare_store
+from server.storage.quota import Quota, count_store
+from server.storage.store import FileStore, StoreError
 
 MOST = 1000
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from server import scoreboard
 from server.scoreboard import Scoreboard
+from server.storage.folders import OPEN_FOLDER, closing
 
 COUNT_AGAIN_S = 0.5
 COUNT_AT_MOST = 3  # times in a row
@@ -42,12 +43,12 @@ class Quota:
         return self.most_bytes - _signed(self._base[0] + sum(self._changes) + sum(self._arriving))
 
     def arrived(self, size_bytes: int) -> None:
-        """They are in a temporary file; a negative number for those that no longer are."""
+        """Count bytes that are now in a temporary file; a negative number, those that no longer are."""
         with self._lock:
             self._record[scoreboard.BYTES_ARRIVING] += size_bytes
 
     def kept(self, change_bytes: int) -> None:
-        """The store holds so many more, or fewer: a file may have replaced a larger one."""
+        """Count that the store holds so many bytes more, or fewer: a file may have replaced a larger one."""
         with self._lock:
             change = self._record[scoreboard.STORE_CHANGE]
             self._record[scoreboard.STORE_CHANGE] = (change + change_bytes) % _WORD
@@ -60,11 +61,8 @@ class Quota:
     def _count(self, folder_fd: int) -> None:
         started_s = time.monotonic()
         try:
-            fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder_fd)  # with its own position
-            try:
+            with closing(os.open(".", OPEN_FOLDER, dir_fd=folder_fd)) as fd:  # with its own position
                 _set_base(self._base, self._changes, fd)
-            finally:
-                os.close(fd)
         except OSError:
             pass  # who is refused next tries again
         finally:
@@ -74,13 +72,13 @@ class Quota:
 
 
 def count_store(board: Scoreboard, folder: Path) -> None:
-    """For a server that starts. OSError when the folder cannot be read."""
+    """Count what the store holds, before its workers start. OSError when the folder cannot be read."""
     _set_base(board.store_base, board.column(scoreboard.STORE_CHANGE), folder)
 
 
 def _set_base(base: memoryview, changes: memoryview, folder: Path | int) -> None:
-    """Files that change while they are counted may count twice or not at all. So they are counted once or twice more;
-    where they never rest, until somebody is refused."""
+    """Count what the folder has. Files that change while they are counted may count twice or not at all. So they are
+    counted once or twice more; where they never rest, until somebody is refused."""
     for _ in range(COUNT_AT_MOST):
         changed = sum(changes)
         base[0] = (sum(_sizes(folder)) - changed) % _WORD
