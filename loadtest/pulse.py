@@ -7,8 +7,9 @@ need not wait for the end to hear that the machine is too busy.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from reports.run_folder import DROPPED, LoadTick, UploadsLine
+from reports.run_folder import LoadTick, UploadsLine
 from reports.summary import GENERATOR_LIMIT, HICCUP_LIMIT_US, RUN_DELAY_LIMIT
+from server.failure_codes import DROPPED
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ import psutil
 from loadtest.link import leave
 from loadtest.wires import Target
 from reports import environment as machine
+from reports import run_folder
 from reports.run_folder import ServerInfo
 
 RECORDER_TIMEOUT_S = 10.0
@@ -117,7 +118,7 @@ def build_report(folder: Path) -> None:
             command, capture_output=True, text=True, timeout=REPORT_TIMEOUT_S, start_new_session=True, check=False
         )
     except subprocess.TimeoutExpired:
-        log.error("the report took over %g s; build it with: python -m reports build %s", REPORT_TIMEOUT_S, folder)
+        log.error("the report took over %g s; build it with: %s", REPORT_TIMEOUT_S, run_folder.build_command(folder))
         return
     if built.returncode == 0:
         log.info("report\n%s", built.stdout.rstrip())

@@ -36,12 +36,12 @@ from typing import NoReturn
 
 from server import scoreboard
 from server.config import MAX_WORKERS, ConfigError, ServerConfig, one_line, printable
+from server.failure_codes import SERVER_CODES
 from server.listening import systemd
 from server.listening.listener import Group, Listeners
 from server.listening.systemd import Manager
 from server.offspring import CAUGHT, Offspring, fork, how_it_ended, is_accident, show_title
 from server.pid_file import PidFile
-from server.protocol import FAILURE_CODES
 from server.quota import count_store
 from server.scoreboard import SEATS, EventLog, Scoreboard, ServerState
 from server.settings import needs_restart
@@ -118,7 +118,7 @@ def serve(config: ServerConfig, reread: Callable[[], ServerConfig] | None = None
             folder = scoreboard.create_runtime_folder()
             at_the_end.callback(scoreboard.remove_runtime_folder, folder)
             room = min(MAX_WORKERS, max(config.workers, LEAST_ROOM))
-            board = Scoreboard.create(folder / scoreboard.SCOREBOARD_FILE, room, FAILURE_CODES)
+            board = Scoreboard.create(folder / scoreboard.SCOREBOARD_FILE, room, SERVER_CODES)
             if config.store is not None and config.max_store:
                 count_store(board, config.store)
             events = EventLog(folder / scoreboard.EVENTS_FILE)
