@@ -5,21 +5,19 @@ Locust's page shows a tab as a table of rows that it polls from `/stats/requests
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 from flask import Response, request
 from locust.web import WebUI
 
-if TYPE_CHECKING:
-    from loadtest.keeper import RunKeeper
+from loadtest.keeper import RunKeeper
 
 KEY = "socketswarm"
 
 
 class Live:
-    """One tab of one web UI. It reads what the keeper says of the run that goes on."""
+    """One tab of one web UI. Its rows are the pulse of the keeper's current run."""
 
-    def __init__(self, web_ui: WebUI, keeper: "RunKeeper") -> None:
+    def __init__(self, web_ui: WebUI, keeper: RunKeeper) -> None:
         self._keeper = keeper
         assert web_ui.app is not None
         columns = [{"key": "what", "title": "Question"}, {"key": "now", "title": "Now"}, {"key": "means", "title": ""}]
