@@ -30,6 +30,7 @@ from server.failure_codes import BY_CODE, NO_LOCAL_PORT
 JOIN_BYTES = 64 << 10  # up to here header and body are one send: apart they would meet Nagle and delayed ACK, 40 ms
 CLOSE_LIMIT_S = 1.0  # for a server to close after its last answer; then we do
 NOT = -1  # of a duration: it did not happen
+_NOTHING = memoryview(b"")
 
 Closer = Literal["server", "client"]
 Close = Literal["fin", "rst"]
@@ -258,19 +259,15 @@ def _send(link: AnyLink, prefix: bytes, body: Body) -> OSError | None:
     return None
 
 
-def _with_prefix(prefix: bytes, pieces: Iterator[memoryview]) -> Iterable[bytes | memoryview]:
+def _with_prefix(prefix: bytes, pieces: Iterator[memoryview]) -> Iterator[bytes | memoryview]:
     """The pieces with `prefix` before the first, joined when that is small."""
-    first = next(pieces, None)
-    if first is None:
-        return (prefix,)
+    first = next(pieces, _NOTHING)
     if len(first) <= JOIN_BYTES:
-        return _chain(prefix + first, pieces)
-    return _chain(prefix, _chain(first, pieces))
-
-
-def _chain(first: bytes | memoryview, rest: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
-    yield first
-    yield from rest
+        yield prefix + first
+    else:
+        yield prefix
+        yield first
+    yield from pieces
 
 
 def _check(answer: Answer, body: Body) -> None:

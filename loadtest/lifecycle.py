@@ -25,11 +25,11 @@ from loadtest import options as load_options
 from loadtest import shapes
 from loadtest.keeper import RunKeeper
 from loadtest.load import Load
-from loadtest.load_process import LoadProcess, Prepared, option_fields
+from loadtest.load_process import LoadProcess, option_fields
 from loadtest.locust_form import Form
 from loadtest.options import OptionError
 from loadtest.payloads import PayloadError
-from loadtest.trust_tab import Live
+from loadtest.trust_tab import add_trust_tab
 
 
 class Lifecycle:
@@ -40,8 +40,7 @@ class Lifecycle:
         assert runner is not None
         _allow_all_descriptors()
         self._environment = environment
-        self._prepared = Prepared()
-        self._load_process = None if isinstance(runner, MasterRunner) else LoadProcess(environment, self._prepared)
+        self._load_process = None if isinstance(runner, MasterRunner) else LoadProcess(environment)
         self._keeper = None if isinstance(runner, WorkerRunner) else RunKeeper(environment)
         # The keeper goes first at the start, so that the recorder runs before the first upload, and last at the end.
         if self._keeper is not None:
@@ -58,7 +57,7 @@ class Lifecycle:
         if web_ui is not None and web_ui.app is not None and self._keeper is not None:
             form = Form(environment, self._keeper, self.prepare)
             web_ui.app.before_request(form.check)
-            Live(web_ui, self._keeper)
+            add_trust_tab(web_ui, self._keeper)
         _interrupt_only(gevent.getcurrent())
 
     @property
@@ -69,9 +68,9 @@ class Lifecycle:
     def prepare(self, host: str | None, fields: Mapping[str, Any], users: int) -> str | None:
         """Make ready for a test with these options. What is wrong with them in one sentence, or None."""
         try:
-            options, payloads = self._prepared.check(host, fields)
+            options = load_options.validate(host or "", fields)
             load_options.check_users(options, users)
-            load_options.check_store(options, payloads, users)
+            load_options.check_store(options, options.load_payloads(), users)
             if self._load_process is not None:
                 load_options.check_descriptors(options, users)
             load_options.check_server(options, host)
@@ -81,7 +80,7 @@ class Lifecycle:
         environment.stop_timeout = options.drain_s
         environment.shape_class = None
         if options.shape != "none":
-            environment.shape_class = shapes.make(options.shape, users, options.planned_s)
+            environment.shape_class = shapes.Stages(options.shape, users, options.planned_s)
             environment.shape_class.runner = environment.runner
         return None
 

@@ -8,7 +8,7 @@ import gc
 import os
 import socket
 import time
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,37 +23,11 @@ from loadtest.alarm import Alarm
 from loadtest.hiccup_meter import HiccupMeter
 from loadtest.load import Load, RunningPhase
 from loadtest.open_model import OpenModel
-from loadtest.options import LoadOptions, OptionError
-from loadtest.payloads import PayloadError, PayloadSet
+from loadtest.options import OptionError
+from loadtest.payloads import PayloadError
 from loadtest.telemetry import Sparse, batch_of, sparse
 
 BATCH_S = 1.0
-
-
-class Prepared:
-    """Options and payloads that were checked, for the test that then starts: it need not read them again."""
-
-    def __init__(self) -> None:
-        self._kept: tuple[tuple[object, ...], LoadOptions, PayloadSet] | None = None
-
-    def check(self, host: str | None, fields: Mapping[str, Any]) -> tuple[LoadOptions, PayloadSet]:
-        """OptionError or PayloadError when no test can start with these."""
-        self._kept = None  # its payloads may be large: not both at once
-        options = load_options.validate(host or "", fields)
-        self._kept = _key(host, fields), options, options.load_payloads()
-        return self._kept[1:]
-
-    def take(self, host: str | None, fields: Mapping[str, Any]) -> tuple[LoadOptions, PayloadSet]:
-        """What was checked last, if it was these; otherwise they are checked now. Errors as of `check`."""
-        if self._kept is None or self._kept[0] != _key(host, fields):
-            self.check(host, fields)
-        kept, self._kept = self._kept, None
-        assert kept is not None
-        return kept[1:]
-
-
-def _key(host: str | None, fields: Mapping[str, Any]) -> tuple[object, ...]:
-    return (host, *(fields[field] for field in load_options.FIELDS))
 
 
 def option_fields(environment: Environment) -> dict[str, Any]:
@@ -66,8 +40,7 @@ def option_fields(environment: Environment) -> dict[str, Any]:
 class LoadProcess:
     """Locust's events and the keeper's messages, passed on to the test that goes on."""
 
-    def __init__(self, environment: Environment, prepared: Prepared) -> None:
-        self._prepared = prepared
+    def __init__(self, environment: Environment) -> None:
         self._test: _Test | None = None
         runner = cast(Runner, environment.runner)
         runner.register_message(messages.PHASE, self._on_phase)
@@ -81,13 +54,11 @@ class LoadProcess:
     def on_test_start(self, environment: Environment, **_: Any) -> None:
         run = str(getattr(environment.parsed_options, messages.RUN))
         try:
-            prepared = self._prepared.take(environment.host, option_fields(environment))
-            alarm = Alarm()
+            self._test = _Test(environment, run)
         except (OptionError, PayloadError, OSError) as error:  # of a worker on another machine without that folder, say
             text = f"a load process on {socket.gethostname()}: {error}"
             _send(environment, run, messages.FAILED, {"text": text})
             return
-        self._test = _Test(environment, run, *prepared, alarm)
         self._test.say_hello()
 
     def on_test_stop(self, environment: Environment, **_: Any) -> None:
@@ -111,16 +82,23 @@ class LoadProcess:
 class _Test:
     """A test in this process, from its start to its end."""
 
-    def __init__(
-        self, environment: Environment, run: str, options: LoadOptions, payloads: PayloadSet, alarm: Alarm
-    ) -> None:
+    def __init__(self, environment: Environment, run: str) -> None:
+        """OptionError, PayloadError or OSError when it cannot be made here."""
         self._environment = environment
         self._run = run
+        options = load_options.validate(environment.host or "", option_fields(environment))
         request = environment.events.request
         # Locust's own runner listens to each request; is there anybody else?
         self._fires_all = len(request._handlers) > 1
         worker_index = max(0, getattr(environment.runner, "worker_index", 0))
-        self.load = Load(options, payloads, alarm, request.fire, fires_all=self._fires_all, worker_index=worker_index)
+        self.load = Load(
+            options,
+            options.load_payloads(),
+            Alarm(),
+            request.fire,
+            fires_all=self._fires_all,
+            worker_index=worker_index,
+        )
         self._open_model: OpenModel | None = None
         self._plan_end: gevent.Greenlet[..., Any] | None = None
         gc.collect()
@@ -160,16 +138,13 @@ class _Test:
         planned_end_ns = start_ns + round(options.planned_s * 1e9)
         self._plan_end = gevent.spawn(self._await_end, self._open_model, planned_end_ns)
         for planned in options.plan:
-            alarm.at(start_ns, self._phase_begins(planned.name))
+            alarm.at(start_ns, partial(self._begin_phase_in_hub, planned.name))
             start_ns += round(planned.duration_s * 1e9)
-        alarm.at(start_ns, self._phase_begins("drain"))
+        alarm.at(start_ns, partial(self._begin_phase_in_hub, "drain"))
 
-    def _phase_begins(self, name: str) -> Any:
-        def begin() -> None:  # in the hub, which cannot wait
-            self._change_phase(RunningPhase(name, 0))
-            gevent.spawn(self._send_batch)
-
-        return begin
+    def _begin_phase_in_hub(self, name: str) -> None:
+        self._change_phase(RunningPhase(name, 0))
+        gevent.spawn(self._send_batch)  # the hub cannot wait
 
     def _change_phase(self, phase: RunningPhase) -> None:
         self._take_hiccups()

@@ -43,6 +43,11 @@ class Pulse:
                 self._dropped += dropped
                 self._failed += sum(name.failures.values()) - dropped
 
+    @property
+    def any_failed(self) -> bool:
+        """Whether an upload has failed since the run's start."""
+        return self._failed + self._dropped > 0
+
     def rows(self) -> list[Row]:
         if not self._lines:
             return [Row("Verdict", "–", "nothing was uploaded yet")]
