@@ -108,6 +108,7 @@ class _Test:
         self._batches = gevent.spawn(self._send_batches)
 
     def say_hello(self) -> None:
+        """Tell the keeper that this load process is there."""
         hello = {"pid": os.getpid(), "meter_pid": self._meter.pid, "host": socket.gethostname()}
         _send(self._environment, self._run, messages.HELLO, {**hello, "wall_ns": time.time_ns()})
 
