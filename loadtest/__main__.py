@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 # Ctrl-C while Python still imports: end at once. A KeyboardInterrupt can be lost there, in a destructor for one. `run`
 # sets handlers of its own before it starts anything.
@@ -16,13 +16,12 @@ if __name__ == "__main__":
 import click
 
 from loadtest import credentials
+from loadtest import run as main_job
+from loadtest import upload as plain_client
+from loadtest.compare import Side, compare_sides
 from loadtest.options import DEFAULTS, OPTIONS, Option, OptionError, is_open
 from reports.run_folder import new_run_id
 from reports.tolerance import tolerance_option
-
-if TYPE_CHECKING:
-    from loadtest.compare import Side
-    from loadtest.run import Job
 
 DEFAULT_USERS = 20
 
@@ -91,16 +90,12 @@ def run(**options: Any) -> None:
     Exit codes: 0 all uploads acknowledged, 1 some failed or the run broke, 2 wrong options, 3 a --fail-if condition
     came true, 4 the numbers cannot be trusted (INVALID or NOISY), 130 interrupted.
     """
-    from loadtest import run as main_job
-
     interrupts = main_job.Interrupts()
     _exit(lambda: main_job.run(_job(options, sys.argv[2:]), interrupts)[0])
 
 
-def _job(options: dict[str, Any], arguments: Sequence[str], *, brief: bool = False) -> "Job":
+def _job(options: dict[str, Any], arguments: Sequence[str], *, brief: bool = False) -> main_job.Job:
     """What `run` does with these options, which came from these arguments."""
-    from loadtest.run import Job
-
     if options["host"] is not None:
         for name in ("workers", "store"):
             if options[name] is not None:
@@ -111,7 +106,7 @@ def _job(options: dict[str, Any], arguments: Sequence[str], *, brief: bool = Fal
     users = options["users"]
     if users is None:
         users = 0 if is_open(fields) else DEFAULT_USERS
-    return Job(
+    return main_job.Job(
         host=options["host"],
         users=users,
         workers=options["workers"] or min(4, os.cpu_count() or 1),
@@ -125,8 +120,6 @@ def _job(options: dict[str, Any], arguments: Sequence[str], *, brief: bool = Fal
 
 def _exit(job: Callable[[], int]) -> NoReturn:
     """With the job's exit code, or with an error in one line."""
-    from loadtest import run as main_job
-
     try:
         sys.exit(job())
     except OptionError as error:
@@ -160,18 +153,14 @@ def compare(first: str, second: str, pairs: int, tolerance: float, common: tuple
     its options, or by a --label in it. Exit codes: 0 no regression, 1 a run broke, 2 wrong options, 4 too few runs to
     tell, 5 B is worse, 130 interrupted.
     """
-    from loadtest.compare import compare_sides
-
     if not first.strip() and not second.strip():
         raise click.UsageError("say what differs: --a and --b have options of `run`, such as --a '--workers 1'")
     sides = [_side(name, common, options) for name, options in (("A", first), ("B", second))]
     _exit(lambda: compare_sides(sides, pairs, tolerance))
 
 
-def _side(name: str, common: Sequence[str], options: str) -> "Side":
+def _side(name: str, common: Sequence[str], options: str) -> Side:
     """One of two sets of options. Its label tells what is particular about it, unless there is a --label in it."""
-    from loadtest.compare import Side
-
     try:
         arguments = [*common, *shlex.split(options)]
     except ValueError as error:
@@ -195,10 +184,8 @@ def upload(files: tuple[Path, ...], host: str, close: bool, **identity: str) -> 
 
     Stops at the first file that is refused, with exit code 1 and the server's reason; after Ctrl-C with 130.
     """
-    from loadtest import upload
-
     signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on it ends in one line
-    sys.exit(upload.upload(files, host, identity, close=close))
+    sys.exit(plain_client.upload(files, host, identity, close=close))
 
 
 if __name__ == "__main__":

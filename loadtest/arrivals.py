@@ -80,16 +80,11 @@ def _not_a_rate(text: str, kind: str) -> ArrivalError:
     return ArrivalError(f"arrival rate {text!r} is not one of profile {kind}: {_WRITE[kind]}")
 
 
-def first_rate(profile: Profile) -> float:
-    """Arrivals a second at the beginning of a phase."""
-    return profile.rates[0]
-
-
 def warm_up(profile: Profile) -> Profile | None:
     """What to warm up with: the rate that the phase begins with, all the time. None where that is 0."""
     if profile.kind in ("constant", "poisson"):
         return profile
-    return Profile("constant", (first_rate(profile),)) if first_rate(profile) else None
+    return Profile("constant", profile.rates[:1]) if profile.rates[0] else None
 
 
 def cells(profile: Profile, duration_s: float, seed: int) -> Iterator[Cell]:

@@ -24,12 +24,13 @@ import msgspec
 
 from loadtest.link import Address, Link, PollWaiter, UnixLink, WaiterFactory, lookup
 from loadtest.tls_link import TlsError, TlsLink
-from loadtest.wires import CLIENT_FAILURES, Answer, Target, Wire, WireError, WireFactory, wire_of
-from reports.run_folder import NO_LOCAL_PORT
+from loadtest.wires import Answer, Target, Wire, WireError, WireFactory, wire_of
+from server.failure_codes import BY_CODE, NO_LOCAL_PORT
 
 JOIN_BYTES = 64 << 10  # up to here header and body are one send: apart they would meet Nagle and delayed ACK, 40 ms
 CLOSE_LIMIT_S = 1.0  # for a server to close after its last answer; then we do
 NOT = -1  # of a duration: it did not happen
+_NOTHING = memoryview(b"")
 
 Closer = Literal["server", "client"]
 Close = Literal["fin", "rst"]
@@ -39,11 +40,12 @@ LinkFactory = Callable[[Address, float, WaiterFactory], AnyLink]
 
 
 class UploadError(Exception):
-    """An upload failed. `code` is one of the server's failure codes or of CLIENT_FAILURES; `message` is for people."""
+    """An upload failed. `code` is one of `failure_codes`, or a code of another server or wire; `message` is for
+    people."""
 
     def __init__(self, code: str, message: str = "") -> None:
         self.code = code
-        self.message = message or CLIENT_FAILURES.get(code, "")
+        self.message = message or (BY_CODE[code].text if code in BY_CODE else "")
         super().__init__(f"{code}: {self.message}")
 
 
@@ -257,19 +259,15 @@ def _send(link: AnyLink, prefix: bytes, body: Body) -> OSError | None:
     return None
 
 
-def _with_prefix(prefix: bytes, pieces: Iterator[memoryview]) -> Iterable[bytes | memoryview]:
+def _with_prefix(prefix: bytes, pieces: Iterator[memoryview]) -> Iterator[bytes | memoryview]:
     """The pieces with `prefix` before the first, joined when that is small."""
-    first = next(pieces, None)
-    if first is None:
-        return (prefix,)
+    first = next(pieces, _NOTHING)
     if len(first) <= JOIN_BYTES:
-        return _chain(prefix + first, pieces)
-    return _chain(prefix, _chain(first, pieces))
-
-
-def _chain(first: bytes | memoryview, rest: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
-    yield first
-    yield from rest
+        yield prefix + first
+    else:
+        yield prefix
+        yield first
+    yield from pieces
 
 
 def _check(answer: Answer, body: Body) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtest import options as load_options
 from loadtest import run as main_job
 from loadtest.options import OptionError
 from loadtest.run import FAILED, INTERRUPTED, OK, Interrupts, Job
@@ -35,7 +34,7 @@ def compare_sides(sides: Sequence[Side], pairs: int, tolerance: float) -> int:
     first, second = sides
     if first.label == second.label:
         raise OptionError(f"both sets have the label {first.label!r}: runs of one label are repeats of one thing")
-    lasts_s = sum(_check(side.job()) for side in sides) * pairs
+    lasts_s = sum(main_job.check(side.job()).planned_s + START_AND_END_S for side in sides) * pairs
     order = list(_in_turn(first, second, pairs))
     print(f"{len(order)} runs, about {max(1.0, lasts_s / 60):.0f} min: {first.label}, {second.label}", flush=True)
     folders: list[Path] = []
@@ -51,12 +50,6 @@ def compare_sides(sides: Sequence[Side], pairs: int, tolerance: float) -> int:
     finally:
         code = _compare(folders, first.label, tolerance) if len(folders) > 1 else OK
     return INTERRUPTED if interrupts.count else code or worst
-
-
-def _check(job: Job) -> float:
-    """Everything that can be wrong before anything is started. Returns how many seconds the run will take."""
-    main_job.check(job)
-    return load_options.validate(job.host or "tcp://127.0.0.1:1", job.fields).planned_s + START_AND_END_S
 
 
 def _in_turn(first: Side, second: Side, pairs: int) -> Iterator[Side]:

@@ -25,12 +25,12 @@ class CredentialsError(ValueError):
 class Credentials:
     token: str | None = field(default=None, repr=False)
     tls: ssl.SSLContext | None = None
-    """Of a `tls://` target, and of no other."""
+    """How to speak TLS with a `tls://` target; None for any other."""
 
 
 def read(target: Target, fields: Mapping[str, Any], *, wire: str = "") -> Credentials:
-    """From the names in `fields`, keyed as FIELDS, for uploads to `target` by the wire of that name or the target's
-    own. CredentialsError for the first mistake."""
+    """Read the files that `fields` names, keyed as FIELDS, for uploads to `target` by the wire of that name or the
+    target's own. CredentialsError for the first mistake."""
     paths = {name: Path(text) for name in FIELDS if (text := str(fields[name] or "").strip())}
     for name in paths:
         if name != "token_file" and target.scheme != "tls":

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from geventhttpclient._parser import HTTPParseError, HTTPResponseParser
 
-from loadtest.wires import Answer, Target, WireError
+from loadtest.wire import Answer, Target, WireError
 
 
 class _Response(HTTPResponseParser):
@@ -19,26 +19,13 @@ class _Response(HTTPResponseParser):
         super().__init__()
         self.complete = False
 
-    def _on_message_begin(self) -> None:
-        pass
-
-    def _on_status(self, text: str) -> None:
-        pass
-
-    def _on_header_field(self, text: str) -> None:
-        pass
-
-    def _on_header_value(self, text: str) -> None:
-        pass
-
-    def _on_body(self, data: bytearray) -> None:
-        pass
-
-    def _on_headers_complete(self) -> None:
-        pass
-
     def _on_message_complete(self) -> None:
         self.complete = self.get_code() >= 200  # 1xx announces the answer, it is none
+
+    def _ignore(self, *_: object) -> None:
+        """The parser asks for all of these."""
+
+    _on_message_begin = _on_status = _on_header_field = _on_header_value = _on_headers_complete = _on_body = _ignore
 
 
 class HttpPutWire:

@@ -1,7 +1,8 @@
 """The half of a run that keeps it: where Locust is a single process or the master.
 
 A `RunKeeper` lives as long as its Locust and makes one `_Run` after the other, as many as a web session starts. A run
-has a folder, a recorder, a plan that it follows, and a report at its end; it merges what the load processes send.
+has a folder (`run_writer.py`), a recorder, a plan that it follows, load processes (`roster.py`), and a report at its
+end.
 """
 
 import logging
@@ -17,26 +18,24 @@ from pathlib import Path
 from typing import Any, cast
 
 import gevent
-import gevent.event
-import msgspec
 from locust.env import Environment
 from locust.rpc.protocol import Message
 from locust.runners import STATE_MISSING, STATE_RUNNING, STATE_SPAWNING, MasterRunner, Runner
 
-from loadtest import arrivals, messages
+from loadtest import messages
 from loadtest import options as load_options
 from loadtest.load_process import BATCH_S, option_fields
+from loadtest.options import LoadOptions
 from loadtest.plan import PlannedPhase
 from loadtest.pulse import Pulse
 from loadtest.recorder_process import RecorderProcess, build_report, subject_of
 from loadtest.roster import Roster
-from loadtest.telemetry import Merger
+from loadtest.run_writer import RunWriter
 from reports import environment as machine
 from reports import run_folder
-from reports.run_folder import Appender, Ending, Event, LoadTick, Phase, RunInfo
+from reports.run_folder import Ending, RunInfo
 
 RUNS = Path("reports/runs")
-HISTOGRAMS_EVERY = 10  # batches
 FINAL_BATCHES_TIMEOUT_S = 5.0
 READY_TIMEOUT_S = 60.0  # for load processes to read or make their payloads
 STARTS_WITHIN_S = 10.0
@@ -55,18 +54,17 @@ class RunKeeper:
         self._runner = cast(Runner, environment.runner)
         self._run: _Run | None = None
         self._ending: _Run | None = None
+        """The last one, whose final batches may still be on their way."""
         self._finishing: gevent.Greenlet[..., Any] | None = None
         self.starts = 0
         """How many tests have started so far."""
         self._starting = False
-        self._runner.register_message(messages.BATCH, self._on_batch)
-        self._runner.register_message(messages.HELLO, self._on_hello)
-        self._runner.register_message(messages.DONE, self._on_done)
-        self._runner.register_message(messages.FAILED, self._on_failed)
+        for message in (messages.HELLO, messages.BATCH, messages.DONE, messages.FAILED):
+            self._runner.register_message(message, self._on_message)
 
     @property
     def pulse(self) -> Pulse:
-        """Of the run that goes on, or an empty one."""
+        """The current run's pulse, or an empty one."""
         return self._run.pulse if self._run is not None else Pulse()
 
     @property
@@ -121,7 +119,7 @@ class RunKeeper:
             self._finishing = gevent.spawn(self._finish, run)
 
     def _finish(self, run: "_Run") -> None:
-        self._ending = run  # final batches may still be on their way
+        self._ending = run
         run.finish()
         self._ending = None
 
@@ -131,26 +129,22 @@ class RunKeeper:
         if self._finishing is not None:
             self._finishing.join()
 
-    def _of(self, msg: Message) -> "_Run | None":
-        """The run that a message is about, if it still goes on or ends."""
-        return next((run for run in (self._run, self._ending) if run and run.token == msg.data[messages.RUN]), None)
-
-    def _on_batch(self, environment: Environment, msg: Message, **_: Any) -> None:
-        if (run := self._of(msg)) is not None:
-            run.add_batch(str(msg.node_id), msg.data)
-
-    def _on_hello(self, environment: Environment, msg: Message, **_: Any) -> None:
-        if (run := self._of(msg)) is not None:
-            run.add_load_process(str(msg.node_id), msg.data)
-
-    def _on_done(self, environment: Environment, msg: Message, **_: Any) -> None:
-        if (run := self._of(msg)) is not None:
-            run.done(str(msg.node_id))
-
-    def _on_failed(self, environment: Environment, msg: Message, **_: Any) -> None:
-        if (run := self._of(msg)) is not None:
-            run.fail(msg.data["text"])
-            self._give_up(msg.data["text"])
+    def _on_message(self, environment: Environment, msg: Message, **_: Any) -> None:
+        """Pass it on to the run that it is about, if that still goes on or ends."""
+        run = next((run for run in (self._run, self._ending) if run and run.token == msg.data[messages.RUN]), None)
+        if run is None:
+            return
+        sender = str(msg.node_id)
+        match msg.type:
+            case messages.HELLO:
+                run.add_load_process(sender, msg.data)
+            case messages.BATCH:
+                run.add_batch(sender, msg.data)
+            case messages.DONE:
+                run.done(sender)
+            case messages.FAILED:
+                run.fail(msg.data["text"])
+                self._give_up(msg.data["text"])
 
 
 def stop_soon(runner: Runner) -> None:
@@ -178,39 +172,27 @@ class _Run:
         fields = option_fields(environment)
         self.token: str = getattr(environment.parsed_options, messages.RUN)
         self._options = load_options.validate(environment.host or "", fields)
-        self.folder = _make_folder(environment, str(fields["label"]))
-        self._uploads = Appender(self.folder / run_folder.UPLOADS)
-        self._events = Appender(self.folder / run_folder.EVENTS)
-        self._load_ticks = Appender(self.folder / run_folder.LOAD)
-        self._builds_report = not getattr(environment.parsed_options, "no_report", False)
-        self._merger = Merger()
-        self.pulse = Pulse()
-        self._phases: list[Phase] = []
-        self._planned: dict[str, PlannedPhase] = {}
         self._ending: Ending | None = None
         self._roster = Roster()
-        self._all_final = gevent.event.Event()
-        self._all_done = gevent.event.Event()
         self._users = 0
         self._stopping = False
         self._closed = False
-        self._failed = False
-        self._line_s = time.monotonic()
-        self._lines = 0
-        self._info = self._describe(fields)
-        self._save()
+        folder = _make_folder(environment, str(fields["label"]))
+        self._writer = RunWriter(folder, _describe(environment, folder, fields, self._options), self._options)
+        self.pulse = self._writer.pulse
+        self._note = self._writer.note
         subject = subject_of(self._options.target)
         if not subject:
             self._note("server-unknown", f"who listens at {environment.host} is not known: the server is not recorded")
-        self._recorder = RecorderProcess(self.folder, subject)
-        self._info = msgspec.structs.replace(
-            self._info, server=self._recorder.server, environment=self._info.environment | self._recorder.store()
-        )
+        self._recorder = RecorderProcess(folder, subject)
+        around = self._writer.info.environment | self._recorder.store()
+        self._writer.change(server=self._recorder.server, environment=around)
         first = self._options.plan[0]
-        self._begin(PlannedPhase("ramp-up", "warm-up", first.uploads_per_connection, 0), time.monotonic_ns())
+        ramp_up = PlannedPhase("ramp-up", "warm-up", first.uploads_per_connection, 0)
+        self._writer.begin(ramp_up, time.monotonic_ns())
         self._plan = self._spawn(self._follow_schedule) if self._options.profile is not None else None
         self._watch = self._spawn(self._watch_load)
-        self._note("run-started", f"run {self._info.id} started")
+        self._note("run-started", f"run {folder.name} started")
 
     def _spawn(self, work: Callable[[], None]) -> "gevent.Greenlet[..., Any]":
         """A greenlet of this run's. One that died of a full disk, say, would leave Locust running for ever."""
@@ -238,40 +220,29 @@ class _Run:
             self._plan = self._spawn(self._follow_plan)
 
     def add_batch(self, sender: str, data: dict[str, Any]) -> None:
-        """One load process's last second. Once all have reported, it is a line of the file, stamped now: the clocks of
-        other hosts are not ours. One that stopped reporting does not hold up the others."""
+        """Count one load process's last second. Once all have reported, it is a line of the file. One that stopped
+        reporting does not hold up the others."""
         if self._closed:
             return
         try:
-            self._count(sender, data)
+            self._roster.heard(sender, time.monotonic())
+            self._writer.add(data)
+            if self._roster.all_reported() or self._writer.silent_s > 1.9 * BATCH_S:
+                self._roster.begin_second()
+                self._writer.write_second(self._users)
             if data["final"]:
                 self._roster.final(sender)
                 if not self._stopping:
                     self._leave(sender)
-                self._look_whether_all()
         except OSError as error:
             self._cannot_go_on(error)
-
-    def _count(self, sender: str, data: dict[str, Any]) -> None:
-        batch = data["batch"]
-        self._merger.add(batch)
-        for phase, delays in data["hiccups"]:
-            self._merger.add_hiccups(phase, delays)
-        tick = msgspec.convert({**run_folder.now_ns(), **data["tick"]}, LoadTick)
-        self.pulse.tick(tick)
-        self._failed = self._failed or any(part["failures"] for names in batch.values() for part in names.values())
-        self._roster.heard(sender, time.monotonic())
-        self._load_ticks.append(tick)
-        overdue = time.monotonic() - self._line_s > 1.9 * BATCH_S
-        if self._roster.all_reported() or overdue:
-            self._write_second()
 
     def add_load_process(self, sender: str, data: dict[str, Any]) -> None:
         self._check_clock(data)
         if self._started and self._options.profile is not None:
             self._note("load-process-late", "a load process came after the schedule was shared out, and has no share")
         elif self._started:
-            self._tell(self._phases[-1].name, self._phases[-1].uploads_per_connection, sender)
+            self._tell(self._writer.phase.name, self._writer.phase.uploads_per_connection, sender)
         self._roster.came(sender, time.monotonic())
         if data["host"] == socket.gethostname():
             self._recorder.follow(data["meter_pid"], "hiccup-meter")
@@ -281,7 +252,7 @@ class _Run:
     @property
     def _started(self) -> bool:
         """Whether the load has been told what to do."""
-        return len(self._phases) > 1
+        return len(self._writer.phases) > 1
 
     def _check_clock(self, data: dict[str, Any]) -> None:
         """Phases and arrivals of another host follow its clock, and the costs of the server ours."""
@@ -295,7 +266,6 @@ class _Run:
     def done(self, sender: str) -> None:
         """All arrivals of this load process have ended."""
         self._roster.done(sender)
-        self._look_whether_all()
 
     def _leave(self, sender: str) -> None:
         """It ended in good order, and all that it did is counted."""
@@ -320,15 +290,8 @@ class _Run:
 
     def _lost(self, text: str) -> None:
         self._note("load-process-lost", text)
-        self._look_whether_all()
         if not self._stopping:
             self.fail(text)
-
-    def _look_whether_all(self) -> None:
-        if self._roster.all_final:
-            self._all_final.set()
-        if not self._roster.has_shares:
-            self._all_done.set()
 
     def stopping(self) -> None:
         """The test is about to stop, perhaps before its plan is over: what is uploaded or waited for from now on
@@ -342,7 +305,7 @@ class _Run:
         if self._ending is None:
             self._ending = Ending(how="stopped", reason="stopped before its plan was over")
         try:
-            if self._phases[-1].kind != "drain":
+            if self._writer.phase.kind != "drain":
                 self._announce(self._drain())
         except OSError as error:
             self._cannot_go_on(error)
@@ -398,11 +361,11 @@ class _Run:
             )
         for planned in self._options.plan:
             gevent.sleep((start_ns - time.monotonic_ns()) / 1e9)
-            self._begin(planned, start_ns)
+            self._writer.begin(planned, start_ns)
             start_ns += round(planned.duration_s * 1e9)
         gevent.sleep((start_ns - time.monotonic_ns()) / 1e9)
-        self._begin(self._drain(), start_ns)
-        self._all_done.wait(self._options.drain_s + FINAL_BATCHES_TIMEOUT_S)
+        self._writer.begin(self._drain(), start_ns)
+        until(lambda: not self._roster.has_shares, self._options.drain_s + FINAL_BATCHES_TIMEOUT_S)
         self._complete()
 
     def _drain(self) -> PlannedPhase:
@@ -415,137 +378,75 @@ class _Run:
     def _announce(self, planned: PlannedPhase) -> None:
         """Tell the users first: what they did until now is then counted before the old phase ends."""
         self._tell(planned.name, planned.uploads_per_connection)
-        self._begin(planned, time.monotonic_ns())
+        self._writer.begin(planned, time.monotonic_ns())
 
     def _tell(self, phase: str, uploads_per_connection: int, client_id: str | None = None) -> None:
         data = {"name": phase, "uploads_per_connection": uploads_per_connection}
         self._runner.send_message(messages.PHASE, data, client_id)
-
-    def _begin(self, planned: PlannedPhase, start_ns: int) -> None:
-        self._end_phase(start_ns)
-        self._planned[planned.name] = planned
-        self._phases.append(
-            Phase(
-                name=planned.name,
-                kind=planned.kind,
-                uploads_per_connection=planned.uploads_per_connection,
-                start_ns=start_ns,
-            )
-        )
-        self._note("phase", f"phase {planned.name}", phase=planned.name)
-        self._save()
-
-    def _end_phase(self, end_ns: int) -> None:
-        if self._phases and self._phases[-1].end_ns is None:
-            phase = self._phases[-1]
-            offered = self._offered(self._planned[phase.name], (end_ns - phase.start_ns) / 1e9)
-            self._phases[-1] = msgspec.structs.replace(phase, end_ns=end_ns, offered=offered)
-            self._uploads.append(self._merger.histograms(phase.name))
-
-    def _offered(self, planned: PlannedPhase, lasted_s: float) -> int | None:
-        """How many arrivals were due in a phase that lasted so long; None in the closed model."""
-        if self._options.profile is None:
-            return None
-        profile = self._options.profile_of(planned) if planned.duration_s else None
-        if profile is None:
-            return 0
-        return arrivals.offered(profile, planned.duration_s, self._options.seed, lasted_s)
-
-    def _write_second(self) -> None:
-        self._roster.begin_second()
-        self._line_s = time.monotonic()
-        lines = self._merger.take_second(self._users)
-        for line in lines:
-            self._uploads.append(line)
-        self.pulse.second(lines)
-        self._lines += 1
-        if self._lines % HISTOGRAMS_EVERY == 0:
-            self._uploads.append(self._merger.histograms(self._phases[-1].name))
 
     # ── its end ──
 
     def finish(self) -> None:
         """Collect what is under way, end the recorder, write everything down and build the report."""
         # Who was told to stop first finishes its uploads, for as long as a drain may take.
-        if len(self._roster) and not self._all_final.wait(self._options.drain_s + FINAL_BATCHES_TIMEOUT_S):
-            missing = self._roster.missing
-            self._lost(f"{missing} load processes never sent their last second")
+        if not until(lambda: self._roster.all_final, self._options.drain_s + FINAL_BATCHES_TIMEOUT_S):
+            self._lost(f"{self._roster.missing} load processes never sent their last second")
         self._watch.kill()
         self._closed = True
         end_ns = time.monotonic_ns()
         recorder_problem = self._recorder.finish()
+        parsed = self._environment.parsed_options
         try:
             self._close_books(end_ns, recorder_problem)
+            if not getattr(parsed, "no_report", False):
+                build_report(self._writer.folder)
         except Exception as error:
             self._cannot_go_on(error)
         self._set_exit_code()
-        parsed = self._environment.parsed_options
         if parsed is not None and parsed.headless and self._ending is not None and self._ending.how != "stopped":
             self._runner.quit()  # not before: workers that have just stopped would not hear of it
 
     def _close_books(self, end_ns: int, recorder_problem: str | None) -> None:
-        self._end_phase(end_ns)
-        self._write_second()
-        for phase in self._merger.phases:
-            self._uploads.append(self._merger.histograms(phase))
+        self._writer.end(end_ns, self._users)
         if recorder_problem is not None:
-            self._note_recorder_failed(recorder_problem, end_ns)
+            self._writer.note_recorder_failed(recorder_problem, end_ns)
             log.error(recorder_problem)
-        self._note("run-ended", f"run {self._info.id} ended: {self._ending.reason if self._ending else ''}")
-        self._info = msgspec.structs.replace(self._info, ended=self._ending)
-        self._save()
-        for appender in (self._uploads, self._events, self._load_ticks):
-            appender.close()
-        if self._builds_report:
-            build_report(self.folder)
-
-    def _note_recorder_failed(self, problem: str, end_ns: int) -> None:
-        """At its last sample, where a reader of the charts sees their lines end."""
-        mono_ns, wall_ns = self._info.started_mono_ns, self._info.started_wall_ns
-        for tick in run_folder.read_host(self.folder):
-            mono_ns, wall_ns = tick.mono_ns, tick.wall_ns
-        from_s, to_s = ((at_ns - self._info.started_mono_ns) / 1e9 for at_ns in (mono_ns, end_ns))
-        text = f"{problem}: nothing was recorded from {from_s:.1f} s to the end at {to_s:.1f} s"
-        self._events.append(Event(mono_ns=mono_ns, wall_ns=wall_ns, source="load", kind="recorder-failed", text=text))
+        self._note("run-ended", f"run {self._writer.info.id} ended: {self._ending.reason if self._ending else ''}")
+        self._writer.change(ended=self._ending)
+        self._writer.close()
 
     def _set_exit_code(self) -> None:
         """The report's, which knows more than Locust; without one, whether an upload failed."""
         if self._environment.process_exit_code == 2:
             return
-        outcome = run_folder.read_outcome(self.folder)
+        outcome = run_folder.read_outcome(self._writer.folder)
         if outcome is not None:
             self._environment.process_exit_code = outcome.exit_code
-        elif self._failed or (self._ending is not None and self._ending.how == "failed"):
+        elif self.pulse.any_failed or (self._ending is not None and self._ending.how == "failed"):
             self._environment.process_exit_code = 1
 
-    def _save(self) -> None:
-        self._info = msgspec.structs.replace(self._info, phases=list(self._phases))
-        run_folder.write_whole(self.folder / run_folder.RUN, self._info)
 
-    def _note(self, kind: str, text: str, **details: Any) -> None:
-        self._events.append(Event(**run_folder.now_ns(), source="load", kind=kind, text=text, details=details))
-
-    def _describe(self, fields: dict[str, Any]) -> RunInfo:
-        commit, dirty = machine.git_state(Path.cwd())
-        stamp = run_folder.now_ns()
-        parsed = self._environment.parsed_options
-        closed = self._options.profile is None
-        return RunInfo(
-            id=self.folder.name,
-            label=str(fields["label"]),
-            command=shlex.split(getattr(parsed, "run_command", "")) or [Path(sys.argv[0]).name, *sys.argv[1:]],
-            host=self._environment.host or "",
-            users=int(getattr(parsed, "num_users", None) or 1) if closed else 0,
-            model="closed" if closed else "open",
-            thresholds=[threshold.text for threshold in self._options.thresholds],
-            load_options=fields,
-            seed=self._options.seed,
-            git_commit=commit,
-            git_dirty=dirty,
-            environment=machine.fingerprint(),
-            started_mono_ns=stamp["mono_ns"],
-            started_wall_ns=stamp["wall_ns"],
-        )
+def _describe(environment: Environment, folder: Path, fields: dict[str, Any], options: LoadOptions) -> RunInfo:
+    commit, dirty = machine.git_state(Path.cwd())
+    stamp = run_folder.now_ns()
+    parsed = environment.parsed_options
+    closed = options.profile is None
+    return RunInfo(
+        id=folder.name,
+        label=str(fields["label"]),
+        command=shlex.split(getattr(parsed, "run_command", "")) or [Path(sys.argv[0]).name, *sys.argv[1:]],
+        host=environment.host or "",
+        users=int(getattr(parsed, "num_users", None) or 1) if closed else 0,
+        model="closed" if closed else "open",
+        thresholds=[threshold.text for threshold in options.thresholds],
+        load_options=fields,
+        seed=options.seed,
+        git_commit=commit,
+        git_dirty=dirty,
+        environment=machine.fingerprint(),
+        started_mono_ns=stamp["mono_ns"],
+        started_wall_ns=stamp["wall_ns"],
+    )
 
 
 def _make_folder(environment: Environment, label: str) -> Path:

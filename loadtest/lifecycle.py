@@ -24,11 +24,12 @@ from locust.runners import MasterRunner, WorkerRunner
 from loadtest import options as load_options
 from loadtest import shapes
 from loadtest.keeper import RunKeeper
-from loadtest.load_process import LoadProcess, Prepared, option_fields
+from loadtest.load import Load
+from loadtest.load_process import LoadProcess, option_fields
 from loadtest.locust_form import Form
 from loadtest.options import OptionError
 from loadtest.payloads import PayloadError
-from loadtest.trust_tab import Live
+from loadtest.trust_tab import add_trust_tab
 
 
 class Lifecycle:
@@ -39,16 +40,15 @@ class Lifecycle:
         assert runner is not None
         _allow_all_descriptors()
         self._environment = environment
-        self._prepared = Prepared()
-        self.load = None if isinstance(runner, MasterRunner) else LoadProcess(environment, self._prepared)
+        self._load_process = None if isinstance(runner, MasterRunner) else LoadProcess(environment)
         self._keeper = None if isinstance(runner, WorkerRunner) else RunKeeper(environment)
         # The keeper goes first at the start, so that the recorder runs before the first upload, and last at the end.
         if self._keeper is not None:
             environment.events.test_start.add_listener(self._keeper.on_test_start)
             environment.events.spawning_complete.add_listener(self._keeper.on_spawning_complete)
-        if self.load is not None:
-            environment.events.test_start.add_listener(self.load.on_test_start)
-            environment.events.test_stop.add_listener(self.load.on_test_stop)
+        if self._load_process is not None:
+            environment.events.test_start.add_listener(self._load_process.on_test_start)
+            environment.events.test_stop.add_listener(self._load_process.on_test_stop)
         if self._keeper is not None:
             environment.events.test_stopping.add_listener(self._keeper.on_test_stopping)
             environment.events.test_stop.add_listener(self._keeper.on_test_stop)
@@ -57,16 +57,21 @@ class Lifecycle:
         if web_ui is not None and web_ui.app is not None and self._keeper is not None:
             form = Form(environment, self._keeper, self.prepare)
             web_ui.app.before_request(form.check)
-            Live(web_ui, self._keeper)
+            add_trust_tab(web_ui, self._keeper)
         _interrupt_only(gevent.getcurrent())
+
+    @property
+    def load(self) -> Load | None:
+        """What uploaders share, where load is made and while a test goes on."""
+        return None if self._load_process is None else self._load_process.load
 
     def prepare(self, host: str | None, fields: Mapping[str, Any], users: int) -> str | None:
         """Make ready for a test with these options. What is wrong with them in one sentence, or None."""
         try:
-            options, payloads = self._prepared.get(host, fields)
+            options = load_options.validate(host or "", fields)
             load_options.check_users(options, users)
-            load_options.check_store(options, payloads, users)
-            if self.load is not None:
+            load_options.check_store(options, options.load_payloads(), users)
+            if self._load_process is not None:
                 load_options.check_descriptors(options, users)
             load_options.check_server(options, host)
         except (OptionError, PayloadError) as error:
@@ -75,7 +80,7 @@ class Lifecycle:
         environment.stop_timeout = options.drain_s
         environment.shape_class = None
         if options.shape != "none":
-            environment.shape_class = shapes.make(options.shape, users, options.planned_s)
+            environment.shape_class = shapes.Stages(options.shape, users, options.planned_s)
             environment.shape_class.runner = environment.runner
         return None
 

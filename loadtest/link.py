@@ -114,25 +114,29 @@ class Link:
     def __init__(self, address: Address, timeout_s: float, waiter: WaiterFactory) -> None:
         """Connect to `address`."""
         family, where = address
-        self._sock = sock = _socket.socket(family, socket.SOCK_STREAM)
-        self._waiter = waiter(sock.fileno(), timeout_s)
+        self._sock = _socket.socket(family, socket.SOCK_STREAM)
+        self._waiter = waiter(self._sock.fileno(), timeout_s)
         try:
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if _LINUX:
-                sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
-            error = sock.connect_ex(where)
-            if error == errno.EINPROGRESS:  # on loopback it is over when connect() says so: ask again, not wait
-                error = sock.connect_ex(where)
-            if error == errno.EALREADY:
-                self._waiter.writable()
-                error = sock.connect_ex(where)
-            if error:
-                raise OSError(error, os.strerror(error))  # of the subclass that fits the number
+            self._sock.setblocking(False)
+            self._connect(where)
             self.handshake_ns = self._handshake_ns()
         except BaseException:
             self.close()
             raise
+
+    def _connect(self, where: Any) -> None:
+        sock = self._sock
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if _LINUX:
+            sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        error = sock.connect_ex(where)
+        if error == errno.EINPROGRESS:  # on loopback it is over when connect() says so: ask again, not wait
+            error = sock.connect_ex(where)
+        if error == errno.EALREADY:
+            self._waiter.writable()
+            error = sock.connect_ex(where)
+        if error:
+            raise OSError(error, os.strerror(error))  # of the subclass that fits the number
 
     def _handshake_ns(self) -> int:
         if not _LINUX:
@@ -213,21 +217,15 @@ class UnixLink(Link):
 
     stamps = False
 
-    def __init__(self, address: Address, timeout_s: float, waiter: WaiterFactory) -> None:
-        """Connect to the path in `address`. That never waits: BlockingIOError when the server's queue is full."""
-        family, path = address
-        self._sock = sock = _socket.socket(family, socket.SOCK_STREAM)
-        self._waiter = waiter(sock.fileno(), timeout_s)
-        self.handshake_ns = -1
+    def _connect(self, where: Any) -> None:
+        """This never waits: BlockingIOError when the server's queue is full."""
         try:
-            sock.setblocking(False)
-            sock.connect(path)
+            self._sock.connect(where)
         except BlockingIOError as error:
-            self.close()
             raise BlockingIOError(error.errno, "the server's queue of connections is full") from None
-        except BaseException:
-            self.close()
-            raise
+
+    def _handshake_ns(self) -> int:
+        return -1
 
     def established(self) -> bool:
         """As of TCP, but that an end is only seen behind all that came before it."""

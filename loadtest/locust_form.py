@@ -29,7 +29,7 @@ Prepare = Callable[[str | None, Mapping[str, Any], int], str | None]
 
 
 class Form:
-    """Of one Locust environment."""
+    """The form of one Locust environment's page."""
 
     def __init__(self, environment: Environment, keeper: RunKeeper, prepare: Prepare) -> None:
         self._environment = environment

@@ -18,18 +18,15 @@ What was never answered when the drain is over is recorded with its elapsed time
 
 import logging
 import time
-from typing import TYPE_CHECKING
 
 import gevent
 import gevent.event
 import greenlet
 
 from loadtest.client import Upload, UploadError
+from loadtest.load import Load
 from loadtest.schedule import Job, Schedule
-from loadtest.uploader import Uploader, row_of
-
-if TYPE_CHECKING:
-    from loadtest.load_process import LoadProcess
+from loadtest.uploader import Uploader
 
 BURST = 64  # arrivals started, or given up, at one wake; then sockets have their turn, since replies are waiting there
 
@@ -46,12 +43,12 @@ class _Lane:
         self.greenlet = greenlet.greenlet(self._run, parent=gevent.get_hub())
 
     def start(self, job: Job) -> None:
-        """From the hub: upload until that has to wait, then come back."""
+        """Upload until that has to wait, then come back. Called in the hub."""
         self.job = job
         self.greenlet.switch()
 
     def end(self) -> None:
-        """From the hub: cut off the upload under way, if there is one. It is recorded as unfinished."""
+        """Cut off the upload under way, if there is one: it is recorded as unfinished. Called in the hub."""
         if self.greenlet:
             self.greenlet.throw(gevent.GreenletExit)
 
@@ -76,7 +73,7 @@ class _Lane:
 class OpenModel:
     """One load process's share of a run's schedule: the k-th of n."""
 
-    def __init__(self, load: "LoadProcess", start_ns: int, k: int, n: int) -> None:
+    def __init__(self, load: Load, start_ns: int, k: int, n: int) -> None:
         """The plan starts at `start_ns` of our monotonic clock. `max_in_flight` is dealt out to the load processes; it
         must be at least as many, since one that may not upload could not send its share."""
         self._load = load
@@ -123,7 +120,7 @@ class OpenModel:
             phase, payload, _, arrival = self._schedule.take(due_ns)
             now_ns = time.monotonic_ns()
             never = Upload(error=UploadError("unfinished"), start_ns=now_ns, end_ns=now_ns, connected=False)
-            self._load.record(phase, row_of(phase.uploads_per_connection, payload.size_bytes), payload, never, arrival)
+            self._load.record(phase, payload, never, arrival)
             given_up += 1
             if given_up % BURST == 0:
                 gevent.sleep(0)
@@ -153,7 +150,7 @@ class OpenModel:
                 return
             else:
                 phase, payload, _, _ = self._schedule.take(now_ns)
-                self._load.drop(phase, row_of(phase.uploads_per_connection, payload.size_bytes))
+                self._load.drop(phase, payload)
         self._arm()
 
     def _free_lane(self) -> _Lane | None:

@@ -7,8 +7,9 @@ need not wait for the end to hear that the machine is too busy.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from reports.run_folder import DROPPED, LoadTick, UploadsLine
+from reports.run_folder import LoadTick, UploadsLine
 from reports.summary import GENERATOR_LIMIT, HICCUP_LIMIT_US, RUN_DELAY_LIMIT
+from server.failure_codes import DROPPED
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,11 @@ class Pulse:
                 dropped = name.failures.get(DROPPED, 0)
                 self._dropped += dropped
                 self._failed += sum(name.failures.values()) - dropped
+
+    @property
+    def any_failed(self) -> bool:
+        """Whether an upload has failed since the run's start."""
+        return self._failed + self._dropped > 0
 
     def rows(self) -> list[Row]:
         if not self._lines:

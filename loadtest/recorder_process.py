@@ -18,6 +18,7 @@ import psutil
 from loadtest.link import leave
 from loadtest.wires import Target
 from reports import environment as machine
+from reports import run_folder
 from reports.run_folder import ServerInfo
 
 RECORDER_TIMEOUT_S = 10.0
@@ -66,7 +67,8 @@ class RecorderProcess:
                 stderr=errors,
                 start_new_session=True,  # Ctrl-C at the terminal is for us; the recorder must see the drain
             )
-        line = gevent.with_timeout(RECORDER_TIMEOUT_S, self._process.stdout.readline, timeout_value=b"")  # type: ignore[union-attr]
+        self._orders, self._answer = cast(IO[bytes], self._process.stdin), cast(IO[bytes], self._process.stdout)
+        line = gevent.with_timeout(RECORDER_TIMEOUT_S, self._answer.readline, timeout_value=b"")
         if line:
             self.server = msgspec.convert(json.loads(line)["server"], ServerInfo | None)
         else:
@@ -85,8 +87,8 @@ class RecorderProcess:
         """Have another process recorded."""
         order = json.dumps({"follow": pid, "role": role}) + "\n"
         try:
-            cast(IO[bytes], self._process.stdin).write(order.encode())
-            cast(IO[bytes], self._process.stdin).flush()
+            self._orders.write(order.encode())
+            self._orders.flush()
         except OSError:
             pass  # it is gone; `finish` says so
 
@@ -94,7 +96,7 @@ class RecorderProcess:
         """Let it take its last sample, and wait for it. What is wrong when it did not; None when it did."""
         early = self._process.poll() is not None
         try:
-            cast(IO[bytes], self._process.stdin).close()
+            self._orders.close()
         except OSError:
             pass
         try:
@@ -102,7 +104,7 @@ class RecorderProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
-        cast(IO[bytes], self._process.stdout).close()
+        self._answer.close()
         if early:
             return f"the recorder, pid {self._process.pid}, ended with exit code {code} before the run did"
         if code != 0:
@@ -118,7 +120,7 @@ def build_report(folder: Path) -> None:
             command, capture_output=True, text=True, timeout=REPORT_TIMEOUT_S, start_new_session=True, check=False
         )
     except subprocess.TimeoutExpired:
-        log.error("the report took over %g s; build it with: python -m reports build %s", REPORT_TIMEOUT_S, folder)
+        log.error("the report took over %g s; build it with: %s", REPORT_TIMEOUT_S, run_folder.build_command(folder))
         return
     if built.returncode == 0:
         log.info("report\n%s", built.stdout.rstrip())

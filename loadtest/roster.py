@@ -20,7 +20,7 @@ class Roster:
 
     @property
     def names(self) -> list[str]:
-        """In the order in which they came."""
+        """Their names, in the order in which they came."""
         return list(self._heard_s)
 
     def came(self, name: str, now_s: float) -> None:
@@ -39,7 +39,7 @@ class Roster:
         self._final.discard(name)
 
     def share_out(self) -> list[str]:
-        """Open model: from now on each has arrivals to send, until it is `done`."""
+        """Open model: from now on each has arrivals to send, until it is `done`. Returns all names."""
         self._busy = set(self._heard_s)
         return self.names
 

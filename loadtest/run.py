@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -25,7 +25,7 @@ from typing import Never, TextIO
 from tqdm import tqdm
 
 from loadtest import options as load_options
-from loadtest.options import OptionError
+from loadtest.options import LoadOptions, OptionError
 from loadtest.payloads import PayloadError
 from reports import run_folder
 from reports.run_folder import RunFolderError, UploadsLine, UploadsTail
@@ -80,14 +80,14 @@ class Interrupts:
 
 def run(job: Job, interrupts: Interrupts) -> tuple[int, Path]:
     """Do the job and return the exit code and the run folder. RunError and OptionError for what a person must know."""
-    check(job)
+    options = check(job)
     try:
         job = replace(job, folder=run_folder.create(job.folder))
     except OSError as error:
         raise RunError(f"the run folder cannot be made: {error}") from None
     try:
         with _server(job, interrupts) as host:
-            _load(job, host, interrupts)
+            _load(job, host, options, interrupts)
         if interrupts.count and not _began(job.folder):
             raise RunError("stopped before the run began")
     except RunError as error:
@@ -108,8 +108,8 @@ def _began(folder: Path) -> bool:
     return (folder / run_folder.RUN).exists()
 
 
-def check(job: Job) -> None:
-    """Everything that can be wrong, before anything is started."""
+def check(job: Job) -> LoadOptions:
+    """Everything that can be wrong, before anything is started. The job's options."""
     options = load_options.validate(job.host or "tcp://127.0.0.1:1", job.fields)
     load_options.check_users(options, job.users)
     load_options.check_descriptors(options, job.users)
@@ -119,6 +119,7 @@ def check(job: Job) -> None:
         raise OptionError(str(error)) from None
     if job.host is not None:
         load_options.check_server(options, job.host)
+    return options
 
 
 # ── the server ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -176,10 +177,9 @@ def _wait_until_listening(process: "subprocess.Popen[str]", folder: Path, interr
 # ── the load ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _load(job: Job, host: str, interrupts: Interrupts) -> None:
+def _load(job: Job, host: str, options: LoadOptions, interrupts: Interrupts) -> None:
     if interrupts.count:
         return
-    options = load_options.validate(host, job.fields)
     with (job.folder / "locust.log").open("wb") as log:
         process = subprocess.Popen(
             _locust_command(job, host), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -188,8 +188,7 @@ def _load(job: Job, host: str, interrupts: Interrupts) -> None:
         code = _watch(process, job.folder, options.planned_s, interrupts)
     finally:
         _end(process, LOAD_STOP_S + options.drain_s)
-    started = (job.folder / run_folder.RUN).exists()
-    if not interrupts.count and (code not in (OK, FAILED) or not started):
+    if not interrupts.count and (code not in (OK, FAILED) or not _began(job.folder)):
         raise RunError(f"Locust ended with exit code {code}: {_last_line(job.folder / 'locust.log')}")
 
 
@@ -210,7 +209,7 @@ def _locust_command(job: Job, host: str) -> list[str]:
 def _watch(process: "subprocess.Popen[bytes]", folder: Path, planned_s: float, interrupts: Interrupts) -> int:
     """Show the run's progress until Locust has ended; pass interrupts on."""
     handled = 0
-    with _Progress(folder, planned_s) as progress:
+    with closing(_Progress(folder, planned_s)) as progress:
         while True:
             try:
                 return process.wait(POLL_S)
@@ -240,10 +239,7 @@ class _Progress:
         )
         self._bar.set_description_str("starting", refresh=False)
 
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._bar.close()
 
     def say(self, text: str) -> None:

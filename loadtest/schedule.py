@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadtest import arrivals
+from loadtest.load import RunningPhase
 from loadtest.options import LoadOptions
 from loadtest.payloads import Payload, PayloadSet
 from loadtest.telemetry import Arrival
-from loadtest.uploader import RunningPhase
 
 Job = tuple[RunningPhase, Payload, str, Arrival]
 """What to upload in which phase, under which name, and when it was due."""

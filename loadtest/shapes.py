@@ -8,7 +8,7 @@
 stops users of the one class there is. A shape never ends a run: the plan does.
 
 Locust runs a shape class that it finds among the names of its locustfile. Ours is abstract to it, so it is never found,
-however it is imported; `make` gives an instance to set as the environment's `shape_class`.
+however it is imported; an instance is set as the environment's `shape_class`.
 """
 
 import math
@@ -51,13 +51,9 @@ def spawn_rate(shape: str, peak: int, total_s: float) -> float:
     return max(1.0, 2 * peak * share)
 
 
-def make(shape: str, peak: int, total_s: float) -> LoadTestShape:
-    """The shape named so (one of SHAPES), for a plan of `total_s`."""
-    return _Stages(shape, peak, total_s)
-
-
-class _Stages(LoadTestShape):
-    """A shape as Locust wants it. It asks only while the test runs, and counts from the test's start."""
+class Stages(LoadTestShape):
+    """A shape (one of SHAPES) as Locust wants it, for a plan of `total_s`. Locust asks only while the test runs, and
+    counts from the test's start."""
 
     abstract = True
     use_common_options = True  # or Locust's page would hide the number of users from then on

@@ -5,33 +5,29 @@ Locust's page shows a tab as a table of rows that it polls from `/stats/requests
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 from flask import Response, request
 from locust.web import WebUI
 
-if TYPE_CHECKING:
-    from loadtest.keeper import RunKeeper
+from loadtest.keeper import RunKeeper
 
 KEY = "socketswarm"
 
 
-class Live:
-    """One tab of one web UI. It reads what the keeper says of the run that goes on."""
+def add_trust_tab(web_ui: WebUI, keeper: RunKeeper) -> None:
+    """Add the tab to a web UI. Its rows are the pulse of the keeper's current run."""
+    assert web_ui.app is not None
+    columns = [{"key": "what", "title": "Question"}, {"key": "now", "title": "Now"}, {"key": "means", "title": ""}]
+    web_ui.template_args |= {
+        "extended_tabs": [{"title": "Trust", "key": KEY}],
+        "extended_tables": [{"key": KEY, "structure": columns}],
+    }
 
-    def __init__(self, web_ui: WebUI, keeper: "RunKeeper") -> None:
-        self._keeper = keeper
-        assert web_ui.app is not None
-        columns = [{"key": "what", "title": "Question"}, {"key": "now", "title": "Now"}, {"key": "means", "title": ""}]
-        web_ui.template_args |= {
-            "extended_tabs": [{"title": "Trust", "key": KEY}],
-            "extended_tables": [{"key": KEY, "structure": columns}],
-        }
-        web_ui.app.after_request(self._add_rows)
-
-    def _add_rows(self, response: Response) -> Response:
+    def add_rows(response: Response) -> Response:
         if request.endpoint == "locust.request_stats" and response.is_json:
             shown = response.get_json()
-            shown["extended_stats"] = [{"key": KEY, "data": [asdict(row) for row in self._keeper.pulse.rows()]}]
+            shown["extended_stats"] = [{"key": KEY, "data": [asdict(row) for row in keeper.pulse.rows()]}]
             response.set_data(json.dumps(shown))
         return response
+
+    web_ui.app.after_request(add_rows)

@@ -30,14 +30,10 @@ class FileBody:
         info = path.stat()
         if not stat.S_ISREG(info.st_mode):
             raise OSError(f"{path} is not a regular file: how much a pipe or device holds is not known beforehand")
-        self._size_bytes = info.st_size
-
-    @property
-    def size_bytes(self) -> int:
-        return self._size_bytes
+        self.size_bytes = info.st_size
 
     def pieces(self) -> Iterator[memoryview]:
-        remaining = self._size_bytes
+        remaining = self.size_bytes
         buffer = memoryview(bytearray(min(PIECE_BYTES, remaining)))
         with self._path.open("rb", buffering=0) as file:
             while remaining:

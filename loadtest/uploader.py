@@ -5,47 +5,29 @@ Both models use it: a user of the closed model is one with pauses between, the o
 
 import logging
 import time
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import gevent
 
 from loadtest.client import NOT, Upload, UploadClient, UploadError
 from loadtest.gevent_sockets import HubWaiter
+from loadtest.load import Load, RunningPhase
 from loadtest.payloads import Payload
 from loadtest.telemetry import Arrival
-from reports.run_folder import mode_of, upload_name
-
-if TYPE_CHECKING:
-    from loadtest.load_process import LoadProcess
 
 log = logging.getLogger("socketswarm")
-
-
-@dataclass(slots=True)
-class RunningPhase:
-    """The phase that an upload belongs to. `end_ns` is known beforehand in the open model, afterwards in the closed."""
-
-    name: str
-    uploads_per_connection: int
-    end_ns: int | None = None
-
-    def over_by(self, mono_ns: int) -> bool:
-        return self.end_ns is not None and mono_ns > self.end_ns
 
 
 class Uploader:
     """Uploads one file after the other over one connection at a time. Not shared between greenlets."""
 
-    def __init__(self, load: "LoadProcess") -> None:
+    def __init__(self, load: Load) -> None:
         options = load.options
         self._load = load
         self._phase: RunningPhase | None = None
         self._on_connection = 0  # uploads so far
         self._client = UploadClient(
             options.target,
-            wire=load.wire,
+            wire=options.wire,
             tls=options.tls,
             waiter=HubWaiter,
             timeout_s=options.timeout_s,
@@ -78,7 +60,7 @@ class Uploader:
         finally:
             load.in_flight -= 1
             if done is not None:
-                load.record(phase, row_of(phase.uploads_per_connection, payload.size_bytes), payload, done, arrival)
+                load.record(phase, payload, done, arrival)
         self._count(done)
         return done
 
@@ -95,9 +77,3 @@ class Uploader:
 
 def _failed(code: str, start_ns: int) -> Upload:
     return Upload(error=UploadError(code), start_ns=start_ns, end_ns=time.monotonic_ns(), connected=False)
-
-
-@lru_cache
-def row_of(uploads_per_connection: int, size_bytes: int) -> str:
-    """The name that such an upload is counted under."""
-    return upload_name(mode_of(uploads_per_connection), size_bytes)

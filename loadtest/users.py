@@ -20,10 +20,11 @@ from locust.runners import WorkerRunner
 from locust.user.task import LOCUST_STATE_STOPPING
 
 from loadtest.lifecycle import Lifecycle
-from loadtest.load_process import LoadProcess
+from loadtest.load import Load, RunningPhase
 from loadtest.options import OPTIONS
-from loadtest.uploader import RunningPhase, Uploader, row_of
-from reports.run_folder import NO_LOCAL_PORT
+from loadtest.payloads import Payload
+from loadtest.uploader import Uploader
+from server.failure_codes import NO_LOCAL_PORT
 
 # After an upload that may have failed before anything waited: a refused connection, a mistake in a wire. Without this
 # pause the next would, too, and nobody else had a turn. Every other upload waits for its socket.
@@ -92,8 +93,8 @@ class UploadUser(User):
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
         load = _lifecycles[environment].load
-        assert load is not None  # users run where load is made
-        self._load: LoadProcess = load
+        assert load is not None  # users run where load is made, and as long as a test goes on
+        self._load: Load = load
         self._number = load.next_user()
         self._random = random.Random(f"{load.options.seed}/{self._number}")
         self._uploader = Uploader(load)
@@ -126,14 +127,14 @@ class UploadUser(User):
             done = self._uploader.upload(phase, payload, name)
             if done.error is not None and done.error.code in _FAILED_AT_ONCE:
                 self._awake.wait(BACK_OFF_S)
-            self._pause(phase, row_of(phase.uploads_per_connection, payload.size_bytes))
+            self._pause(phase, payload)
         raise StopUser
 
-    def _pause(self, phase: RunningPhase, row: str) -> None:
+    def _pause(self, phase: RunningPhase, payload: Payload) -> None:
         """Until the next upload: the mean, give or take half, so that users do not march in step."""
         load = self._load
         pause_ns = round(load.options.wait_s * self._random.uniform(0.5, 1.5) * 1e9)
-        load.think(phase, row, pause_ns)
+        load.think(phase, payload, pause_ns)
         if not pause_ns:
             return
         load.alarm.at(time.monotonic_ns() + pause_ns, self._awake.set)

@@ -1,19 +1,7 @@
-"""What goes over a connection: how an upload is asked for, and how its answer is read. The seam for protocols.
+"""Which wires there are: the framed upload protocol, HTTP PUT, or one of your own (`wire.py` says how to write it).
 
-A `Wire` is one connection's protocol, sans-IO: it has no socket and no clock, so a protocol of your own is three short
-methods, and everything else (payloads, schedules, durations, report) stays. Name it `--wire MODULE:CLASS`; it is made
-anew for each connection, with the target as its only argument:
-
-    class MyWire:
-        def __init__(self, target): ...
-        def encode(self, name, size_bytes, *, close):     # bytes to send before the file's own
-            return f"PUT {name} {size_bytes}\\n".encode()
-        def decode(self, data):                           # bytes that arrived; an Answer once it is whole, else None
-            return Answer("ok") if data.endswith(b"\\n") else None
-        def end(self):                                    # the server closed; raise WireError if an answer is missing
-            raise WireError("connection_lost")
-
-Without it the host's scheme decides: `tcp://`, `tls://` and `unix://` are the framed upload protocol, `http://` is PUT.
+Without `--wire` the host's scheme decides: `tcp://`, `tls://` and `unix://` are the framed upload protocol, `http://`
+is PUT. Here is also how hosts are written. Wires of your own import what they need from here.
 """
 
 import importlib
@@ -21,34 +9,19 @@ import os
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
 from urllib.parse import urlsplit
 
-import msgspec
-
-from reports.run_folder import NO_LOCAL_PORT
+from loadtest.wire import Answer, Target, Wire, WireError, WireFactory
 from server.protocol import ClientConnection, RemoteProtocolError, UploadHeader
+from server.units import MAX_UNIX_PATH_BYTES
+
+__all__ = [
+    "Answer", "FramedWire", "HostError", "Target", "Wire", "WireError", "WireFactory", "WireNameError", "parse_target",
+    "wire_of",
+]  # fmt: skip
 
 FRAMED = ("tcp", "tls", "unix")
 """Schemes of the framed upload protocol: it goes over any stream."""
-
-LONGEST_PATH_BYTES = 107  # of a unix socket: what sockaddr_un holds, linux/un.h, without the NUL
-
-# What a client can see go wrong, beside the codes of the server's replies. Texts are constant: people group by them.
-CLIENT_FAILURES = {
-    "connect_refused": "nobody listens at the address",
-    "connect_failed": "the connection could not be made",
-    "tls_failed": "no TLS with the server: its certificate is not to be trusted, or the handshake failed",
-    NO_LOCAL_PORT: "every local port is taken, by connections or in TIME_WAIT",
-    "connection_lost": "the server closed the connection before it replied",
-    "timeout": "no answer in time",
-    "bad_reply": "the reply broke the protocol",
-    "unfinished": "no answer when the run ended",
-    "client_failed": "a mistake in the load's own code, or in a wire of yours; the log has it",
-    "dropped": "due while the most uploads were in flight",
-    "digest_differs": "the server reports another digest than the bytes have",
-    "size_differs": "the server reports another number of bytes than were sent",
-}
 
 
 class HostError(ValueError):
@@ -57,59 +30,6 @@ class HostError(ValueError):
 
 class WireNameError(ValueError):
     """A `--wire` that cannot be had; the text says why."""
-
-
-class WireError(Exception):
-    """The server broke the protocol. `code` is one of CLIENT_FAILURES."""
-
-    def __init__(self, code: str) -> None:
-        super().__init__(code)
-        self.code = code
-
-
-class Answer(msgspec.Struct, frozen=True, gc=False):
-    """What a server said of one upload: `code` is "ok" or why not, a short constant that failures are counted under;
-    `message` is for people. None for what the protocol does not tell."""
-
-    code: str
-    message: str = ""
-    digest: str | None = None
-    """`xxh3_128:<hex>` of the bytes it has."""
-    received: int | None = None
-    """How many it has."""
-    keeps_open: bool = True
-    """Whether another upload may follow on this connection."""
-
-
-class Target(msgspec.Struct, frozen=True):
-    """Where uploads go: `tcp://HOST:PORT`, `tls://HOST:PORT`, `unix:///PATH` or `http://HOST:PORT/PATH`."""
-
-    scheme: str
-    host: str
-    """Empty for unix, whose port is 0."""
-    port: int
-    path: str = "/"
-    """Of http: the folder that names are put into; ends in a slash. Of unix: the socket."""
-
-    @property
-    def address(self) -> tuple[str, int]:
-        return self.host, self.port
-
-
-class Wire(Protocol):
-    """One connection's protocol; see this file's first lines."""
-
-    def encode(self, name: str, size_bytes: int, *, close: bool) -> bytes:
-        """The bytes that go before the file's own. `close`: ask the server to close after its answer."""
-
-    def decode(self, data: bytes) -> Answer | None:
-        """Take what arrived; the answer to the upload once it is whole. WireError when it never will be."""
-
-    def end(self) -> Answer | None:
-        """The server has closed: an answer that ends so, or WireError `connection_lost`."""
-
-
-WireFactory = Callable[[Target], Wire]
 
 
 class FramedWire:
@@ -170,10 +90,10 @@ def _parse_unix(host: str) -> Target:
         length = len(os.fsencode(path))
     except UnicodeError:
         length = 0
-    if not path.startswith("/") or path.endswith("/") or "\0" in path or not 0 < length <= LONGEST_PATH_BYTES:
+    if not path.startswith("/") or path.endswith("/") or "\0" in path or not 0 < length <= MAX_UNIX_PATH_BYTES:
         raise HostError(
             f"{host!r} is not a host: write unix:///PATH of a socket, such as unix:///run/uploads.sock, of at most "
-            f"{LONGEST_PATH_BYTES} bytes"
+            f"{MAX_UNIX_PATH_BYTES} bytes"
         )
     return Target("unix", "", 0, path)
 

@@ -74,15 +74,6 @@ DURATIONS = (
     "think",
 )
 
-# Codes of failures that mean: no answer came. In the open model their elapsed time is kept, see `unanswered`.
-UNANSWERED = ("timeout", "unfinished")
-DROPPED = "dropped"  # the code of an arrival that was due while the most uploads were in flight, with --at-cap drop
-# Codes of failures that prove that no byte of the upload left, and that no connection was made for it. After any other
-# the server may have stored the upload, or accepted the connection, and only its answer was lost.
-NO_LOCAL_PORT = "no_local_port"  # the code of an upload for which the load's machine had no port left
-NEVER_SENT = (DROPPED, NO_LOCAL_PORT, "connect_refused", "connect_failed")
-NEVER_CONNECTED = (DROPPED, NO_LOCAL_PORT, "connect_refused")
-
 
 class RunFolderError(Exception):
     """A run folder is missing, incomplete or of another schema; the text says which file and what to do."""
@@ -359,6 +350,11 @@ def split_name(name: str) -> tuple[str, str]:
         if name.endswith(f" {known}"):
             return name[: -len(known) - 1], known
     raise RunFolderError(f"{name!r} is not an upload name of this schema")
+
+
+def build_command(folder: Path) -> str:
+    """What makes a folder's report, for people to type."""
+    return f"python -m reports build {folder}"
 
 
 def new_run_id(label: str, now: datetime | None = None) -> str:

@@ -12,7 +12,8 @@ from typing import Literal
 
 import msgspec
 
-from reports.run_folder import DROPPED, UNANSWERED, PhaseKind, Role
+from reports.run_folder import PhaseKind, Role
+from server.failure_codes import DROPPED, UNANSWERED
 
 SUMMARY_VERSION = 2
 

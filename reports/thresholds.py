@@ -8,7 +8,7 @@
     memory(server)              500MiB           the largest sum over its processes
 
 between them one of > >= < <=. This file only reads them, before a run begins: the load refuses a condition that nobody
-could evaluate afterwards. What they are compared with is the business of analysis/conditions.py. A leaf: the load
+could evaluate afterwards. What they are compared with is the business of analysis/conditions.py. The load
 imports it.
 """
 
@@ -19,24 +19,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from reports import run_folder
 from server.units import parse_duration, parse_size
 
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p99.9": 99.9, "max": 100.0}
 
-# Those of run_folder.DURATIONS that say something of the server or of how it was loaded.
-DURATIONS = (
-    "schedule_lag",
-    "pool_wait",
-    "connect",
-    "handshake",
-    "send",
-    "wait",
-    "read_lag",
-    "close",
-    "service",
-    "transaction",
-    "response",
-)
+# Those that say something of the server or of how it was loaded.
+DURATIONS = tuple(name for name in run_folder.DURATIONS if name not in ("unanswered", "think"))
 
 OPEN_MODEL_ONLY = ("schedule_lag", "pool_wait", "response")
 

@@ -8,10 +8,10 @@ import os
 import re
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
+from server.units import MAX_UNIX_PATH_BYTES
+
 if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv6Address
-
-MAX_UNIX_PATH = 107  # bytes; sun_path of struct sockaddr_un has one more, for the end
 
 _HOST_PORT = re.compile(r"(?:\[([^\[\]]+)\]|([^:\[\]/]+)):([0-9]{1,5})", re.ASCII)
 
@@ -86,6 +86,6 @@ def _parse(text: str) -> Address:
 def _unix_path(text: str, path: str) -> str:
     if not path.startswith("/") or path.endswith("/") or not path.isprintable():
         raise ValueError(f"{text!r} is not the path of a socket: write unix:///PATH, from the root on")
-    if (length := len(os.fsencode(path))) > MAX_UNIX_PATH:
-        raise ValueError(f"{text!r} has {length} bytes in its path, and a socket's may have {MAX_UNIX_PATH}")
+    if (length := len(os.fsencode(path))) > MAX_UNIX_PATH_BYTES:
+        raise ValueError(f"{text!r} has {length} bytes in its path, and a socket's may have {MAX_UNIX_PATH_BYTES}")
     return path

@@ -55,7 +55,7 @@ Item = tuple[Sender, UploadStarted, Content, int, int]
 """(sender, upload, its bytes, when header and last byte had arrived in monotonic nanoseconds): a bare tuple, made for
 every upload."""
 Results = tuple[list[str | None], list[str | StoreError]]
-"""Of some uploads: the digests, and the names that they got or why they are not stored."""
+"""The digests of some uploads, and the names that they got or why they are not stored."""
 
 
 class InPieces:

@@ -38,26 +38,6 @@ _NOTHING = memoryview(b"")
 MAX_REPLY_BYTES = 64 << 10
 MAX_NAME_BYTES = 255
 
-# Every way an upload can fail, as replies, logs and counters name it. The order is that of the scoreboard's words.
-FAILURE_CODES = (
-    "bad_length",
-    "bad_header",
-    "unauthorized",
-    "name_rejected",
-    "too_large",
-    "exists",
-    "no_space",
-    "digest_mismatch",
-    "header_timeout",
-    "idle_timeout",
-    "too_slow",
-    "busy",
-    "shutting_down",
-    "internal",
-    "truncated",
-    "tls_handshake",  # before an upload could begin
-)
-
 MAX_TOKEN = 1024  # characters
 
 DigestAlgorithm = Literal["xxh3_128", "sha256"]
@@ -65,8 +45,7 @@ KeepOrClose = Literal["keep-alive", "close"]
 
 
 class RemoteProtocolError(Exception):
-    """The peer broke the protocol. `code` is one of FAILURE_CODES, or on the client's side `bad_reply` or
-    `connection_lost`; `message` is for people."""
+    """The peer broke the protocol. `code` is one of `failure_codes`; `message` is for people."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(f"{code}: {message}")

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from server import scoreboard
 from server.config import MAX_WORKERS, ServerConfig, printable
+from server.failure_codes import SERVER_CODES
 from server.listening import systemd
 from server.listening.listener import Group, Listeners
 from server.pid_file import PidFile
-from server.protocol import FAILURE_CODES
 from server.scoreboard import EventLog, Scoreboard, ServerState
 from server.status.page_process import open_page, url_of
 from server.storage.folders import lock_store, prepare_store
@@ -49,7 +49,7 @@ def serve(config: ServerConfig, reread: Callable[[], ServerConfig]) -> int:
             folder = scoreboard.create_runtime_folder()
             at_the_end.callback(scoreboard.remove_runtime_folder, folder)
             room = min(MAX_WORKERS, max(config.workers, LEAST_ROOM))
-            board = Scoreboard.create(folder / scoreboard.SCOREBOARD_FILE, room, FAILURE_CODES)
+            board = Scoreboard.create(folder / scoreboard.SCOREBOARD_FILE, room, SERVER_CODES)
             if config.store is not None and config.max_store:
                 count_store(board, config.store)
             events = EventLog(folder / scoreboard.EVENTS_FILE)

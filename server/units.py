@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, get_args
 
+MAX_UNIX_PATH_BYTES = 107  # of a unix socket: sun_path of struct sockaddr_un (linux/un.h) has one more, for the NUL
+
 _BINARY = {"": 1, "b": 1, "k": 1 << 10, "kib": 1 << 10, "m": 1 << 20, "mib": 1 << 20, "g": 1 << 30, "gib": 1 << 30}
 _SIZES = _BINARY | {"kb": 1000, "mb": 1000**2, "gb": 1000**3}
 _SECONDS = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "min": 60.0, "h": 3600.0}

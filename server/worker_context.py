@@ -5,19 +5,17 @@ import asyncio
 import logging
 import os
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 from server import scoreboard
-from server.protocol import FAILURE_CODES, KeepOrClose, Limits, Reply, Timing, encode_reply
+from server.failure_codes import FAILURES, SERVER_CODES
+from server.protocol import KeepOrClose, Limits, Reply, Timing, encode_reply
 from server.storage.store import Store
 
 log = logging.getLogger("server")
 
-_FAILURE_WORD = {code: scoreboard.FAILURES + i for i, code in enumerate(FAILURE_CODES)}
-# Refused for what was asked; everything else failed on the way.
-_REJECTIONS = frozenset(
-    {"bad_length", "bad_header", "unauthorized", "name_rejected", "too_large", "exists", "busy", "shutting_down"}
-)
+_FAILURE_WORD = {code: scoreboard.FAILURES + i for i, code in enumerate(SERVER_CODES)}
+_STATUS = {failure.code: failure.status for failure in FAILURES if failure.status is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +84,10 @@ class WorkerContext:
     ) -> bytes:
         """Count a failure, and the reply that tells it."""
         self.count_failure(code, message)
-        status: Literal["rejected", "failed"] = "rejected" if code in _REJECTIONS else "failed"
         connection: KeepOrClose = "keep-alive" if keep else "close"
-        return encode_reply(Reply(status, code, message, name, received, None, connection, self.slot, self.pid, timing))
+        return encode_reply(
+            Reply(_STATUS[code], code, message, name, received, None, connection, self.slot, self.pid, timing)
+        )
 
     def count_failure(self, code: str, message: str) -> None:
         """Count and log a failure that nobody is left to be told of."""

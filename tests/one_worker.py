@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from server.config import ServerConfig
+from server.failure_codes import SERVER_CODES
 from server.listening.listener import Door
-from server.protocol import FAILURE_CODES, ServerConnection
+from server.protocol import ServerConnection
 from server.scoreboard import Scoreboard
 from server.storage.store import FileStore, StoreError
 from server.worker import run_worker
@@ -63,7 +64,7 @@ FAULTS = {"more": more_comes_meanwhile, "answer": bad_answer, "parse": bad_parse
 def main(listener: str, store: str, board: str, fault: str, *arguments: str) -> None:
     FAULTS[fault](*arguments)
     config = ServerConfig(port=0, workers=1, store=Path(store), drain_timeout_s=DRAIN_TIMEOUT_S)
-    shared = Scoreboard.create(Path(board), 1, FAILURE_CODES)
+    shared = Scoreboard.create(Path(board), 1, SERVER_CODES)
     run_worker(0, [Door(socket.socket(fileno=int(listener)))], config, shared, shared.record(0), lambda: None, "0")
 
 

@@ -6,9 +6,9 @@ the first that was at its limit is named. Where nothing was, the load asked for 
 
 from collections.abc import Sequence
 
-from reports.run_folder import NO_LOCAL_PORT
 from reports.summary import CAPACITY, Model, PhaseSummary, TcpSummary
 from reports.texts import percent
+from server.failure_codes import NO_LOCAL_PORT
 
 DISK_WAIT_LIMIT = 0.10  # of all cores' time, idle because something waited for a disk
 

@@ -14,9 +14,9 @@ from collections.abc import Collection, Iterator, Sequence
 
 from reports.analysis import histograms
 from reports.analysis.evidence import Count, Evidence, Stored, count, interval_s, spans, stored
-from reports.run_folder import NEVER_CONNECTED, NEVER_SENT
 from reports.summary import ACHIEVED_LIMIT, MISSED_TICKS_LIMIT, PhaseSummary
 from reports.texts import percent, significant
+from server.failure_codes import NEVER_CONNECTED, NEVER_SENT
 
 IDLE_LIMIT = 0.05  # of the users' time may go neither into uploads nor pauses
 OWN_TIME_S = 50e-6  # that a user takes between uploads, to choose the next and count the last: no duration has it

@@ -18,7 +18,7 @@ from reports.analysis import histograms
 from reports.analysis.evidence import LONGEST_GAP, Evidence, count, interval_s, stored
 from reports.analysis.histograms import Samples
 from reports.analysis.invariants import SAMPLES_MISSING_LIMIT, broken
-from reports.run_folder import DROPPED, UNANSWERED, ProcessTick
+from reports.run_folder import ProcessTick
 from reports.summary import (
     CAPACITY,
     GENERATOR_LIMIT,
@@ -30,6 +30,7 @@ from reports.summary import (
     Verdict,
 )
 from reports.texts import duration, percent, significant
+from server.failure_codes import DROPPED, UNANSWERED
 
 ENDING_S = 2.0  # that a server takes to end with its workers
 MISSED_TICKS_WARNING = 0.005

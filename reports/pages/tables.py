@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from reports import failure_codes, run_folder
+from reports import run_folder
 from reports.analysis.summarise import Analysis
 from reports.pages.costliest import Family, families
 from reports.summary import (
@@ -30,6 +30,7 @@ from reports.summary import (
     ThresholdResult,
 )
 from reports.texts import at_least, duration, percent, significant
+from server.failure_codes import failure_of
 
 MOST_EVENTS = 200
 NONE = "–"
@@ -425,8 +426,8 @@ def failure_table(summary: Summary) -> Table:
 def _failure_rows(where: str, uploads: int, failures: Counter[str]) -> Iterator[Row]:
     attempts = uploads + failures.total()
     for code, number in failures.most_common():
-        text, stored = failure_codes.meaning(code)
-        yield Row([where, code, _whole(number), percent(number / attempts), stored, text])
+        failure = failure_of(code)
+        yield Row([where, code, _whole(number), percent(number / attempts), failure.stored, failure.meaning])
 
 
 # --- processes --------------------------------------------------------------------------------------------------------

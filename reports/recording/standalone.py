@@ -88,7 +88,7 @@ def _record(
     ended = Ending(how="completed", reason="the recording was ended")
     _write(out, msgspec.structs.replace(info, server=server, phases=phases, ended=ended))
     lasted_s = (end_ns - info.started_mono_ns) / 1e9
-    _tell(f"recorded {lasted_s:.1f} s; make the report with: python -m reports build {out}")
+    _tell(f"recorded {lasted_s:.1f} s; make the report with: {run_folder.build_command(out)}")
 
 
 def _write(out: Path, info: RunInfo) -> None:

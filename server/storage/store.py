@@ -36,7 +36,7 @@ PREALLOCATE_MOST = 64 << 20
 
 
 class StoreError(Exception):
-    """The store cannot take this file. `code` is one of protocol.FAILURE_CODES."""
+    """The store cannot take this file. `code` is one of `failure_codes`."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(f"{code}: {message}")

@@ -15,7 +15,8 @@ import pytest
 from malformed import frames, pieces
 from servers import DEADLINE_S, Client, Server, eventually, running, upload
 
-from server.protocol import FAILURE_CODES, LENGTH_BYTES, Limits, RemoteProtocolError, ServerConnection
+from server.failure_codes import SERVER_CODES
+from server.protocol import LENGTH_BYTES, Limits, RemoteProtocolError, ServerConnection
 
 SEED = int(os.environ.get("FUZZ_SEED", "1"))
 PARSED = int(os.environ.get("FUZZ_PARSED", "20000"))
@@ -110,7 +111,7 @@ def test_over_sockets_every_frame_gets_a_documented_answer_and_nothing_stays(tmp
             assert codes, (SEED, number, "no reply")
             ended.update(codes)
         print(f"\n{SENT:,} frames over sockets, seed {SEED}: {dict(ended)}")
-        assert set(ended) <= {"ok", *FAILURE_CODES} - {"internal"}
+        assert set(ended) <= {"ok", *SERVER_CODES} - {"internal"}
         check_nothing_stayed(server, worker, before, open_before)
         counted = server.failures() | {"ok": server.stored() - 101}
         # What is pipelined behind an upload that the store itself refuses has been taken, and is not answered any more.

@@ -25,8 +25,8 @@ from loads import acked, events, failures, started
 from servers import eventually, running
 from slow import first_of
 
-from loadtest.wires import CLIENT_FAILURES
 from reports import run_folder
+from server.failure_codes import BY_CODE
 
 OPEN = ["--arrival-rate", "50"]
 CLOSED = [*users(3), "--wait", "20ms"]
@@ -46,7 +46,7 @@ def errors(job):
 
 def assert_one_text(job, code):
     """Locust groups by the text, so every failure of a code has the same."""
-    assert errors(job) == [f"UPLOAD long ≤4 KiB: FailedUploadError('{code}: {CLIENT_FAILURES[code]}')"]
+    assert errors(job) == [f"UPLOAD long ≤4 KiB: FailedUploadError('{code}: {BY_CODE[code].text}')"]
 
 
 # ── servers ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -229,7 +229,7 @@ MISTAKES = [
     ("wire", "loadtest.wires", "wire is 'loadtest.wires': write MODULE:CLASS, such as my_wire:MyWire"),
     ("wire", "loadtest.wires:NoWire", "wire 'loadtest.wires:NoWire' cannot be had: "),
     ("wire", "no_such_module:Wire", "cannot be had: No module named 'no_such_module'"),
-    ("wire", "loadtest.wires:CLIENT_FAILURES", "write MODULE:CLASS"),
+    ("wire", "loadtest.wires:FRAMED", "write MODULE:CLASS"),
     ("wire", ":Wire", "wire ':Wire' cannot be had: "),
     ("wire", ":", "wire ':' cannot be had: "),
     ("wire", ".wires:FramedWire", "wire '.wires:FramedWire' cannot be had: "),

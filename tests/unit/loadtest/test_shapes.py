@@ -76,7 +76,7 @@ def test_locust_is_not_given_cause_to_warn_of_many_users_who_come_slowly():
 
 @pytest.mark.parametrize("name", shapes.SHAPES)
 def test_locust_asks_a_shape(name, monkeypatch):
-    shape = shapes.make(name, 100, 200.0)
+    shape = shapes.Stages(name, 100, 200.0)
     for elapsed_s in (0.0, 60.0, 1e6):
         monkeypatch.setattr(shape, "get_run_time", lambda now_s=elapsed_s: now_s)
         assert shape.tick() == (shapes.users_at(name, 100, 200.0, elapsed_s), shapes.spawn_rate(name, 100, 200.0))
@@ -89,7 +89,7 @@ def test_locust_runs_none_that_a_locustfile_only_imports(line, tmp_path):
     """Nor a class of ours that is imported by its name."""
     locustfile = tmp_path / "a_locustfile.py"
     user = "class Idle(User):\n    @task\n    def idle(self): pass\n"
-    locustfile.write_text(f"from locust import User, task\n{line}\nfrom loadtest.shapes import _Stages\n{user}")
+    locustfile.write_text(f"from locust import User, task\n{line}\nfrom loadtest.shapes import Stages\n{user}")
     user_classes, shape_classes = load_locustfile(str(locustfile))
     assert list(user_classes) == ["Idle"]
     assert shape_classes == []

@@ -11,9 +11,10 @@ from servers import DEADLINE_S
 
 from loadtest import client
 from loadtest.client import CLOSE_LIMIT_S, UploadError
+from loadtest.load import RunningPhase
 from loadtest.telemetry import Arrival
-from loadtest.uploader import RunningPhase, Uploader, row_of
-from loadtest.wires import CLIENT_FAILURES
+from loadtest.uploader import Uploader
+from server.failure_codes import FAILURES
 
 LARGE = "32MiB"  # more than the kernel's buffers take
 
@@ -245,19 +246,8 @@ def test_a_mistake_in_a_wire(caplog):
     assert caplog.text.count("ZeroDivisionError: on purpose") == 1  # not thousands of times
 
 
-def test_over_by():
-    phase = RunningPhase("p", 0)
-    assert not phase.over_by(10**18)
-    phase.end_ns = 100
-    assert [phase.over_by(mono_ns) for mono_ns in (99, 100, 101)] == [False, False, True]
-
-
-def test_rows():
-    assert [row_of(each, 4096) for each in (0, 1, 2)] == ["long ≤4 KiB", "short ≤4 KiB", "2 per connection ≤4 KiB"]
-
-
 def test_texts_of_failures_are_constant():
     """Who groups failures by their text, as Locust does, gets one group for each code."""
-    for code, text in CLIENT_FAILURES.items():
-        assert str(UploadError(code)) == f"{code}: {text}"
-        assert UploadError(code).message == text
+    for failure in FAILURES:
+        assert str(UploadError(failure.code)) == f"{failure.code}: {failure.text}"
+        assert UploadError(failure.code).message == failure.text

@@ -11,7 +11,8 @@ from line_wire import LineWire
 
 from loadtest.client import UploadClient
 from loadtest.link import PollWaiter
-from loadtest.uploader import RunningPhase, Uploader
+from loadtest.load import RunningPhase
+from loadtest.uploader import Uploader
 from loadtest.wires import Answer, FramedWire, Target, WireError, WireNameError, parse_target, wire_of
 from server.protocol import Reply, Timing, digest_of, encode_reply
 

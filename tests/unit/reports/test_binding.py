@@ -4,8 +4,8 @@ import msgspec
 import pytest
 
 from reports.analysis.binding import binding
-from reports.run_folder import NO_LOCAL_PORT
 from reports.summary import TcpSummary
+from server.failure_codes import NO_LOCAL_PORT
 from tests.unit.reports.run_folders import summarise
 
 

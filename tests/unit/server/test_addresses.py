@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.addresses import MAX_UNIX_PATH, Address, parse_addresses, write_addresses
+from server.addresses import Address, parse_addresses, write_addresses
+from server.units import MAX_UNIX_PATH_BYTES
 
 
 @pytest.mark.parametrize(
@@ -63,8 +64,8 @@ def test_a_free_port_may_be_wanted_twice() -> None:
 
 
 def test_the_longest_path() -> None:
-    [address] = parse_addresses("unix:///" + "x" * (MAX_UNIX_PATH - 1))
-    assert len(address.path) == MAX_UNIX_PATH
+    [address] = parse_addresses("unix:///" + "x" * (MAX_UNIX_PATH_BYTES - 1))
+    assert len(address.path) == MAX_UNIX_PATH_BYTES
 
 
 @given(st.text())

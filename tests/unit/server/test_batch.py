@@ -26,7 +26,8 @@ from server.batch import ARENA_BYTES, AT_ONCE, RECEIVE_BYTES
 from server.config import Collision, Durability
 from server.connection import LINGER_BYTES, LINGER_S, OPEN, Connection, Phase
 from server.durable import DurableBatch, make_batch
-from server.protocol import FAILURE_CODES, LENGTH_BYTES, Limits, Reply, digest_of
+from server.failure_codes import SERVER_CODES
+from server.protocol import LENGTH_BYTES, Limits, Reply, digest_of
 from server.storage.folders import prepare_store
 from server.storage.store import FileStore, StoreError
 from server.worker_context import Client, Patience, WorkerContext
@@ -113,7 +114,7 @@ class Worker:
         self.folder = folder
         self.store = FileStore(folder, 0, collision, durability)
         self.loop = Turns()
-        self.record = memoryview(bytearray(8 * (scoreboard.FAILURES + len(FAILURE_CODES)))).cast("Q")
+        self.record = memoryview(bytearray(8 * (scoreboard.FAILURES + len(SERVER_CODES)))).cast("Q")
         loop: asyncio.AbstractEventLoop = self.loop  # type: ignore[assignment]
         self.context = WorkerContext(0, self.store, Limits(), self.record, 100, PATIENCE, loop)
         self.batch = make_batch(self.context, durability)
@@ -598,7 +599,7 @@ def test_a_taken_name_is_refused_and_the_connection_goes_on(rejecting: Worker, c
     assert {(reply.status, reply.connection) for reply in replies[::2]} == {("rejected", "keep-alive")}
     assert [reply.received for reply in replies] == [size, 1, size, 1]
     assert rejecting.names() == {"taken", "free", "last"}
-    assert rejecting.record[scoreboard.FAILURES + FAILURE_CODES.index("exists")] == 2
+    assert rejecting.record[scoreboard.FAILURES + SERVER_CODES.index("exists")] == 2
     assert rejecting.stored() == 2
 
 

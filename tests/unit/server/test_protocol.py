@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import UNSET
 
+from server.failure_codes import SERVER_CODES
 from server.protocol import (
-    FAILURE_CODES,
     MAX_REPLY_BYTES,
     ClientConnection,
     Data,
@@ -72,7 +72,7 @@ def feed(pieces: Iterable[bytes], limits: Limits = Limits(), *, shortcut: bool =
         parser.receive_eof()
     except RemoteProtocolError as error:
         assert error.code in PARSER_CODES
-        assert error.code in FAILURE_CODES
+        assert error.code in SERVER_CODES
         assert error.message
         events.append(("refused", error.code, error.message))
     return events

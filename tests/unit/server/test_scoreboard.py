@@ -188,9 +188,9 @@ def test_opening_something_else_is_an_error(tmp_path: Path) -> None:
 
 def test_the_largest_number_of_workers_fits(tmp_path: Path) -> None:
     from server.config import MAX_WORKERS
-    from server.protocol import FAILURE_CODES
+    from server.failure_codes import SERVER_CODES
 
-    board = Scoreboard.create(tmp_path / "large", MAX_WORKERS, FAILURE_CODES)
+    board = Scoreboard.create(tmp_path / "large", MAX_WORKERS, SERVER_CODES)
     record = board.record(MAX_WORKERS - 1)
     record[scoreboard.BIRTHS] = 1
     assert [slot.slot for slot in board.read()] == [MAX_WORKERS - 1]
