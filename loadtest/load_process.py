@@ -30,6 +30,7 @@ from loadtest.payloads import Payload, PayloadError, PayloadSet
 from loadtest.telemetry import Arrival, Sparse, Telemetry, batch_of, sparse
 from loadtest.uploader import RunningPhase
 from loadtest.wires import CLIENT_FAILURES, Target, WireFactory
+from reports.run_delay import run_delay_ns
 
 BATCH_S = 1.0
 
@@ -254,7 +255,7 @@ class LoadProcess:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "cpu_s": time.process_time(),
-            "run_delay_ns": _run_delay_ns(),
+            "run_delay_ns": run_delay_ns(os.getpid()),
             "in_flight": self.in_flight,
             "queued": self._open_model.queued if self._open_model is not None else 0,
         }
@@ -262,15 +263,3 @@ class LoadProcess:
     def _send(self, message: str, data: dict[str, Any]) -> None:
         """To the keeper, with the run that it is about."""
         self._runner.send_message(message, {messages.RUN: self._run, **data})
-
-
-def _run_delay_ns(tasks: Path = Path("/proc/self/task")) -> int | None:
-    """How long our threads were ready to run and had no core, all together: the second number of schedstat, which
-    /proc/PID/schedstat gives for the main thread only. None where the kernel does not count: it has no such files, or
-    they say `0 0 0`."""
-    try:
-        told = [path.read_text().split() for path in tasks.glob("*/schedstat")]
-        delays = [int(delay) for _, delay, times_run in told if times_run != "0"]
-    except (OSError, ValueError):
-        return None
-    return sum(delays) if delays else None

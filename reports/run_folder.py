@@ -192,7 +192,8 @@ class CoreTimes(msgspec.Struct, frozen=True, kw_only=True):
     iowait: float
     irq: float
     softirq: float
-    steal: float
+    steal: float | None = None
+    """Not every kernel has it."""
 
 
 class SlotCounters(msgspec.Struct, frozen=True, kw_only=True):
@@ -231,9 +232,10 @@ class HostTick(msgspec.Struct, frozen=True, kw_only=True):
     mono_ns: int
     wall_ns: int
     cores: list[CoreTimes]
-    memory_total_bytes: int
-    memory_available_bytes: int
-    load_1min: float
+    """None of them where they could not be read."""
+    memory_total_bytes: int | None
+    memory_available_bytes: int | None
+    load_1min: float | None
     tcp_in_use: int | None
     tcp_time_wait: int | None
     scoreboard: list[SlotCounters] | None
