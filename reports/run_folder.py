@@ -160,7 +160,7 @@ class ProcessSample(msgspec.Struct, frozen=True, kw_only=True):
     children_system_s: float | None = None
     rss_bytes: int | None = None
     uss_bytes: int | None = None
-    """On a slower tick than the rest: None in between."""
+    """On a slower tick than the rest: None in between. So are PSS, bytes read and written, run delay and cores."""
     pss_bytes: int | None = None
     threads: int | None = None
     fds: int | None = None
@@ -171,7 +171,7 @@ class ProcessSample(msgspec.Struct, frozen=True, kw_only=True):
     run_delay_ns: int | None = None
     """Time its threads were runnable but waited for a CPU, from /proc/PID/task/*/schedstat."""
     cores: str | None = None
-    """Those that its main thread may run on, as the kernel lists them: `0-3,8`. On the slower tick."""
+    """Those that its main thread may run on, as the kernel lists them: `0-3,8`."""
 
 
 class ProcessTick(msgspec.Struct, frozen=True, kw_only=True):

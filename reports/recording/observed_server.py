@@ -58,7 +58,12 @@ class Server:
     def recognised(self, member: Member, slot: int | None) -> Member:
         """One of its processes with its role. A child of ours that has no slot and does not call itself a worker is the
         status helper. Asked at every tick: what was just forked has no title yet."""
-        if not self.is_ours or slot is not None or not self._is_parent_of(member.process):
+        if (
+            not self.is_ours
+            or slot is not None
+            or member.role != "server-worker"
+            or not self._is_parent_of(member.process)
+        ):
             return member
         called_worker = " ".join(_command(member.process)).startswith(_WORKER_TITLE)
         return member if called_worker else member._replace(role="server-status")

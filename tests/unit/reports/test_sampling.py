@@ -23,8 +23,8 @@ def look(pid, role="server-worker"):
     return Member(psutil.Process(pid), role)
 
 
-def this_now():
-    return sample_process(look(os.getpid()))
+def this_now(*, slow=False):
+    return sample_process(look(os.getpid()), slow=slow)
 
 
 def test_a_living_process_has_every_field():
@@ -57,15 +57,8 @@ def test_descriptors_are_counted():
 
 
 def test_descriptors_are_counted_by_kernels_that_do_not_tell_their_number(monkeypatch):
-    class Folder:
-        def __init__(self, path):
-            assert path == f"/proc/{os.getpid()}/fd"
-
-        def stat(self):
-            return os.stat_result([0] * 10)
-
     told = this_now().fds
-    monkeypatch.setattr(sampling, "Path", Folder)
+    monkeypatch.setattr(sampling.os, "stat", lambda path: os.stat_result([0] * 10))
     assert this_now().fds == told + 1
 
 
@@ -79,6 +72,12 @@ def test_threads_that_come_are_seen():
     finally:
         stop.set()
         thread.join()
+
+
+def test_counters_that_nobody_follows_are_read_on_slow_ticks():
+    often, seldom = this_now(), this_now(slow=True)
+    assert (often.read_bytes, often.write_bytes, often.run_delay_ns) == (None, None, None)
+    assert None not in (seldom.read_bytes, seldom.write_bytes, seldom.run_delay_ns)
 
 
 def test_cores_are_those_of_its_affinity_and_read_on_slow_ticks():
@@ -126,10 +125,10 @@ def test_a_process_that_ends_while_it_is_read_has_its_counters_and_nothing_else(
     with member.process.oneshot():
         used = member.process.cpu_times()
         zombie.wait()
-        sample = sample_process(member)
+        sample = sample_process(member, slow=True)
     assert sample.cpu_user_s == used.user
     assert (sample.rss_bytes, sample.threads, sample.fds, sample.voluntary_switches) == (None, None, None, None)
-    assert (sample.read_bytes, sample.run_delay_ns) == (None, None)
+    assert (sample.read_bytes, sample.run_delay_ns, sample.cores) == (None, None, None)
 
 
 # ── a /proc of our own ──
@@ -153,7 +152,7 @@ def proc(tmp_path, monkeypatch):
 
 
 def test_a_name_with_brackets_and_spaces_does_not_confuse_the_fields(proc):
-    sample = sample_process(look(5))
+    sample = sample_process(look(5), slow=True)
     assert (sample.cpu_user_s, sample.cpu_system_s) == (2.5, 0.5)
     assert (sample.children_user_s, sample.children_system_s) == (0.25, 0.05)
     assert sample.create_time == 1042.42
@@ -175,7 +174,7 @@ def test_an_io_file_without_disk_bytes(proc, text):
     (proc / "5/io").unlink()
     if text is not None:
         (proc / "5/io").write_text(text)
-    sample = sample_process(look(5))
+    sample = sample_process(look(5), slow=True)
     assert (sample.read_bytes, sample.write_bytes) == (None, None)
     assert sample.cpu_user_s == 2.5
 
@@ -183,7 +182,8 @@ def test_an_io_file_without_disk_bytes(proc, text):
 def test_a_kernel_that_counts_no_disk_bytes(monkeypatch):
     """psutil has no such method there."""
     monkeypatch.delattr(psutil.Process, "io_counters")
-    assert this_now().read_bytes is None
+    sample = this_now(slow=True)
+    assert sample.read_bytes is None and sample.cores
 
 
 def test_a_kernel_that_tells_of_no_pages(monkeypatch):
@@ -198,7 +198,7 @@ def test_a_process_of_somebody_else(monkeypatch):
 
     for name in ("io_counters", "memory_full_info"):
         monkeypatch.setattr(psutil.Process, name, denied)
-    assert (this_now().read_bytes, footprint(psutil.Process())) == (None, None)
+    assert (this_now(slow=True).read_bytes, footprint(psutil.Process())) == (None, None)
 
 
 # ── the machine ──
