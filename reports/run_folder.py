@@ -159,11 +159,11 @@ class ProcessSample(msgspec.Struct, frozen=True, kw_only=True):
     """CPU of children that were already reaped: what a worker cost that died between two ticks."""
     children_system_s: float | None = None
     rss_bytes: int | None = None
+    fds: int | None = None
     uss_bytes: int | None = None
-    """On a slower tick than the rest: None in between. So are PSS, bytes read and written, run delay and cores."""
+    """On a slower tick than what is above, as all that follows: None in between."""
     pss_bytes: int | None = None
     threads: int | None = None
-    fds: int | None = None
     voluntary_switches: int | None = None
     involuntary_switches: int | None = None
     read_bytes: int | None = None
