@@ -56,7 +56,8 @@ _LOOK_EVERY_NS = _SECOND_NS
 """Between two looks for a server that is not there: who owns a socket is found by walking all of /proc."""
 _SLOW_EVERY_NS = 2 * _SECOND_NS
 """Between two readings of what is dear: USS and PSS, for which the kernel walks all pages of a process (0.2 to 1 ms
-each), the states of connections, for which it walks all sockets, and its own many counters."""
+each), the states of connections, for which it walks all sockets, and its own many counters; and of what nobody follows
+from tick to tick."""
 _SLOW_SHARE = 0.0005
 """Of a core, that reading USS and PSS may take. Of many or large processes they are read less often."""
 
