@@ -9,7 +9,6 @@ import os
 import socket
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import gevent
@@ -26,6 +25,7 @@ from loadtest.open_model import OpenModel
 from loadtest.options import OptionError
 from loadtest.payloads import PayloadError
 from loadtest.telemetry import Sparse, batch_of, sparse
+from reports.run_delay import run_delay_ns
 
 BATCH_S = 1.0
 
@@ -182,7 +182,7 @@ class _Test:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "cpu_s": time.process_time(),
-            "run_delay_ns": _run_delay_ns(),
+            "run_delay_ns": run_delay_ns(os.getpid()),
             "in_flight": self.load.in_flight,
             "queued": self._open_model.queued if self._open_model is not None else 0,
         }
@@ -191,15 +191,3 @@ class _Test:
 def _send(environment: Environment, run: str, message: str, data: dict[str, Any]) -> None:
     """To the keeper, with the run that it is about."""
     cast(Runner, environment.runner).send_message(message, {messages.RUN: run, **data})
-
-
-def _run_delay_ns(tasks: Path = Path("/proc/self/task")) -> int | None:
-    """How long our threads were ready to run and had no core, all together: the second number of schedstat, which
-    /proc/PID/schedstat gives for the main thread only. None where the kernel does not count: it has no such files, or
-    they say `0 0 0`."""
-    try:
-        told = [path.read_text().split() for path in tasks.glob("*/schedstat")]
-        delays = [int(delay) for _, delay, times_run in told if times_run != "0"]
-    except (OSError, ValueError):
-        return None
-    return sum(delays) if delays else None

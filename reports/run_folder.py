@@ -150,11 +150,11 @@ class ProcessSample(msgspec.Struct, frozen=True, kw_only=True):
     """CPU of children that were already reaped: what a worker cost that died between two ticks."""
     children_system_s: float | None = None
     rss_bytes: int | None = None
+    fds: int | None = None
     uss_bytes: int | None = None
-    """On a slower tick than the rest: None in between."""
+    """On a slower tick than what is above, as all that follows: None in between."""
     pss_bytes: int | None = None
     threads: int | None = None
-    fds: int | None = None
     voluntary_switches: int | None = None
     involuntary_switches: int | None = None
     read_bytes: int | None = None
@@ -162,7 +162,7 @@ class ProcessSample(msgspec.Struct, frozen=True, kw_only=True):
     run_delay_ns: int | None = None
     """Time its threads were runnable but waited for a CPU, from /proc/PID/task/*/schedstat."""
     cores: str | None = None
-    """Those that its main thread may run on, as the kernel lists them: `0-3,8`. On the slower tick."""
+    """Those that its main thread may run on, as the kernel lists them: `0-3,8`."""
 
 
 class ProcessTick(msgspec.Struct, frozen=True, kw_only=True):
@@ -183,7 +183,8 @@ class CoreTimes(msgspec.Struct, frozen=True, kw_only=True):
     iowait: float
     irq: float
     softirq: float
-    steal: float
+    steal: float | None = None
+    """Not every kernel has it."""
 
 
 class SlotCounters(msgspec.Struct, frozen=True, kw_only=True):
@@ -222,9 +223,10 @@ class HostTick(msgspec.Struct, frozen=True, kw_only=True):
     mono_ns: int
     wall_ns: int
     cores: list[CoreTimes]
-    memory_total_bytes: int
-    memory_available_bytes: int
-    load_1min: float
+    """None of them where they could not be read."""
+    memory_total_bytes: int | None
+    memory_available_bytes: int | None
+    load_1min: float | None
     tcp_in_use: int | None
     tcp_time_wait: int | None
     scoreboard: list[SlotCounters] | None

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 from servers import ROOT, all_pids, eventually
 
 from reports import run_folder
-from reports.recording import procfs
 from reports.run_folder import RunFolderError, RunInfo, UploadsLine
 from server import scoreboard
 
@@ -58,7 +58,7 @@ class Command:
 
         def matching() -> list[tuple[int, int]]:
             found = [pid for pid, command in self.living().items() if words in command]
-            return sorted((_started_ticks(pid), pid) for pid in found)  # pids begin again when there are no more
+            return sorted((_started(pid), pid) for pid in found)  # pids begin again when there are no more
 
         return eventually(matching, f"a process {words!r}; it said:\n{self.said()}")[0][1]
 
@@ -144,10 +144,12 @@ def started(cwd: Path, /, *command: str, **options: Any) -> Iterator[Command]:
         process.wait()
 
 
-def _started_ticks(pid: int) -> int:
-    """When it was started, as /proc has it; 0 if it has ended."""
-    stat = procfs.stat(pid)
-    return 0 if stat is None else stat.start_ticks
+def _started(pid: int) -> float:
+    """When it was started; 0 if it has ended."""
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess:
+        return 0.0
 
 
 def _kill(job: Command) -> dict[int, str]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from reports.analysis.evidence import Evidence, Floats
 from reports.environment import numbers
-from reports.run_folder import ProcessSample, Role
+from reports.run_folder import HostTick, ProcessSample, Role
 
 _ROLES = get_args(Role)
 
@@ -133,30 +133,37 @@ def _account(t_s: Floats, values: Sequence[float | None], born_s: float | None) 
 
 def busy_cpu(evidence: Evidence) -> Account | None:
     """CPU of all cores of this machine that was neither idle nor waiting for a disk; None when it was not recorded."""
-    if not evidence.host:
-        return None
-    return Account(evidence.times(evidence.host), _busy_s(evidence).sum(axis=1))
+    host = _with_cores(evidence)
+    return Account(evidence.times(host), _busy_s(evidence, host).sum(axis=1)) if host else None
 
 
 def busy_load_core(evidence: Evidence) -> Account | None:
     """The same of one core: the mean of those that the load may run on, or of all where run.json does not say."""
-    if not evidence.host:
+    host = _with_cores(evidence)
+    if not host:
         return None
-    busy_s = _busy_s(evidence)
+    busy_s = _busy_s(evidence, host)
     usable = numbers(str(evidence.run.environment.get("cpus_usable")))
     cores = [core for core in range(busy_s.shape[1]) if core in usable] or slice(None)
-    return Account(evidence.times(evidence.host), busy_s[:, cores].mean(axis=1))
+    return Account(evidence.times(host), busy_s[:, cores].mean(axis=1))
 
 
 def mean_core(evidence: Evidence, kind: Literal["steal", "iowait"]) -> Account | None:
     """Of this kind of time, the mean over all cores of this machine; None when it was not recorded."""
-    if not evidence.host:
+    host = _with_cores(evidence)
+    kinds = [[getattr(core, kind) for core in tick.cores] for tick in host]
+    if not host or any(None in times for times in kinds):
         return None
-    mean_s = [sum(getattr(core, kind) for core in tick.cores) / len(tick.cores) for tick in evidence.host]
-    return Account(evidence.times(evidence.host), np.array(mean_s, dtype=np.float64))
+    mean_s = [sum(times) / len(times) for times in kinds]
+    return Account(evidence.times(host), np.array(mean_s, dtype=np.float64))
 
 
-def _busy_s(evidence: Evidence) -> Floats:
+def _with_cores(evidence: Evidence) -> list[HostTick]:
+    """Where the kernel does not tell of cores, there is none."""
+    return [tick for tick in evidence.host if tick.cores]
+
+
+def _busy_s(evidence: Evidence, host: Sequence[HostTick]) -> Floats:
     """One row a tick, one column a core. Cores may come and go while a run goes on: of those that are not at every tick
     there is no account.
 
@@ -164,7 +171,7 @@ def _busy_s(evidence: Evidence) -> Floats:
     fs/proc/stat.c), while it only samples what else a core does, at every tick: a load of short bursts, such as small
     uploads, is then missed by up to a seventh, and 5 s of it scatter by a tenth.
     """
-    always = min(len(tick.cores) for tick in evidence.host)
-    workless = [[core.idle + core.iowait for core in tick.cores[:always]] for tick in evidence.host]
-    passed_s = evidence.times(evidence.host)[:, np.newaxis]
+    always = min(len(tick.cores) for tick in host)
+    workless = [[core.idle + core.iowait for core in tick.cores[:always]] for tick in host]
+    passed_s = evidence.times(host)[:, np.newaxis]
     return np.maximum.accumulate(passed_s - np.array(workless, dtype=np.float64))

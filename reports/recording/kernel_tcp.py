@@ -1,5 +1,6 @@
-"""TCP as the kernel counts it: how full the accept queues of a port are, the states of its connections, what was
-dropped, sent again or reset on the whole machine, and the bytes of each network interface.
+"""TCP as the kernel counts it: how full the accept queues of a port are, the states of its connections, and what was
+dropped, sent again or reset on the whole machine. psutil has none of it but the states, for which it looks through all
+descriptors of a process: 15 to 128 ms each.
 
 It is the evidence for what no process can tell of itself: a connection that waits in an accept queue is nobody's yet,
 and one that was dropped there never was. No privilege is needed. Counters are cumulative and of the whole network
@@ -7,10 +8,8 @@ namespace, not of the server alone: what they say is what happened meanwhile.
 """
 
 from collections import Counter
-from pathlib import Path
 
-from reports.recording.procfs import KernelFile
-from reports.run_folder import AcceptQueue, NetworkBytes
+from reports.run_folder import AcceptQueue
 from server.ports import sockets
 
 # include/net/tcp_states.h. TIME_WAIT is not asked for: there may be tens of thousands, and sockstat counts them.
@@ -46,9 +45,6 @@ COUNTERS = {
 }
 
 
-_SOCKSTAT = KernelFile("/proc/net/sockstat")
-
-
 def accept_queues(port: int) -> list[AcceptQueue] | None:
     """Of each listening socket of the port, in the order in which they were opened; None where the kernel does not
     tell."""
@@ -70,10 +66,10 @@ def states(port: int) -> dict[str, int] | None:
     return {_STATES[state]: number for state, number in found.items()}
 
 
-def in_use(sockstat: KernelFile = _SOCKSTAT) -> dict[str, int]:
+def in_use(path: str = "/proc/net/sockstat") -> dict[str, int]:
     """The TCP line of /proc/net/sockstat: `inuse` (IPv4), `orphan`, `tw` (TIME_WAIT), `alloc`, and `mem` in pages.
     Empty when it cannot be read."""
-    for line in sockstat.read().decode().splitlines():
+    for line in sockets.kernel_text(path).splitlines():
         name, _, rest = line.partition(":")
         if name == "TCP":
             words = rest.split()
@@ -91,16 +87,4 @@ def counters(paths: tuple[str, ...] = ("/proc/net/snmp", "/proc/net/netstat")) -
             if wanted := COUNTERS.get(protocol):
                 all_of_it = dict(zip(names.split()[1:], values.split()[1:], strict=False))
                 found |= {name: int(all_of_it[name]) for name in wanted if name in all_of_it}
-    return found
-
-
-def network_bytes(path: Path = Path("/proc/net/dev")) -> dict[str, NetworkBytes]:
-    """By interface, without those that never moved a byte."""
-    found = {}
-    for line in sockets.kernel_text(str(path)).splitlines()[2:]:
-        name, _, rest = line.partition(":")
-        words = rest.split()
-        received, sent = int(words[0]), int(words[8])
-        if received or sent:
-            found[name.strip()] = NetworkBytes(received=received, sent=sent)
     return found

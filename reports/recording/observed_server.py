@@ -9,14 +9,12 @@ from typing import Any
 import msgspec
 import psutil
 
-from reports.recording import procfs
-from reports.recording.census import Present
-from reports.recording.procfs import Stat
+from reports.recording.census import Member, process_of
 from reports.run_folder import Event, ServerInfo
 from server.scoreboard import Scoreboard, SlotView, read_state
 
 CHUNK_BYTES = 64 << 10
-_WORKER_TITLE = b"socketswarm: worker"
+_WORKER_TITLE = "socketswarm: worker"
 _LINE_LIMIT_BYTES = 1 << 20
 """A line that grows longer than this is no line of ours: the rest of it is dropped, so that memory stays bounded."""
 
@@ -27,12 +25,12 @@ class Server:
     @classmethod
     def of(cls, pid: int) -> "Server | None":
         """With this root process; None when there is none, or it has ended and was not reaped yet."""
-        stat = procfs.stat(pid)
-        return None if stat is None or stat.state == "Z" else cls(stat)
+        process = process_of(pid)
+        return None if process is None or has_ended(process) else cls(process)
 
-    def __init__(self, root: Stat) -> None:
-        self.identity = root.identity
-        self.info = ServerInfo(pid=root.pid, create_time=root.create_time, command=_command(root.pid))
+    def __init__(self, root: psutil.Process) -> None:
+        self.process = root
+        self.info = ServerInfo(pid=root.pid, create_time=root.create_time(), command=_command(root))
         self._scoreboard: Scoreboard | None = None
         self._events: EventTail | None = None
 
@@ -57,14 +55,24 @@ class Server:
     def slots(self) -> list[SlotView] | None:
         return list(self._scoreboard.read()) if self._scoreboard else None
 
-    def recognised(self, present: Present, slot: int | None) -> Present:
+    def recognised(self, member: Member, slot: int | None) -> Member:
         """One of its processes with its role. A child of ours that has no slot and does not call itself a worker is the
         status helper. Asked at every tick: what was just forked has no title yet."""
-        if not self.is_ours or slot is not None or present.stat.parent != self.info.pid:
-            return present
-        return (
-            present if _title(present.process.pid).startswith(_WORKER_TITLE) else present._replace(role="server-status")
-        )
+        if (
+            not self.is_ours
+            or slot is not None
+            or member.role != "server-worker"
+            or not self._is_parent_of(member.process)
+        ):
+            return member
+        called_worker = " ".join(_command(member.process)).startswith(_WORKER_TITLE)
+        return member if called_worker else member._replace(role="server-status")
+
+    def _is_parent_of(self, process: psutil.Process) -> bool:
+        try:
+            return process.ppid() == self.info.pid
+        except psutil.Error:
+            return False
 
     def new_events(self) -> Iterator[Event]:
         if self._events:
@@ -78,20 +86,21 @@ class Server:
         self._scoreboard = self._events = None
 
 
-def _command(pid: int) -> list[str]:
+def has_ended(process: psutil.Process) -> bool:
+    """Reaped or not."""
     try:
-        # What is no UTF-8 could not be written down.
-        return [os.fsencode(word).decode(errors="replace") for word in psutil.Process(pid).cmdline()]
-    except psutil.Error:
-        return []
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
-def _title(pid: int) -> bytes:
+def _command(process: psutil.Process) -> list[str]:
     """As `ps` shows it; empty once it has ended."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
+        # What is no UTF-8 could not be written down.
+        return [os.fsencode(word).decode(errors="replace") for word in process.cmdline()]
+    except psutil.Error:
+        return []
 
 
 class EventTail:

@@ -12,14 +12,14 @@ Why it is built so:
   same however long a run is.
 - A parent is read before its children. A worker that is reaped in between is then missing from this tick, whereas the
   other way round its CPU would be there twice: as its own and as its parent's `children_*`.
-- A process is (pid, create_time). What could not be read is None, never 0.
+- psutil reads all that it has, from `Process` objects that are kept: a process is (pid, create_time). What could not
+  be read is None, never 0.
 """
 
 import errno
 import gc
 import math
 import os
-import resource
 import select
 import signal
 import sys
@@ -32,12 +32,11 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import msgspec
+import psutil
 
-from reports.recording import procfs
-from reports.recording.census import Census, Root
-from reports.recording.observed_server import CHUNK_BYTES, Server, is_local, split_lines
-from reports.recording.procfs import Footprint, Identity
-from reports.recording.sampling import sample_host, sample_process
+from reports.recording.census import Census, Member, process_of
+from reports.recording.observed_server import CHUNK_BYTES, Server, has_ended, is_local, split_lines
+from reports.recording.sampling import Footprint, footprint, sample_host, sample_process
 from reports.run_folder import (
     EVENTS,
     HOST,
@@ -57,7 +56,8 @@ _LOOK_EVERY_NS = _SECOND_NS
 """Between two looks for a server that is not there: who owns a socket is found by walking all of /proc."""
 _SLOW_EVERY_NS = 2 * _SECOND_NS
 """Between two readings of what is dear: USS and PSS, for which the kernel walks all pages of a process (0.2 to 1 ms
-each), the states of connections, for which it walks all sockets, and its own many counters."""
+each), the states of connections, for which it walks all sockets, and its own many counters; and of what nobody follows
+from tick to tick."""
 _SLOW_SHARE = 0.0005
 """Of a core, that reading USS and PSS may take. Of many or large processes they are read less often."""
 
@@ -93,8 +93,6 @@ def record(
     the next one. Raises RunFolderError when the folder cannot be written, vanishes, or its disk is full.
     """
     gc.freeze()  # what was imported needs no looking through at every few ticks
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # six files of each process are kept open
     with (
         closing(_Lines(out)) as lines,
         _Orders(control, on_first_signal) as orders,
@@ -266,7 +264,7 @@ class Recorder:
         self._look_due_ns = 0
         self._server: Server | None = None
         self._census = Census()
-        self._roots: list[Root] = []
+        self._roots: list[Member] = []
         self.last_seen: ServerInfo | None = None
         self.over = False
         """Whether the process that the subject names has ended: there is no server left to record."""
@@ -279,7 +277,6 @@ class Recorder:
             self.follow(load_pid, "load-master")
 
     def close(self) -> None:
-        self._census.close()
         if self._server:
             self._server.close()
 
@@ -299,49 +296,45 @@ class Recorder:
 
     def follow(self, pid: int, role: Role) -> None:
         """Record one more process and its descendants, for as long as it lives. Roles once given stay."""
-        stat = procfs.stat(pid)
-        if stat is None:
+        process = process_of(pid)
+        if process is None:
             self.report("recorder-no-such-process", f"no process {pid} to follow as {role}", pid=pid, role=role)
-        elif all(stat.identity != root.identity for root in self._roots):
-            self._roots.append(Root(stat.identity, role))
+        elif all(process != root.process for root in self._roots):
+            self._roots.append(Member(process, role))
 
     def tick(self, *, slow: bool) -> None:
         """Write a line of processes and a line of the host, and copy the server's new events."""
         self._look_for_server()
-        server = [Root(self._server.identity, "server-master")] if self._server else []
-        roots = [*server, *self._roots]
-        # What is slow comes first, so that all counters are read right after the clock.
-        footprints = self._footprints(roots) if slow else {}
-        slots = self._server.slots() if self._server else None
+        server = self._server
+        ended = server is not None and has_ended(server.process)  # asked first: what is read from now on is final
+        # What is slow comes before the clock, so that all counters are read right after it.
+        there = self._census.take([*([Member(server.process, "server-master")] if server else []), *self._roots])
+        footprints = self._footprints(there) if slow else {}
+        slots = server.slots() if server else None
         slot_of = {pid: view.slot for view in slots or () for pid in (view.pid, *view.retiring) if pid}
+        if server:
+            there = [server.recognised(member, slot_of.get(member.process.pid)) for member in there]
         stamp = now_ns()
         host = sample_host(stamp, self._port, slots, slow=slow)
-        there = self._census.take(roots)
-        if self._server:
-            there = [self._server.recognised(present, slot_of.get(present.process.pid)) for present in there]
         samples = [
-            sample_process(present, slot_of.get(present.process.pid), footprints.get(present.stat.identity), slow=slow)
-            for present in there
+            sample_process(member, slot_of.get(member.process.pid), footprints.get(member.process), slow=slow)
+            for member in there
         ]
-        self._lines.append(PROCESSES, ProcessTick(**stamp, processes=samples))
+        present = [sample for sample in samples if sample is not None]
+        self._lines.append(PROCESSES, ProcessTick(**stamp, processes=present))
         self._lines.append(HOST, host)
         self._copy_server_events()
-        living = {present.stat.identity for present in there if present.stat.state != "Z"}
-        if self._server and self._server.identity not in living:
-            self._lose(self._server)
+        if server and ended:
+            self._lose(server)
 
     @property
     def _port(self) -> int | None:
         """Of the server, if it is on this machine."""
         return self._subject.port if self._here else None
 
-    def _footprints(self, roots: list[Root]) -> dict[Identity, Footprint]:
+    def _footprints(self, members: list[Member]) -> dict[psutil.Process, Footprint | None]:
         start_ns = time.thread_time_ns()
-        found = {
-            present.stat.identity: footprint
-            for present in self._census.take(roots)
-            if (footprint := present.process.footprint()) is not None
-        }
+        found = {member.process: footprint(member.process) for member in members}
         self.slow_pause_ns = max(_SLOW_EVERY_NS, round((time.thread_time_ns() - start_ns) / _SLOW_SHARE))
         return found
 

@@ -3,17 +3,15 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import psutil
 import pytest
 from servers import DEADLINE_S, ROOT, eventually, free_port, running
+from servers_of_others import needs_nginx, needs_postgres, needs_redis, nginx, postgres, public_folder, redis
 from terminals import WAYS, at_a_terminal, exit_code, shown_until, term
 
 from reports import run_folder
@@ -302,59 +300,21 @@ def test_a_folder_that_holds_a_run_is_left_alone(tmp_path):
 # ── servers of others ──
 
 
-def nginx(folder, port):
-    config = folder / "nginx.conf"
-    user = "user root;" if os.geteuid() == 0 else ""
-    config.write_text(
-        f"daemon off; worker_processes 2; {user} pid {folder}/pid; error_log {folder}/error.log;"
-        f"events {{}} http {{ access_log off; server {{ listen 127.0.0.1:{port}; location / {{ return 200; }} }} }}"
-    )
-    return [NGINX, "-e", f"{folder}/error.log", "-c", str(config)]
-
-
-def redis(folder, port):
-    return ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
-
-
-def postgres(folder, port):
-    as_user = ["setpriv", "--reuid", "postgres", "--regid", "postgres", "--clear-groups"] if os.geteuid() == 0 else []
-    data = folder / "data"
-    if as_user:
-        shutil.chown(folder, "postgres", "postgres")
-    subprocess.run([*as_user, POSTGRES / "initdb", "-D", data], check=True, capture_output=True, cwd="/")
-    options = ["-p", str(port), "-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={folder}"]
-    return [*as_user, str(POSTGRES / "postgres"), "-D", str(data), *options]
-
-
-@pytest.fixture
-def public_folder():
-    """One that another user may look into, unlike those of pytest."""
-    with tempfile.TemporaryDirectory(prefix="socketswarm-test-") as name:
-        Path(name).chmod(0o755)
-        yield Path(name)
-
-
-NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-POSTGRES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/nowhere"))
-
-
-def needs(path, package):
-    return pytest.mark.skipif(not path or not Path(path).exists(), reason=f"needs Debian's {package}")
-
-
 @pytest.mark.parametrize(
     ("server", "children"),
     [
-        pytest.param(nginx, 2, marks=needs(NGINX, "nginx-light"), id="nginx"),
-        pytest.param(redis, 0, marks=needs(shutil.which("redis-server"), "redis-server"), id="redis"),
-        pytest.param(postgres, 5, marks=needs(POSTGRES / "postgres", "postgresql"), id="postgres"),
+        pytest.param(nginx, 2, marks=needs_nginx, id="nginx"),
+        pytest.param(redis, 0, marks=needs_redis, id="redis"),
+        pytest.param(postgres, 5, marks=needs_postgres, id="postgres"),
     ],
 )
-def test_servers_of_others(public_folder, tmp_path, server, children):
+def test_servers_of_others(tmp_path, server, children):
     """nginx's master and workers, redis's one process of several threads, postgres's postmaster and helpers."""
     port = free_port()
-    command = server(public_folder, port)
-    with subprocess.Popen(command, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with (
+        public_folder() as own,
+        subprocess.Popen(server(own, port), cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process,
+    ):
         try:
             eventually(lambda: len(psutil.Process(process.pid).children()) >= children, "it has its children")
             folder = tmp_path / "run"

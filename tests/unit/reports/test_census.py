@@ -3,14 +3,12 @@
 import os
 import subprocess
 import sys
-from contextlib import closing
 from pathlib import Path
 
 import psutil
 import pytest
 
-from reports.recording import procfs
-from reports.recording.census import Census, Root
+from reports.recording.census import Census, Member, process_of
 
 SLEEP = [sys.executable, "-c", "import sys; sys.stdin.read()"]
 NEST = "import subprocess, sys; child = subprocess.Popen(sys.argv[1:]); print(flush=True); child.wait()"
@@ -28,12 +26,15 @@ def tree():
 
 def found(*roots):
     """(pid, role) of each root's tree; a root is (pid, role)."""
-    with closing(Census()) as census:
-        return take(census, [Root(procfs.stat(pid).identity, role) for pid, role in roots])
+    return take(Census(), *(member(pid, role) for pid, role in roots))
 
 
-def take(census, roots):
-    return [(present.process.pid, present.role) for present in census.take(roots)]
+def member(pid, role="server-master"):
+    return Member(psutil.Process(pid), role)
+
+
+def take(census, *roots):
+    return [(process.pid, role) for process, role in census.take(roots)]
 
 
 def test_descendants_follow_their_parent_and_get_its_role(tree):
@@ -72,46 +73,96 @@ def test_the_first_role_of_a_process_counts(tree):
     ]
 
 
-def test_a_root_that_ended_is_in_no_census(tree):
+def reused(process, monkeypatch):
+    """As if this were a process that had its pid before."""
+    monkeypatch.setattr(process, "_ident", (process.pid, 0.0))
+
+
+def test_a_root_that_ended_is_in_no_census(tree, monkeypatch):
     outer, _ = tree
-    known = Root((outer, procfs.stat(outer).start_ticks - 1), "server-master")  # another process had its pid
-    with closing(Census()) as census:
-        assert take(census, [known]) == []
+    root = member(outer)
+    reused(root.process, monkeypatch)
+    assert take(Census(), root) == []
 
 
-def descriptors():
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
-def test_processes_are_open_while_they_are_there(tree):
+def test_a_pid_that_was_given_to_another_process_is_that_one_at_the_look_after_next(tree, monkeypatch):
     outer, child = tree
-    before = descriptors()
-    with closing(Census()) as census:
-        both = [Root(procfs.stat(outer).identity, "server-master")]
-        one = [Root(procfs.stat(child).identity, "server-master")]
-        take(census, one)
-        each = descriptors() - before
-        assert each > 0
-        take(census, both)
-        take(census, both)
-        assert descriptors() - before == 2 * each
-        take(census, one)
-        assert descriptors() - before == each
-    assert descriptors() == before
+    census = Census()
+    both = [(outer, "server-master"), (child, "server-worker")]
+    assert take(census, member(outer)) == both
+    [known] = [process for process in psutil.process_iter() if process.pid == child]
+    reused(known, monkeypatch)
+    assert take(census, member(outer)) == both[:1]
+    assert take(census, member(outer)) == both[:1]
+    assert take(census, member(outer)) == both
 
 
-def test_a_process_that_ends_between_two_looks_is_not_there_and_not_open():
-    with closing(Census()) as census, subprocess.Popen(SLEEP, stdin=subprocess.PIPE) as process:
-        before = descriptors()
-        root = Root(procfs.stat(process.pid).identity, "server-master")
-        assert take(census, [root]) == [(process.pid, "server-master")]
+def test_processes_are_kept_and_no_file_of_theirs_is_open(tree):
+    outer, _ = tree
+    census, root = Census(), member(outer)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    first = census.take([root])
+    second = census.take([root])
+    assert all(one.process is other.process for one, other in zip(first, second, strict=True))
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_process_that_ends_between_two_looks_is_not_there():
+    census = Census()
+    with subprocess.Popen(SLEEP, stdin=subprocess.PIPE) as process:
+        root = member(process.pid)
+        assert take(census, root) == [(process.pid, "server-master")]
         process.communicate()
-        assert take(census, [root]) == []
-        assert descriptors() == before - 1  # its standard input was one
+        assert take(census, root) == []
+        assert process_of(process.pid) is None
 
 
-def test_kernels_that_list_no_children_give_the_same_trees(tree, monkeypatch):
-    monkeypatch.setattr(procfs, "LISTS_CHILDREN", False)
-    test_descendants_follow_their_parent_and_get_its_role(tree)
-    test_a_root_inside_another_tree_is_no_part_of_it(tree)
-    test_the_recorders_children_are_nobodys(tree)
+FATHERLESS = r"""
+import ctypes, os, sys
+if sys.argv[1] == "adopts":
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+father = os.fork()
+if not father:
+    child = os.fork()
+    if child:
+        os.write(1, b"%d\n" % child)
+    sys.stdin.buffer.raw.read()
+    os._exit(0)
+os.write(1, b"%d\n" % father)
+os.wait()
+os.write(1, b"\n")
+sys.stdin.buffer.raw.read()
+"""
+
+
+@pytest.mark.parametrize("way", ["adopts", "leaves"])
+def test_whose_parent_has_ended_is_its_new_parents(way):
+    """Its root's, if that adopts them, or somebody else's."""
+    command = [sys.executable, "-c", FATHERLESS, way]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        father, child = sorted(int(process.stdout.readline()) for _ in range(2))
+        census, root = Census(), member(process.pid)
+        below = [(pid, "server-worker") for pid in (father, child)]
+        assert take(census, root) == [(process.pid, "server-master"), *below]
+        psutil.Process(father).kill()
+        process.stdout.readline()
+        assert take(census, root) == [(process.pid, "server-master"), *(below[1:] if way == "adopts" else [])]
+        process.stdin.close()
+
+
+def test_hundreds_of_children():
+    script = "import os, sys, time\nfor _ in range(700):\n if not os.fork(): time.sleep(60)\nprint(flush=True); input()"
+    script += "\nimport signal; signal.signal(15, signal.SIG_IGN); os.killpg(0, 15)"
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0) as parent:
+        parent.stdout.readline()
+        workers = [pid for pid, role in found((parent.pid, "server-master")) if role == "server-worker"]
+        assert sorted(workers) == sorted(child.pid for child in psutil.Process(parent.pid).children())
+        assert len(workers) == 700
+        parent.communicate(b"\n")
+
+
+@pytest.mark.parametrize("pid", [-1, 0, 1 << 22 | 1, 1 << 70])
+def test_nobody(pid):
+    """The highest pid that the kernel can give out is 1 << 22."""
+    assert process_of(pid) is None

@@ -6,8 +6,7 @@ from contextlib import ExitStack
 from servers import eventually
 
 from reports.recording import kernel_tcp
-from reports.recording.procfs import KernelFile
-from reports.run_folder import AcceptQueue, NetworkBytes
+from reports.run_folder import AcceptQueue
 from server.ports import sockets
 
 
@@ -92,18 +91,8 @@ def test_counters_of_other_kernels(tmp_path):
 def test_sockets_in_use(tmp_path):
     path = tmp_path / "sockstat"
     path.write_text("sockets: used 12\nTCP: inuse 3 orphan 0 tw 44 alloc 9 mem 336\nUDP: inuse 0 mem 0\n")
-    file = KernelFile(str(path))
-    tcp = kernel_tcp.in_use(file)
+    tcp = kernel_tcp.in_use(str(path))
     assert (tcp["inuse"], tcp["tw"]) == (3, 44)
     path.write_text("sockets: used 12\n")
-    assert kernel_tcp.in_use(file) == {}
-    assert kernel_tcp.in_use(KernelFile(str(tmp_path / "missing"))) == {}
-
-
-def test_bytes_of_each_interface(tmp_path):
-    path = tmp_path / "dev"
-    numbers = "4 0 0 0 0 0 0"
-    path.write_text(
-        f"Inter-| Receive\n face |bytes\n    lo: 12 {numbers} 34 {numbers}\n eth0: 0 {numbers} 0 {numbers}\n"
-    )
-    assert kernel_tcp.network_bytes(path) == {"lo": NetworkBytes(received=12, sent=34)}
+    assert kernel_tcp.in_use(str(path)) == {}
+    assert kernel_tcp.in_use(str(tmp_path / "missing")) == {}
