@@ -6,6 +6,8 @@ Markdown, through `markdown`; in HTML, Jinja escapes them besides. A leaf: it kn
 """
 
 import math
+import re
+from collections.abc import Iterable
 
 
 def significant(value: float) -> str:
@@ -34,6 +36,23 @@ def duration(microseconds: float) -> str:
 def at_least(text: str, is_bound: bool = True) -> str:
     """With the sign of a lower bound, where it is one."""
     return f"≥ {text}" if is_bound else text
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Numbers of cores or slots, as the kernel writes them: `0-3,8`."""
+    found: list[tuple[int, int]] = []
+    for number in sorted(set(numbers)):
+        if found and number == found[-1][1] + 1:
+            found[-1] = (found[-1][0], number)
+        else:
+            found.append((number, number))
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in found)
+
+
+def cores_of(text: str) -> set[int]:
+    """The numbers in a text of `ranges`. What is no number there counts for nothing."""
+    found = re.findall(r"(\d+)(?:-(\d+))?", text)
+    return {number for first, last in found for number in range(int(first), int(last or first) + 1)}
 
 
 def plain(text: object) -> str:

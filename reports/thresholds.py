@@ -8,8 +8,7 @@
     memory(server)              500MiB           the largest sum over its processes
 
 between them one of > >= < <=. This file only reads them, before a run begins: the load refuses a condition that nobody
-could evaluate afterwards. What they are compared with is the business of analysis/conditions.py. A leaf: the load
-imports it.
+could evaluate afterwards. What they are compared with is the business of analysis/conditions.py.
 """
 
 import math
@@ -19,24 +18,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from reports import run_folder
 from server.units import parse_duration, parse_size
 
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p99.9": 99.9, "max": 100.0}
 
-# Those of run_folder.DURATIONS that say something of the server or of how it was loaded.
-DURATIONS = (
-    "schedule_lag",
-    "pool_wait",
-    "connect",
-    "handshake",
-    "send",
-    "wait",
-    "read_lag",
-    "close",
-    "service",
-    "transaction",
-    "response",
-)
+# All but those that say nothing of the server, or of how it was loaded.
+DURATIONS = tuple(name for name in run_folder.DURATIONS if name not in ("unanswered", "think"))
 
 OPEN_MODEL_ONLY = ("schedule_lag", "pool_wait", "response")
 
@@ -69,9 +57,9 @@ class Threshold:
     operator: Operator
     limit: float
     duration: str = ""
-    """Of a latency: one of DURATIONS."""
+    """What a latency is of, one of DURATIONS; empty for the other metrics."""
     percentile: float = 0.0
-    """Of a latency; 100 is the maximum."""
+    """Which one of a latency; 100 is the maximum."""
 
     def broken_by(self, value: float) -> bool:
         return _OPERATORS[self.operator](value, self.limit)
@@ -83,7 +71,7 @@ class Threshold:
 
 
 def parse_all(text: str) -> list[Threshold]:
-    """Several, separated by `;`. Of a text with nothing in it, none. ThresholdError at the first that is wrong."""
+    """Several, separated by `;`; none in an empty text. ThresholdError at the first that is wrong."""
     return [parse(part) for part in text.split(";") if part.strip()]
 
 
@@ -108,12 +96,12 @@ def _threshold(text: str, metric: str, sign: Operator, value: str) -> Threshold:
     """ValueError that says what is wrong with which half of it."""
     if metric == "failures":
         if value.endswith("%"):
-            return Threshold(text, "failed share", sign, _share(value))
+            return Threshold(text, "failed share", sign, _percent(value))
         return Threshold(text, "failures", sign, _number(value, "uploads, or a share such as 1%"))
     if metric == "uploads/s":
         return Threshold(text, "uploads/s", sign, _number(value, "uploads a second"))
     if metric == "cpu(server)":
-        cores = _share(value) if value.endswith("%") else _number(value, "cores, or a share of one such as 80%")
+        cores = _percent(value) if value.endswith("%") else _number(value, "cores, or a share of one such as 80%")
         return Threshold(text, "cpu", sign, cores)
     if metric == "memory(server)":
         return Threshold(text, "memory", sign, parse_size(_with_unit(value, "KiB, MiB or GiB", "MiB")))
@@ -140,7 +128,8 @@ def _with_unit(value: str, units: str, example: str) -> str:
     return value
 
 
-def _share(value: str) -> float:
+def _percent(value: str) -> float:
+    """The share: 0.01 for 1%."""
     return _number(value.removesuffix("%"), "percent") / 100
 
 

@@ -8,7 +8,6 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +15,12 @@ from numpy.typing import NDArray
 from reports import run_folder
 from reports.analysis.accounts import Track
 from reports.analysis.evidence import LONGEST_GAP, Evidence, Floats, Span, interval_s, spans
+from reports.analysis.histograms import Shown
 from reports.run_folder import Percentiles, Phase, SecondOfUploads
 from reports.summary import ProcessSummary
 
 SHORTEST_SPAN_S = 0.2  # less gives a wild rate
 SHORTEST_STEP = 0.5  # of the usual one, between two ticks
-
-Shown = Literal["transaction", "response", "service"]
 
 # name of a line -> phase -> its points there: a second and one or more values
 _Pieces = dict[str, dict[str, list[tuple[float, ...]]]]
@@ -190,7 +188,7 @@ def _curve(points: Iterable[tuple[float, float]]) -> Curve:
 
 
 def _is_gap(t_s: Floats) -> NDArray[np.bool_]:
-    """Of each pair of neighbours, whether ticks are missing in between."""
+    """For each pair of neighbours, whether ticks are missing in between."""
     return np.diff(t_s) > LONGEST_GAP * interval_s(t_s)
 
 

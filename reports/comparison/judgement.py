@@ -5,7 +5,7 @@ the machine, so a thousand uploads of one run are one sample of how such runs tu
 label. All primary metrics of all labels form one family, corrected together, so that comparing a thing with itself
 raises an alarm in at most 5 % of comparisons however many metrics it has.
 
-    folders ─► runs ─► pairing ─► metrics ─► significance ─► comparison.json
+    folders ─► runs and their pairs ─► metrics ─► significance ─► comparison.json
 """
 
 from collections import defaultdict
@@ -19,7 +19,6 @@ import msgspec
 from reports import run_folder
 from reports.comparison import metrics, significance
 from reports.comparison.metrics import Metric
-from reports.comparison.pairing import pairs
 from reports.comparison.result import (
     FEWEST_PAIRS,
     NO_REGRESSION,
@@ -33,7 +32,7 @@ from reports.comparison.result import (
     Finding,
     Repeats,
 )
-from reports.comparison.runs import Read, read
+from reports.comparison.runs import Read, pairs, read
 from reports.comparison.significance import Change
 from reports.summary import Summary
 from reports.texts import percent

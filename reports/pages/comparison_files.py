@@ -23,8 +23,8 @@ def write(comparison: Comparison, folder: Path) -> str:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         run_folder.write_whole(folder / COMPARISON_JSON, comparison)
-        layout.write(folder / COMPARISON_MD, markdown(shown))
-        layout.write(folder / COMPARISON_HTML, html(shown))
+        run_folder.replace(folder / COMPARISON_MD, markdown(shown).encode())
+        run_folder.replace(folder / COMPARISON_HTML, html(shown).encode())
     except OSError as error:
         raise RunFolderError(f"the comparison cannot be written into {folder}: {error.strerror}") from error
     return terminal(shown, folder / COMPARISON_HTML)

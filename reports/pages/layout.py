@@ -28,13 +28,6 @@ def template(name: str) -> jinja2.Template:
     return environment.get_template(name)
 
 
-def write(path: Path, text: str) -> None:
-    """As run_folder.write_whole: readers see the old file or the new one."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.rename(path)
-
-
 def aligned(table: Table) -> Iterator[str]:
     """The lines of a table in a terminal."""
     columns = table.columns

@@ -28,8 +28,8 @@ def build(folder: Path) -> str:
     page, text = html(analysis), markdown(analysis)
     try:
         run_folder.write_whole(folder / run_folder.SUMMARY, analysis.summary)
-        layout.write(folder / run_folder.REPORT_MD, text)
-        layout.write(folder / run_folder.REPORT_HTML, page)
+        run_folder.replace(folder / run_folder.REPORT_MD, text.encode())
+        run_folder.replace(folder / run_folder.REPORT_HTML, page.encode())
     except OSError as error:
         raise RunFolderError(f"the report cannot be written into {folder}: {error.strerror}") from error
     return terminal(analysis, folder / run_folder.REPORT_HTML)

@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from reports.analysis.summarise import Analysis
-from reports.environment import ranges
 from reports.pages.tables import (
     Table,
     all_processes_table,
@@ -31,7 +30,7 @@ from reports.pages.tables import (
 )
 from reports.run_folder import RunInfo
 from reports.summary import ACHIEVED_LIMIT, ROLE_NAMES, ModeSummary, ProcessSummary, ServerSummary, Summary
-from reports.texts import duration, significant
+from reports.texts import duration, ranges, significant
 from server.status.shown_options import show_option
 
 Facts = list[tuple[str, str]]
