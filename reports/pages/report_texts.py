@@ -12,20 +12,17 @@ from datetime import UTC, datetime
 from typing import Any
 
 from reports.analysis.summarise import Analysis
+from reports.pages.recorded_tables import all_processes_table, event_table, process_table, tcp_table
+from reports.pages.table import Table
 from reports.pages.tables import (
-    Table,
-    all_processes_table,
     cost_table,
-    event_table,
     failure_table,
     load_table,
     mode_table,
     offered_table,
     phase_table,
-    process_table,
     rate,
     sweep_table,
-    tcp_table,
     threshold_table,
 )
 from reports.run_folder import RunInfo
@@ -254,10 +251,10 @@ def _load_facts(run: RunInfo) -> dict[str, Any]:
 
 
 def _pairs(values: dict[str, Any]) -> Facts:
-    return [(_words(key), _fact(key, value)) for key, value in values.items()]
+    return [(_spelled_out(key), _fact(key, value)) for key, value in values.items()]
 
 
-def _words(key: str) -> str:
+def _spelled_out(key: str) -> str:
     """A name in words, but for those of the kernel's own settings, which have dots. Its unit is told with the value."""
     return key if "." in key else key.removesuffix("_bytes").removesuffix("_s").replace("_", " ")
 

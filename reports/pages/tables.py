@@ -1,17 +1,10 @@
-"""The report's tables, as finished texts.
-
-All three outputs print these cells, none formats a number again: so they cannot disagree. A number that is not known is
-a dash, or `not recorded` where a cost is what the reader came for; it is never 0.
-"""
+"""The tables of what the load got, what that cost, and what failed: by mode, by phase, by code of failure."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Sequence
 
 from reports import failure_codes, run_folder
-from reports.analysis.summarise import Analysis
-from reports.pages.costliest import Family, families
+from reports.pages.table import NONE, Column, Row, Table, rounded, share, text_column, whole
 from reports.summary import (
     GENERATOR_LIMIT,
     HICCUP_LIMIT_US,
@@ -20,59 +13,17 @@ from reports.summary import (
     Latency,
     ModeSummary,
     PhaseSummary,
-    ProcessSummary,
     Ratio,
-    ServerSummary,
     SizeSummary,
     Summary,
     SweepFit,
-    TcpSummary,
     ThresholdResult,
 )
 from reports.texts import at_least, duration, percent, significant
 
-MOST_EVENTS = 200
-NONE = "–"
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    title: str
-    unit: str = ""
-    numeric: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    cells: list[str]
-    kind: Literal["main", "part", "ratio", "bad"] = "main"
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    columns: list[Column]
-    rows: list[Row]
-    note: str = ""
-
-
-def _words(title: str, unit: str = "") -> Column:
-    return Column(title, unit, numeric=False)
-
-
-def _optional(value: float | None, scale: float = 1) -> str:
-    return NONE if value is None else significant(value / scale)
-
-
-def _whole(value: int | None) -> str:
-    return NONE if value is None else f"{value:,}"
-
-
-def _share(value: float | None) -> str:
-    return NONE if value is None else percent(value)
-
 
 def _failed(failures: dict[str, int]) -> str:
-    return _whole(sum(failures.values()))
+    return whole(sum(failures.values()))
 
 
 # --- long against short -----------------------------------------------------------------------------------------------
@@ -109,7 +60,7 @@ def mode_table(summary: Summary) -> Table:
 
 def _mode_columns(summary: Summary) -> list[Column]:
     return [
-        *(_words("Connections"), Column("Uploads", "/s"), Column("Data", "MB/s")),
+        *(text_column("Connections"), Column("Uploads", "/s"), Column("Data", "MB/s")),
         *(_RESPONSE_COLUMNS if summary.model == "open" else _TRANSACTION_COLUMNS),
         *(Column("CPU, all busy", "core-µs/upload"), Column("CPU, server", "core-µs/upload")),
         Column("Failed"),
@@ -196,7 +147,7 @@ def _bounded(latency: Latency, value: float | None) -> str:
 # --- costs ------------------------------------------------------------------------------------------------------------
 
 COST_COLUMNS = [
-    _words("Connections"),
+    text_column("Connections"),
     Column("CPU, all busy", "core-µs/upload"),
     Column("CPU, server", "core-µs/upload"),
     Column("CPU, all busy", "core-s/GiB"),
@@ -221,18 +172,18 @@ def _cost_cells(mode: ModeSummary) -> list[str]:
     busiest, mean = mode.busiest_worker_share, mode.mean_worker_share
     return [
         mode.mode,
-        _optional(mode.busy_core_us_per_upload),
-        _optional(mode.server_core_us_per_upload),
-        _optional(mode.busy_core_s_per_gib),
-        _optional(mode.server_core_s_per_gib),
-        _share(mean),
-        _share(busiest),
+        rounded(mode.busy_core_us_per_upload),
+        rounded(mode.server_core_us_per_upload),
+        rounded(mode.busy_core_s_per_gib),
+        rounded(mode.server_core_s_per_gib),
+        share(mean),
+        share(busiest),
         NONE if not busiest or not mean else significant(busiest / mean),
     ]
 
 
 SWEEP_COLUMNS = [
-    _words("What"),
+    text_column("What"),
     Column("A request", "µs"),
     Column("A connection", "µs"),
     Column("Explained", "of the scatter"),
@@ -245,7 +196,7 @@ def sweep_table(fit: SweepFit | None) -> Table:
         return Table(SWEEP_COLUMNS, [])
     named = (("transaction, mean", fit.transaction_us), ("CPU, all busy", fit.busy_core_us))
     rows = [
-        Row([name, significant(line.request), significant(line.connection), _share(line.r_squared)])
+        Row([name, significant(line.request), significant(line.connection), share(line.r_squared)])
         for name, line in named
         if line is not None
     ]
@@ -256,7 +207,7 @@ def sweep_table(fit: SweepFit | None) -> Table:
 
 # --- thresholds -------------------------------------------------------------------------------------------------------
 
-THRESHOLD_COLUMNS = [_words("Fails if"), _words("Result"), _words("Measured"), _words("Why")]
+THRESHOLD_COLUMNS = [text_column("Fails if"), text_column("Result"), text_column("Measured"), text_column("Why")]
 
 
 def threshold_table(results: Sequence[ThresholdResult]) -> Table:
@@ -271,8 +222,8 @@ def _threshold_row(result: ThresholdResult) -> Row:
 # --- the load ---------------------------------------------------------------------------------------------------------
 
 OFFERED_COLUMNS = [
-    _words("Phase"),
-    _words("Connections"),
+    text_column("Phase"),
+    text_column("Connections"),
     Column("Offered", "/s"),
     Column("Achieved", "/s"),
     Column("Achieved", "of offered"),
@@ -300,12 +251,12 @@ def _offered_row(phase: PhaseSummary) -> Row:
         [
             phase.name,
             phase.mode,
-            _optional(phase.offered_per_s),
+            rounded(phase.offered_per_s),
             significant(phase.acknowledged / phase.duration_s),
-            _share(phase.achieved_share),
-            _whole(phase.late),
-            _whole(phase.unanswered),
-            _whole(phase.dropped),
+            share(phase.achieved_share),
+            whole(phase.late),
+            whole(phase.unanswered),
+            whole(phase.dropped),
             _p99(phase.schedule_lag_us),
             _p99(phase.pool_wait_us),
         ]
@@ -313,11 +264,11 @@ def _offered_row(phase: PhaseSummary) -> Row:
 
 
 def _p99(latency: Latency | None) -> str:
-    return NONE if latency is None else _optional(latency.p99)
+    return NONE if latency is None else rounded(latency.p99)
 
 
 LOAD_COLUMNS = [
-    _words("Phase"),
+    text_column("Phase"),
     Column("Top process", "of a core"),
     Column("Kept waiting", "of the time"),
     *(Column("Hiccups", f"{what}, µs") for what in ("p50", "p99", "max")),
@@ -344,10 +295,10 @@ def _load_cells(phase: PhaseSummary, is_open: bool) -> list[str]:
     hiccups = phase.hiccup_us
     return [
         phase.name,
-        _share(phase.generator_share),
-        _share(phase.generator_run_delay_share),
-        *(_optional(value) for value in (hiccups.p50, hiccups.p99, hiccups.max)),
-        _share(phase.steal_share),
+        share(phase.generator_share),
+        share(phase.generator_run_delay_share),
+        *(rounded(value) for value in (hiccups.p50, hiccups.p99, hiccups.max)),
+        share(phase.steal_share),
         *([_p99(phase.schedule_lag_us)] if is_open else []),
     ]
 
@@ -355,9 +306,9 @@ def _load_cells(phase: PhaseSummary, is_open: bool) -> list[str]:
 # --- phases -----------------------------------------------------------------------------------------------------------
 
 PHASE_COLUMNS = [
-    _words("Phase"),
-    _words("Kind"),
-    _words("Connections"),
+    text_column("Phase"),
+    text_column("Kind"),
+    text_column("Connections"),
     Column("From", "s"),
     Column("Lasted", "s"),
     Column("Uploads"),
@@ -383,11 +334,11 @@ def _phase_row(phase: PhaseSummary) -> Row:
             phase.mode,
             significant(phase.start_s),
             significant(phase.duration_s),
-            _whole(phase.uploads),
+            whole(phase.uploads),
             significant(phase.acknowledged / phase.duration_s) if phase.long_enough else NONE,
-            _whole(phase.connections),
-            _share(phase.busiest_worker_share),
-            _share(phase.generator_share),
+            whole(phase.connections),
+            share(phase.busiest_worker_share),
+            share(phase.generator_share),
             _failed(phase.failures),
         ]
     )
@@ -396,12 +347,12 @@ def _phase_row(phase: PhaseSummary) -> Row:
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 FAILURE_COLUMNS = [
-    _words("Connections"),
-    _words("Code"),
+    text_column("Connections"),
+    text_column("Code"),
     Column("Uploads"),
     Column("Share", "of all attempted"),
-    _words("Stored?"),
-    _words("What it means"),
+    text_column("Stored?"),
+    text_column("What it means"),
 ]
 FAILURE_NOTE = (
     "Stored: whether the file may be on the server nevertheless. An answer can be lost after the file was stored; a "
@@ -426,163 +377,4 @@ def _failure_rows(where: str, uploads: int, failures: Counter[str]) -> Iterator[
     attempts = uploads + failures.total()
     for code, number in failures.most_common():
         text, stored = failure_codes.meaning(code)
-        yield Row([where, code, _whole(number), percent(number / attempts), stored, text])
-
-
-# --- processes --------------------------------------------------------------------------------------------------------
-
-PROCESS_COLUMNS = [
-    _words("Process"),
-    Column("pid"),
-    _words("Alive", "s"),
-    Column("CPU user", "s"),
-    Column("CPU system", "s"),
-    Column("Mean share", "of a core"),
-    Column("RSS, peak", "MiB"),
-    Column("USS, peak", "MiB"),
-    Column("Threads"),
-    Column("Open files"),
-    Column("Switches", "own"),
-    Column("Switches", "forced"),
-]
-
-
-PROCESS_NOTE = "CPU is from each process's birth on; the share is of the measured phases while it lived."
-
-
-def process_table(summary: Summary) -> Table:
-    """The costliest, and a row for all others of their kind."""
-    if not summary.processes:
-        note = f"No process was recorded: {run_folder.PROCESSES} is missing or empty."
-        return Table(PROCESS_COLUMNS, [], note)
-    found = families(summary.processes)
-    shown = sorted(index for family in found for index in family.shown)
-    rows = [_process_row(summary.processes[index]) for index in shown]
-    rows += [_rest_row(family, summary.processes) for family in found if family.rest]
-    return Table(PROCESS_COLUMNS, rows, _process_note(summary.server))
-
-
-def all_processes_table(summary: Summary) -> Table:
-    """Without rows where the other table has them all."""
-    if not any(family.rest for family in families(summary.processes)):
-        return Table(PROCESS_COLUMNS, [])
-    return Table(PROCESS_COLUMNS, [_process_row(process) for process in summary.processes])
-
-
-def _process_note(server: ServerSummary) -> str:
-    note = PROCESS_NOTE
-    if server.cpu_total_s is not None:
-        note = (
-            f"The server as a whole used {significant(server.cpu_total_s)} s of CPU since its birth, "
-            f"workers that ended included. {note}"
-        )
-    if server.uss_per_connection_bytes is not None:
-        note += f" Each connection took {significant(server.uss_per_connection_bytes / 1024)} KiB of its USS."
-    return note
-
-
-def _process_row(process: ProcessSummary) -> Row:
-    cells = [process.name, str(process.pid), _alive(process), *_process_cells([process])]
-    return Row(cells, "part" if process.ended else "main")
-
-
-def _rest_row(family: Family, processes: Sequence[ProcessSummary]) -> Row:
-    cells = _process_cells([processes[index] for index in family.rest])
-    return Row([f"{len(family.rest)} more {family.what}", "", "mean of each", *cells], "part")
-
-
-def _process_cells(processes: Sequence[ProcessSummary]) -> list[str]:
-    """What it used, or the mean of several."""
-    return [
-        _optional(_mean(process.cpu_user_s for process in processes)),
-        _optional(_mean(process.cpu_system_s for process in processes)),
-        _share(_mean(process.share for process in processes)),
-        _optional(_mean(process.rss_max_bytes for process in processes), 1 << 20),
-        _optional(_mean(process.uss_max_bytes for process in processes), 1 << 20),
-        _rounded(_mean(process.threads for process in processes)),
-        _rounded(_mean(process.fds for process in processes)),
-        _rounded(_mean(process.voluntary_switches for process in processes)),
-        _rounded(_mean(process.involuntary_switches for process in processes)),
-    ]
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
-
-
-def _rounded(value: float | None) -> str:
-    return _whole(None if value is None else round(value))
-
-
-def _alive(process: ProcessSummary) -> str:
-    start = "before" if process.started_s <= 0 else significant(process.started_s)
-    return f"{start} to {significant(process.last_seen_s)}, ended" if process.ended else f"{start} to end"
-
-
-# --- TCP --------------------------------------------------------------------------------------------------------------
-
-TCP_COLUMNS = [_words("TCP"), Column("Number"), _words("What it means")]
-TCP_NOTE = (
-    "As the kernel counted. Queue and states are of the server's port, looked at once a tick; all else is of the whole "
-    "machine during the run, whoever caused it."
-)
-_COUNTERS = {
-    "PassiveOpens": "connections accepted",
-    "ActiveOpens": "connections opened",
-    "ListenDrops": "connections that any listening socket had no room for",
-    "ListenOverflows": "of those, because the accept queue was full",
-    "TCPSynRetrans": "connection attempts sent again, after 1, 3, 7 s",
-    "AttemptFails": "connection attempts that were refused or given up",
-    "RetransSegs": "segments sent again",
-    "TCPTimeouts": "times that an answer did not come in time",
-    "EstabResets": "connections that ended by a reset",
-    "OutRsts": "resets sent",
-    "TCPAbortOnData": "connections closed with data unread, which their client sees as a reset",
-    "TCPBacklogDrop": "segments dropped because a socket's owner was too slow",
-    "TCPRcvQDrop": "segments dropped because a receive queue was full",
-    "PruneCalled": "times that a receive buffer was full",
-    "TCPReqQFullDrop": "connection attempts dropped because too many were under way",
-    "TCPAbortOnMemory": "connections ended for lack of memory",
-    "TCPTimeWaitOverflow": "connections that found no place in TIME_WAIT",
-}
-_ALWAYS_TOLD = ("PassiveOpens", "ActiveOpens", "ListenDrops", "RetransSegs")
-
-
-def tcp_table(tcp: TcpSummary | None) -> Table:
-    """Counters that did not move are left out, but for those that a reader looks for."""
-    if tcp is None:
-        return Table(TCP_COLUMNS, [], f"Nothing is known: {run_folder.HOST} has fewer than two ticks.")
-    rows = []
-    if tcp.queue_waiting is not None:
-        is_full = bool(tcp.queue_limit) and tcp.queue_waiting >= (tcp.queue_limit or 0)
-        most = f"most connections that waited in an accept queue, of {_whole(tcp.queue_limit)} that may"
-        rows.append(Row(["accept queue", _whole(tcp.queue_waiting), most], "bad" if is_full else "main"))
-    if tcp.dropped is not None:
-        lost = "connections that the server's sockets had no room for; each costs its client a second or more"
-        rows.append(Row(["dropped", _whole(tcp.dropped), lost], "bad" if tcp.dropped else "main"))
-    rows += [Row([state, _whole(number), "most connections in this state"]) for state, number in tcp.states.items()]
-    rows.append(Row(["TIME_WAIT", _whole(tcp.time_wait), "most sockets of the machine in this state"]))
-    for name, meaning in _COUNTERS.items():
-        number = tcp.counters.get(name, 0)
-        if number or (name in _ALWAYS_TOLD and name in tcp.counters):
-            rows.append(Row([name, _whole(number), meaning]))
-    for interface, sent in tcp.sent_bytes.items():
-        if not sent:
-            continue
-        rows.append(Row([interface, significant(sent / 1e6), "MB sent over this interface"]))
-    return Table(TCP_COLUMNS, rows, TCP_NOTE)
-
-
-# --- events -----------------------------------------------------------------------------------------------------------
-
-EVENT_COLUMNS = [Column("At", "s"), _words("Source"), _words("Kind"), _words("What happened")]
-
-
-def event_table(analysis: Analysis) -> Table:
-    if not analysis.events:
-        return Table(EVENT_COLUMNS, [], f"No event: {run_folder.EVENTS} is missing or empty.")
-    shown = analysis.events[:MOST_EVENTS]
-    rows = [Row([f"{analysis.seconds(event):,.2f}", event.source, event.kind, event.text]) for event in shown]
-    more = len(analysis.events) - len(shown)
-    return Table(EVENT_COLUMNS, rows, f"{more:,} more are in {run_folder.EVENTS}." if more else "")
+        yield Row([where, code, whole(number), percent(number / attempts), stored, text])
