@@ -22,7 +22,7 @@ def total(values: Iterable[N | None]) -> N | None:
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Of those that are known; None where none is."""
+    """The mean of those that are known; None where none is."""
     told = known(values)
     return sum(told) / len(told) if told else None
 

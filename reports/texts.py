@@ -24,7 +24,7 @@ def percent(share: float) -> str:
 
 
 def duration(microseconds: float) -> str:
-    """For a sentence, in the unit that keeps the number short: 9,990 µs, 44.7 ms, 155 ms, 12.3 s."""
+    """A duration for a sentence, in the unit that keeps the number short: 9,990 µs, 44.7 ms, 155 ms, 12.3 s."""
     value = microseconds
     for unit in ("µs", "ms"):
         if value < 10_000:
@@ -34,7 +34,7 @@ def duration(microseconds: float) -> str:
 
 
 def at_least(text: str, is_bound: bool = True) -> str:
-    """With the sign of a lower bound, where it is one."""
+    """The text, with the sign of a lower bound where it is one."""
     return f"≥ {text}" if is_bound else text
 
 
@@ -56,10 +56,10 @@ def cores_of(text: str) -> set[int]:
 
 
 def plain(text: object) -> str:
-    """Without control characters, which would move a terminal's cursor or end a table's row."""
+    """The text without control characters, which would move a terminal's cursor or end a table's row."""
     return "".join(c if c.isprintable() else " " for c in str(text))
 
 
 def markdown(text: object) -> str:
-    """For Markdown, cells of tables included: characters that mean something there are escaped."""
+    """The text for Markdown, cells of tables included: characters that mean something there are escaped."""
     return "".join(f"\\{c}" if c in r"\`*_[]<>|#~" else c for c in plain(text))

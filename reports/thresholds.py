@@ -52,7 +52,7 @@ class Threshold:
     """One condition. `limit` is in microseconds, uploads, a share (0.01 is 1 %), uploads/s, cores or bytes."""
 
     text: str
-    """In its normal form, which `parse` reads again."""
+    """The condition in its normal form, which `parse` reads again."""
     metric: Metric
     operator: Operator
     limit: float
@@ -66,7 +66,7 @@ class Threshold:
 
     @property
     def wants_less(self) -> bool:
-        """A larger value is worse."""
+        """Whether a larger value is worse."""
         return self.operator in (">", ">=")
 
 
@@ -93,7 +93,7 @@ def _operator(sign: str) -> Operator:
 
 
 def _threshold(text: str, metric: str, sign: Operator, value: str) -> Threshold:
-    """ValueError that says what is wrong with which half of it."""
+    """What the two halves of a condition mean. ValueError that says what is wrong with which of them."""
     if metric == "failures":
         if value.endswith("%"):
             return Threshold(text, "failed share", sign, _percent(value))

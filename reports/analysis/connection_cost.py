@@ -56,8 +56,8 @@ def contrast(phases: Sequence[PhaseSummary], one: str, other: str) -> Contrast |
 
 
 def neighbours(ordered: Sequence[tuple[str, T]], one: str, other: str) -> list[tuple[T, T]]:
-    """Of (name, thing) in the order of time: those next to each other of which one has either name, as (thing of `one`,
-    thing of `other`), each in one pair at most."""
+    """Pairs of things next to each other in time, one of either name, as (thing of `one`, thing of `other`); each thing
+    is in one pair at most, and other names are passed over. `ordered` has (name, thing)."""
     found: list[tuple[T, T]] = []
     rest = [(name, thing) for name, thing in ordered if name in (one, other)]
     while len(rest) > 1:
@@ -71,7 +71,7 @@ def neighbours(ordered: Sequence[tuple[str, T]], one: str, other: str) -> list[t
 
 
 def _ratio(blocks: Sequence[tuple[PhaseSummary, PhaseSummary]], measure: Measure) -> Ratio | None:
-    """None where a phase does not know it."""
+    """The ratio of what is measured; None where a phase does not know it."""
     pairs = [(measure(one), measure(other)) for one, other in blocks]
     ratios = [a / b for a, b in pairs if a and b]
     if len(ratios) < len(blocks):
@@ -88,7 +88,7 @@ def _uploads_per_s(phase: PhaseSummary) -> float | None:
 
 
 def sweep_fit(phases: Sequence[PhaseSummary]) -> SweepFit | None:
-    """None where the data do not carry it."""
+    """What a request and what a connection costs; None where the data do not carry it."""
     usable = [phase for phase in phases if phase.measured and phase.uploads and not _is_saturated(phase)]
     if len({phase.uploads_per_connection for phase in usable}) < LEAST_VALUES:
         return None
@@ -130,7 +130,7 @@ def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float]:
 
 
 def uss_per_connection(evidence: Evidence) -> float | None:
-    """Bytes; None where the data do not carry it."""
+    """What a connection takes of the server's memory, in bytes; None where the data do not carry it."""
     points = list(_connections_and_uss(evidence))
     if len(points) < LEAST_TICKS:
         return None

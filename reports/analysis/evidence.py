@@ -47,9 +47,10 @@ class Evidence:
     host: list[HostTick]
     load: list[LoadTick]
     events: list[Event]
-    """In order of time, whoever wrote them."""
+    """All events in the order of time, whoever wrote them."""
 
     def s(self, mono_ns: int) -> float:
+        """Seconds since the run's start."""
         return (mono_ns - self.run.started_mono_ns) / 1e9
 
     def times(self, ticks: Iterable[Line]) -> Floats:
@@ -57,7 +58,7 @@ class Evidence:
 
 
 def read(folder: Path) -> Evidence:
-    """RunFolderError when the folder is none of ours, or when the load never started."""
+    """All files of a run folder. RunFolderError when it is none of ours, or when the load never started."""
     _look_for(folder)
     run = run_folder.read_run(folder)
     if run.model != "none" and not (folder / run_folder.UPLOADS).exists():

@@ -105,7 +105,7 @@ class Samples:
         return int(self.histogram.get_total_count())
 
     def at(self, percentile: float) -> float | None:
-        """In microseconds, of 100 the maximum; None without samples."""
+        """This percentile in microseconds, the maximum for 100; None without samples."""
         return float(self.histogram.get_value_at_percentile(percentile)) if self.number else None
 
     def is_bound(self, value_us: float) -> bool:

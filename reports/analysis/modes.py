@@ -80,7 +80,7 @@ def _per(amount: float | None, number: float | None, scale: float = 1) -> float 
 
 
 def _bytes_per_s(counted: Count, duration_s: float) -> float:
-    """Of late uploads only the number is known: they are taken to be as large as the others."""
+    """Those of uploads in time. Of late ones only the number is known: they are taken to be as large as the others."""
     return counted.bytes * (1 - counted.late / counted.uploads) / duration_s if counted.uploads else 0.0
 
 
@@ -123,7 +123,7 @@ def _latency(duration: dict[str, HdrHistogram], size_class: str | None = None) -
 
 
 def _response(durations: _Durations, size_class: str | None = None) -> Latency | None:
-    """With those that were never answered: without them a server that hangs would look faster."""
+    """Responses, those that never came included: without them a server that hangs would look faster."""
     if durations.response is None:
         return None
     answered, unanswered = _picked(durations.response, size_class), _picked(durations.unanswered, size_class)

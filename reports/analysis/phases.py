@@ -50,19 +50,20 @@ class _Costs:
 
     machine: Account | None
     load_core: Account | None
-    """Of one core of this machine that the load may run on; None where no load runs here."""
+    """Busy time of one core, the mean of those that the load may run on; None where no load runs here."""
     steal: Account | None
     disk_wait: Account | None
-    """Both of a core of this machine, in the mean."""
+    """This and `steal` are the mean over all cores of this machine."""
     server: Account | None
     workers: list[Track]
     load: list[Account]
-    """As the recorder saw it."""
+    """The load processes that the recorder saw."""
     others: list[Account]
-    """Of all recorded processes but the server's."""
+    """All recorded processes but the server's."""
     load_itself: list[LoadAccounts]
+    """What each load process says of itself, on whatever host."""
     ticks: Floats
-    """Of processes.jsonl."""
+    """Seconds at which processes.jsonl has a line."""
 
 
 def phase_summaries(evidence: Evidence, tracks: Sequence[Track], server: Account | None) -> list[PhaseSummary]:
@@ -92,7 +93,7 @@ def phase_summaries(evidence: Evidence, tracks: Sequence[Track], server: Account
 
 
 def _workers(tracks: Sequence[Track]) -> list[Track]:
-    """Of a server without workers, its one process does their work."""
+    """The server's workers; where it has none, its one process, which does their work."""
     for role in ("server-worker", "server-master"):
         if found := [track for track in tracks if track.role == role]:
             return found
@@ -203,14 +204,14 @@ def _foreign_share(
 
 
 def _share(account: Account | None, part: _Stretch | None) -> float | None:
-    """Of the time of this part."""
+    """The share of this part's time."""
     if account is None or part is None or part.duration_s < SHORTEST_SHARE_S:
         return None
     return account.between(part.start_s, part.end_s) / part.duration_s
 
 
 def _own_share(account: Account | None, whole: _Stretch) -> float | None:
-    """Of the part of the phase that the account's own ticks surround."""
+    """The share of the time in which the account's own ticks surround the phase."""
     return None if account is None else _share(account, _surrounded(whole, account.t_s))
 
 

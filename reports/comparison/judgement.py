@@ -53,7 +53,7 @@ def compare(folders: Sequence[Path], baseline: str | None, tolerance: float) -> 
 
 
 def compare_runs(runs: Sequence[Read], baseline: str, tolerance: float) -> Comparison:
-    """Of runs in the order of time."""
+    """The comparison of runs that are in the order of time, see `compare`."""
     labels = list(dict.fromkeys(run.info.label for run in runs))
     _check_labels(labels, baseline)
     usable = [run for run in runs if run.usable]
@@ -103,7 +103,7 @@ class _Sides:
 
 
 def _against(usable: Sequence[Read], baseline: str, label: str) -> Against:
-    """Untested yet: see `_judged`."""
+    """One label beside the baseline, not yet tested: that is for `_judged`, which knows all labels."""
     labelled = [(run.info.label, run) for run in usable]
     sides = _Sides(
         [run for name, run in labelled if name == baseline],
@@ -129,7 +129,7 @@ def _failed(runs: Sequence[Read]) -> float:
 
 
 def _with_lost(one: Against, runs: Sequence[Read], baseline: str, tolerance: float) -> Against:
-    """What no metric of acknowledged uploads shows: uploads that failed, and runs that are not among those compared."""
+    """With what no metric of acknowledged uploads shows: uploads that failed, and runs that were left out."""
     before, after = one.failed_share
     lost = {label: sum(run.info.label == label and not run.usable for run in runs) for label in (baseline, one.label)}
     return msgspec.structs.replace(
@@ -202,7 +202,7 @@ def _median(runs: Sequence[Read], metric: Metric) -> float | None:
 
 
 def _judged(against: Sequence[Against], tolerance: float) -> list[Against]:
-    """With p corrected over all findings that have enough pairs, and with what follows from that."""
+    """All of them with p corrected over the findings that have enough pairs, and with what follows from that."""
     enough = [finding.p for one in against for finding in one.findings if finding.pairs >= FEWEST_PAIRS]
     corrected = iter(significance.holm([p for p in enough if p is not None]))
     return [

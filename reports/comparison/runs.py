@@ -48,7 +48,7 @@ class Read:
 
 
 def read(folders: Sequence[Path]) -> list[Read]:
-    """All of them, in the order of time. RunFolderError as from `analyse`, and when a run is named twice."""
+    """These runs in the order of time. RunFolderError as from `analyse`, and when a run is named twice."""
     runs: dict[tuple[str, int], Read] = {}
     for folder in folders:
         info = run_folder.read_run(folder)
@@ -60,7 +60,7 @@ def read(folders: Sequence[Path]) -> list[Read]:
 
 
 def _summary(folder: Path) -> Summary:
-    """As `build` wrote it; made anew where it is missing, unreadable, or of another version."""
+    """The summary that `build` wrote; made anew where it is missing, unreadable, or of another version."""
     try:
         summary = msgspec.json.decode((folder / run_folder.SUMMARY).read_bytes(), type=Summary)
     except (OSError, *run_folder.UNDECODABLE):

@@ -42,7 +42,7 @@ WIDEST = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """In a picture, from 0 to 1: left to right, bottom to top."""
+    """A run in a picture: its place from 0 to 1, left to right and bottom to top."""
 
     x: float
     y: float
@@ -252,7 +252,7 @@ def _p(p: float) -> str:
 
 
 def _extent(findings: Sequence[Finding]) -> float:
-    """To either side of no change, so that all intervals have room."""
+    """How far the axis goes to either side of no change, so that all intervals have room."""
     ends = [abs(end - 1) for finding in findings for end in (finding.low, finding.high) if end is not None]
     return min(WIDEST, max([NARROWEST, *ends]))
 

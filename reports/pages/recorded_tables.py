@@ -47,7 +47,7 @@ def process_table(summary: Summary) -> Table:
 
 
 def all_processes_table(summary: Summary) -> Table:
-    """Without rows where the other table has them all."""
+    """Every process; without rows where the other table has them all."""
     if not any(family.rest for family in families(summary.processes)):
         return Table(PROCESS_COLUMNS, [])
     return Table(PROCESS_COLUMNS, [_process_row(process) for process in summary.processes])

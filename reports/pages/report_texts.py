@@ -125,7 +125,7 @@ def sentence(summary: Summary) -> str:
 
 
 def _costs(summary: Summary) -> str:
-    """Of a recording."""
+    """A recording in one sentence: CPU and memory."""
     server = summary.server
     if server.cpu_total_s is None:
         return "No process of a server was recorded."
@@ -166,15 +166,15 @@ def _clause(mode: ModeSummary) -> str:
 
 
 def _of_offered(mode: ModeSummary) -> str:
-    """Told only where it is another number."""
+    """What was offered, where it is another number than what was achieved."""
     if mode.offered_per_s is None or mode.achieved_share is None or mode.achieved_share >= ACHIEVED_LIMIT:
         return ""
     return f" of {significant(mode.offered_per_s)} offered"
 
 
 def _slowest(mode: ModeSummary) -> list[str]:
-    """Of the size class with most uploads, since percentiles over mixed sizes say what was mixed. Nothing, where there
-    are too few samples."""
+    """The p99 of the size class with most uploads, since percentiles over mixed sizes say what was mixed; p95 where it
+    has too few samples for that, and nothing where it has too few for either."""
     size = max(mode.sizes, key=lambda size: size.uploads)
     latency, what = (size.transaction_us, "transactions")
     if size.response_us is not None:

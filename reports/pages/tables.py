@@ -104,7 +104,7 @@ def _mode_row(mode: ModeSummary) -> Row:
 
 
 def _size_rows(mode: ModeSummary) -> list[Row]:
-    """Without costs: CPU cannot be told apart by size."""
+    """The size classes of a mode, without costs: CPU cannot be told apart by size."""
     rows = []
     for size in mode.sizes:
         rates = [rate(mode, size.uploads_per_s), rate(mode, size.bytes_per_s / 1e6)]
@@ -114,7 +114,8 @@ def _size_rows(mode: ModeSummary) -> list[Row]:
 
 
 def _contrast_row(contrast: Contrast, latencies: int) -> Row:
-    """With the spread over the blocks. Data follow from the rate, and percentiles of mixed sizes there are none."""
+    """Ratios with their spread over the blocks. Data follow from the rate, and percentiles of mixed sizes there are
+    none."""
     rates, cost = (_ratio(ratio, contrast.blocks) for ratio in (contrast.uploads_per_s, contrast.busy_core_us))
     cells = [rates, "", *[""] * latencies, cost, "", ""]
     return Row([f"{contrast.one} ÷ {contrast.other}", *cells], "ratio")
@@ -128,7 +129,7 @@ def _ratio(ratio: Ratio | None, blocks: int) -> str:
 
 
 def _latencies(row: ModeSummary | SizeSummary) -> list[tuple[Latency, float | None]]:
-    """Those that are shown, in the order of the columns."""
+    """The latencies that are shown, and which of their values, in the order of the columns."""
     whole = row.transaction_us if row.response_us is None else row.response_us
     shown = [(whole, value) for value in (whole.p50, whole.p95, whole.p99, whole.max)]
     if row.response_us is not None:
