@@ -1,6 +1,6 @@
 """The tables of what was recorded: processes, TCP and events."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from reports import run_folder
 from reports.analysis.summarise import Analysis
@@ -13,24 +13,30 @@ from reports.texts import significant
 MOST_EVENTS = 200
 
 
+def _mebibytes(value: float | None) -> str:
+    return rounded(value, 1 << 20)
+
+
 # --- processes --------------------------------------------------------------------------------------------------------
 
+_USED: Sequence[tuple[Column, Callable[[ProcessSummary], float | None], Callable[[float | None], str]]] = [
+    (Column("CPU user", "s"), lambda process: process.cpu_user_s, rounded),
+    (Column("CPU system", "s"), lambda process: process.cpu_system_s, rounded),
+    (Column("Mean share", "of a core"), lambda process: process.share, share),
+    (Column("RSS, peak", "MiB"), lambda process: process.rss_max_bytes, _mebibytes),
+    (Column("USS, peak", "MiB"), lambda process: process.uss_max_bytes, _mebibytes),
+    (Column("Threads"), lambda process: process.threads, whole),
+    (Column("Open files"), lambda process: process.fds, whole),
+    (Column("Switches", "own"), lambda process: process.voluntary_switches, whole),
+    (Column("Switches", "forced"), lambda process: process.involuntary_switches, whole),
+]
+"""What a process used: the column, the value, and how that becomes a cell."""
 PROCESS_COLUMNS = [
     text_column("Process"),
     Column("pid"),
     text_column("Alive", "s"),
-    Column("CPU user", "s"),
-    Column("CPU system", "s"),
-    Column("Mean share", "of a core"),
-    Column("RSS, peak", "MiB"),
-    Column("USS, peak", "MiB"),
-    Column("Threads"),
-    Column("Open files"),
-    Column("Switches", "own"),
-    Column("Switches", "forced"),
+    *(column for column, _, _ in _USED),
 ]
-
-
 PROCESS_NOTE = "CPU is from each process's birth on; the share is of the measured phases while it lived."
 
 
@@ -77,17 +83,7 @@ def _rest_row(family: Family, processes: Sequence[ProcessSummary]) -> Row:
 
 def _process_cells(processes: Sequence[ProcessSummary]) -> list[str]:
     """What it used, or the mean of several."""
-    return [
-        rounded(mean(process.cpu_user_s for process in processes)),
-        rounded(mean(process.cpu_system_s for process in processes)),
-        share(mean(process.share for process in processes)),
-        rounded(mean(process.rss_max_bytes for process in processes), 1 << 20),
-        rounded(mean(process.uss_max_bytes for process in processes), 1 << 20),
-        whole(mean(process.threads for process in processes)),
-        whole(mean(process.fds for process in processes)),
-        whole(mean(process.voluntary_switches for process in processes)),
-        whole(mean(process.involuntary_switches for process in processes)),
-    ]
+    return [cell(mean(value(process) for process in processes)) for _, value, cell in _USED]
 
 
 def _alive(process: ProcessSummary) -> str:

@@ -4,10 +4,13 @@ All outputs print these cells, none formats a number again: so they cannot disag
 dash, never 0.
 """
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from reports.texts import percent, significant
+
+T = TypeVar("T")
 
 NONE = "–"
 
@@ -31,6 +34,16 @@ class Table:
     columns: list[Column]
     rows: list[Row]
     note: str = ""
+
+
+Columns = Sequence[tuple[Column, Callable[[T], str]]]
+"""Each column, and how a thing of which a row tells becomes its cell."""
+
+
+def table_of(columns: Columns[T], things: Iterable[T], note: str = "") -> Table:
+    """A row for each thing; the note is for a table that has rows."""
+    rows = [Row([cell(thing) for _, cell in columns]) for thing in things]
+    return Table([column for column, _ in columns], rows, note if rows else "")
 
 
 def text_column(title: str, unit: str = "") -> Column:

@@ -2,9 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from reports import failure_codes, run_folder
-from reports.pages.table import NONE, Column, Row, Table, rounded, share, text_column, whole
+from reports.pages.table import NONE, Column, Columns, Row, Table, rounded, share, table_of, text_column, whole
 from reports.summary import (
     GENERATOR_LIMIT,
     HICCUP_LIMIT_US,
@@ -147,15 +148,15 @@ def _bounded(latency: Latency, value: float | None) -> str:
 
 # --- costs ------------------------------------------------------------------------------------------------------------
 
-COST_COLUMNS = [
-    text_column("Connections"),
-    Column("CPU, all busy", "core-µs/upload"),
-    Column("CPU, server", "core-µs/upload"),
-    Column("CPU, all busy", "core-s/GiB"),
-    Column("CPU, server", "core-s/GiB"),
-    Column("Workers, mean", "of a core each"),
-    Column("Top worker", "of a core"),
-    Column("Balance", "top ÷ mean"),
+COST_COLUMNS: Columns[ModeSummary] = [
+    (text_column("Connections"), lambda mode: mode.mode),
+    (Column("CPU, all busy", "core-µs/upload"), lambda mode: rounded(mode.busy_core_us_per_upload)),
+    (Column("CPU, server", "core-µs/upload"), lambda mode: rounded(mode.server_core_us_per_upload)),
+    (Column("CPU, all busy", "core-s/GiB"), lambda mode: rounded(mode.busy_core_s_per_gib)),
+    (Column("CPU, server", "core-s/GiB"), lambda mode: rounded(mode.server_core_s_per_gib)),
+    (Column("Workers, mean", "of a core each"), lambda mode: share(mode.mean_worker_share)),
+    (Column("Top worker", "of a core"), lambda mode: share(mode.busiest_worker_share)),
+    (Column("Balance", "top ÷ mean"), lambda mode: _balance(mode.busiest_worker_share, mode.mean_worker_share)),
 ]
 COST_NOTE = (
     "All busy: every core of this machine, minus idle and waiting for disk; server: as the kernel charged its "
@@ -165,22 +166,11 @@ COST_NOTE = (
 
 def cost_table(summary: Summary) -> Table:
     """What an upload costs, and how evenly the workers share it."""
-    rows = [Row(_cost_cells(mode)) for mode in summary.modes if mode.uploads]
-    return Table(COST_COLUMNS, rows, COST_NOTE if rows else "")
+    return table_of(COST_COLUMNS, [mode for mode in summary.modes if mode.uploads], COST_NOTE)
 
 
-def _cost_cells(mode: ModeSummary) -> list[str]:
-    busiest, mean = mode.busiest_worker_share, mode.mean_worker_share
-    return [
-        mode.mode,
-        rounded(mode.busy_core_us_per_upload),
-        rounded(mode.server_core_us_per_upload),
-        rounded(mode.busy_core_s_per_gib),
-        rounded(mode.server_core_s_per_gib),
-        share(mean),
-        share(busiest),
-        NONE if not busiest or not mean else significant(busiest / mean),
-    ]
+def _balance(busiest: float | None, mean: float | None) -> str:
+    return NONE if not busiest or not mean else significant(busiest / mean)
 
 
 SWEEP_COLUMNS = [
@@ -222,17 +212,17 @@ def _threshold_row(result: ThresholdResult) -> Row:
 
 # --- the load ---------------------------------------------------------------------------------------------------------
 
-OFFERED_COLUMNS = [
-    text_column("Phase"),
-    text_column("Connections"),
-    Column("Offered", "/s"),
-    Column("Achieved", "/s"),
-    Column("Achieved", "of offered"),
-    Column("Late"),
-    Column("Unanswered"),
-    Column("Dropped"),
-    Column("Schedule lag", "p99, µs"),
-    Column("Pool wait", "p99, µs"),
+OFFERED_COLUMNS: Columns[PhaseSummary] = [
+    (text_column("Phase"), lambda phase: phase.name),
+    (text_column("Connections"), lambda phase: phase.mode),
+    (Column("Offered", "/s"), lambda phase: rounded(phase.offered_per_s)),
+    (Column("Achieved", "/s"), lambda phase: rounded(phase.acknowledged, phase.duration_s)),
+    (Column("Achieved", "of offered"), lambda phase: share(phase.achieved_share)),
+    (Column("Late"), lambda phase: whole(phase.late)),
+    (Column("Unanswered"), lambda phase: whole(phase.unanswered)),
+    (Column("Dropped"), lambda phase: whole(phase.dropped)),
+    (Column("Schedule lag", "p99, µs"), lambda phase: _p99(phase.schedule_lag_us)),
+    (Column("Pool wait", "p99, µs"), lambda phase: _p99(phase.pool_wait_us)),
 ]
 OFFERED_NOTE = (
     "Achieved: acknowledged before the phase was over; late: only after it. Dropped: due while the most uploads were "
@@ -244,37 +234,23 @@ OFFERED_NOTE = (
 def offered_table(summary: Summary) -> Table:
     """What was due and what became of it; no rows in the closed model, where nothing is due."""
     phases = [phase for phase in summary.phases if phase.measured and summary.model == "open"]
-    return Table(OFFERED_COLUMNS, [_offered_row(phase) for phase in phases], OFFERED_NOTE if phases else "")
-
-
-def _offered_row(phase: PhaseSummary) -> Row:
-    return Row(
-        [
-            phase.name,
-            phase.mode,
-            rounded(phase.offered_per_s),
-            significant(phase.acknowledged / phase.duration_s),
-            share(phase.achieved_share),
-            whole(phase.late),
-            whole(phase.unanswered),
-            whole(phase.dropped),
-            _p99(phase.schedule_lag_us),
-            _p99(phase.pool_wait_us),
-        ]
-    )
+    return table_of(OFFERED_COLUMNS, phases, OFFERED_NOTE)
 
 
 def _p99(latency: Latency | None) -> str:
     return NONE if latency is None else rounded(latency.p99)
 
 
-LOAD_COLUMNS = [
-    text_column("Phase"),
-    Column("Top process", "of a core"),
-    Column("Kept waiting", "of the time"),
-    *(Column("Hiccups", f"{what}, µs") for what in ("p50", "p99", "max")),
-    Column("Steal", "of all cores"),
+LOAD_COLUMNS: Columns[PhaseSummary] = [
+    (text_column("Phase"), lambda phase: phase.name),
+    (Column("Top process", "of a core"), lambda phase: share(phase.generator_share)),
+    (Column("Kept waiting", "of the time"), lambda phase: share(phase.generator_run_delay_share)),
+    (Column("Hiccups", "p50, µs"), lambda phase: rounded(phase.hiccup_us.p50)),
+    (Column("Hiccups", "p99, µs"), lambda phase: rounded(phase.hiccup_us.p99)),
+    (Column("Hiccups", "max, µs"), lambda phase: rounded(phase.hiccup_us.max)),
+    (Column("Steal", "of all cores"), lambda phase: share(phase.steal_share)),
 ]
+SCHEDULE_LAG: Columns[PhaseSummary] = OFFERED_COLUMNS[-2:-1]  # of the open model only
 LOAD_NOTE = (
     "Top process: the load process that used most CPU, limit of the rates above "
     f"{percent(GENERATOR_LIMIT)}. Kept waiting: ready to run but without a CPU, of the process that waited most. "
@@ -286,63 +262,33 @@ LOAD_NOTE = (
 
 def load_table(summary: Summary) -> Table:
     """How the load generator itself fared; without rows when nothing was measured."""
-    is_open = summary.model == "open"
-    columns = [*LOAD_COLUMNS, Column("Schedule lag", "p99, µs")] if is_open else LOAD_COLUMNS
-    rows = [Row(_load_cells(phase, is_open)) for phase in summary.phases if phase.measured]
-    return Table(columns, rows, LOAD_NOTE if rows else "")
-
-
-def _load_cells(phase: PhaseSummary, is_open: bool) -> list[str]:
-    hiccups = phase.hiccup_us
-    return [
-        phase.name,
-        share(phase.generator_share),
-        share(phase.generator_run_delay_share),
-        *(rounded(value) for value in (hiccups.p50, hiccups.p99, hiccups.max)),
-        share(phase.steal_share),
-        *([_p99(phase.schedule_lag_us)] if is_open else []),
-    ]
+    columns = [*LOAD_COLUMNS, *(SCHEDULE_LAG if summary.model == "open" else [])]
+    return table_of(columns, [phase for phase in summary.phases if phase.measured], LOAD_NOTE)
 
 
 # --- phases -----------------------------------------------------------------------------------------------------------
 
-PHASE_COLUMNS = [
-    text_column("Phase"),
-    text_column("Kind"),
-    text_column("Connections"),
-    Column("From", "s"),
-    Column("Lasted", "s"),
-    Column("Uploads"),
-    Column("Uploads", "/s"),
-    Column("Opened", "connections"),
-    Column("Top worker", "of a core"),
-    Column("Top load", "of a core"),
-    Column("Failed"),
+PHASE_COLUMNS: Columns[PhaseSummary] = [
+    (text_column("Phase"), lambda phase: phase.name),
+    (text_column("Kind"), lambda phase: phase.kind),
+    (text_column("Connections"), lambda phase: phase.mode),
+    (Column("From", "s"), lambda phase: significant(phase.start_s)),
+    (Column("Lasted", "s"), lambda phase: significant(phase.duration_s)),
+    (Column("Uploads"), lambda phase: whole(phase.uploads)),
+    (
+        Column("Uploads", "/s"),
+        lambda phase: rounded(phase.acknowledged, phase.duration_s) if phase.long_enough else NONE,
+    ),
+    (Column("Opened", "connections"), lambda phase: whole(phase.connections)),
+    (Column("Top worker", "of a core"), lambda phase: share(phase.busiest_worker_share)),
+    (Column("Top load", "of a core"), lambda phase: share(phase.generator_share)),
+    (Column("Failed"), lambda phase: _failed(phase.failures)),
 ]
 
 
 def phase_table(phases: Sequence[PhaseSummary]) -> Table:
-    if not phases:
-        return Table(PHASE_COLUMNS, [], f"{run_folder.RUN} names no phase: the run ended before the first.")
-    return Table(PHASE_COLUMNS, [_phase_row(phase) for phase in phases])
-
-
-def _phase_row(phase: PhaseSummary) -> Row:
-    return Row(
-        [
-            phase.name,
-            phase.kind,
-            phase.mode,
-            significant(phase.start_s),
-            significant(phase.duration_s),
-            whole(phase.uploads),
-            significant(phase.acknowledged / phase.duration_s) if phase.long_enough else NONE,
-            whole(phase.connections),
-            share(phase.busiest_worker_share),
-            share(phase.generator_share),
-            _failed(phase.failures),
-        ]
-    )
+    found = table_of(PHASE_COLUMNS, phases)
+    return found if phases else replace(found, note=f"{run_folder.RUN} names no phase: the run ended before the first.")
 
 
 # --- failures ---------------------------------------------------------------------------------------------------------
