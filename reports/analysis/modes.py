@@ -9,7 +9,6 @@ phase nevertheless: its latency is in the percentiles, which would otherwise lac
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from hdrh.histogram import HdrHistogram
 
@@ -18,7 +17,7 @@ from reports.analysis import histograms
 from reports.analysis.evidence import Count, Evidence, count
 from reports.analysis.histograms import Samples
 from reports.known import mean, most, total
-from reports.run_folder import HistogramsLine, UploadsLine
+from reports.run_folder import UploadsLine
 from reports.summary import Latency, ModeSummary, PhaseSummary, SizeSummary
 
 
@@ -31,14 +30,8 @@ def mode_summaries(evidence: Evidence, phases: Sequence[PhaseSummary]) -> list[M
     return [_mode(evidence, mode, pool) for mode, pool in pools.items()]
 
 
-@dataclass(frozen=True, slots=True)
-class _Durations:
-    """The histograms of one mode, each by size class. `response` is None in the closed model."""
-
-    service: dict[str, HdrHistogram]
-    transaction: dict[str, HdrHistogram]
-    response: dict[str, HdrHistogram] | None
-    unanswered: dict[str, HdrHistogram]
+Durations = dict[str, dict[str, HdrHistogram]]
+"""Histograms of one mode, by the name of the duration and the size class."""
 
 
 def _mode(evidence: Evidence, mode: str, pool: Sequence[PhaseSummary]) -> ModeSummary:
@@ -46,7 +39,9 @@ def _mode(evidence: Evidence, mode: str, pool: Sequence[PhaseSummary]) -> ModeSu
     lines = [line for line in evidence.seconds if line.phase in names]
     duration_s = sum(phase.duration_s for phase in pool)
     counted = count(lines)
-    durations = _durations(evidence, [line for name, line in evidence.histograms.items() if name in names])
+    written = [line for name, line in evidence.histograms.items() if name in names]
+    shown = ("service", "transaction", *(("response", "unanswered") if evidence.run.model == "open" else ()))
+    durations = {duration: histograms.by_size(written, duration) for duration in shown}
     busy_s, server_s = total(phase.busy_core_s for phase in pool), total(phase.server_cpu_s for phase in pool)
     return ModeSummary(
         mode=mode,
@@ -61,8 +56,8 @@ def _mode(evidence: Evidence, mode: str, pool: Sequence[PhaseSummary]) -> ModeSu
         lower_bound=any(phase.limited for phase in pool),
         at_capacity=all(phase.at_capacity for phase in pool),
         response_us=_response(durations),
-        service_us=_latency(durations.service),
-        transaction_us=_latency(durations.transaction),
+        service_us=_latency(durations, "service"),
+        transaction_us=_latency(durations, "transaction"),
         busy_core_us_per_upload=_per(busy_s, counted.in_time, 1e6),
         server_core_us_per_upload=_per(server_s, counted.in_time, 1e6),
         busy_core_s_per_gib=_per(busy_s, counted.bytes, 1 << 30),
@@ -84,7 +79,7 @@ def _bytes_per_s(counted: Count, duration_s: float) -> float:
     return counted.bytes * (1 - counted.late / counted.uploads) / duration_s if counted.uploads else 0.0
 
 
-def _sizes(lines: Sequence[UploadsLine], duration_s: float, durations: _Durations) -> list[SizeSummary]:
+def _sizes(lines: Sequence[UploadsLine], duration_s: float, durations: Durations) -> list[SizeSummary]:
     """The size classes that were tried, smallest first."""
     tried = {run_folder.split_name(name)[1] for line in lines for name in line.names}
     found = []
@@ -97,8 +92,8 @@ def _sizes(lines: Sequence[UploadsLine], duration_s: float, durations: _Duration
                 uploads_per_s=counted.in_time / duration_s,
                 bytes_per_s=_bytes_per_s(counted, duration_s),
                 response_us=_response(durations, size_class),
-                service_us=_latency(durations.service, size_class),
-                transaction_us=_latency(durations.transaction, size_class),
+                service_us=_latency(durations, "service", size_class),
+                transaction_us=_latency(durations, "transaction", size_class),
                 failures=counted.failures,
             )
         )
@@ -108,30 +103,21 @@ def _sizes(lines: Sequence[UploadsLine], duration_s: float, durations: _Duration
 # --- latencies --------------------------------------------------------------------------------------------------------
 
 
-def _durations(evidence: Evidence, lines: Sequence[HistogramsLine]) -> _Durations:
-    """RunFolderError when a histogram is damaged."""
-    return _Durations(
-        service=histograms.by_size(lines, "service"),
-        transaction=histograms.by_size(lines, "transaction"),
-        response=histograms.by_size(lines, "response") if evidence.run.model == "open" else None,
-        unanswered=histograms.by_size(lines, "unanswered"),
-    )
+def _latency(durations: Durations, name: str, size_class: str | None = None) -> Latency:
+    return histograms.latency(Samples(_picked(durations[name], size_class)))
 
 
-def _latency(duration: dict[str, HdrHistogram], size_class: str | None = None) -> Latency:
-    return histograms.latency(Samples(_picked(duration, size_class)))
-
-
-def _response(durations: _Durations, size_class: str | None = None) -> Latency | None:
-    """Responses, those that never came included: without them a server that hangs would look faster."""
-    if durations.response is None:
+def _response(durations: Durations, size_class: str | None = None) -> Latency | None:
+    """Responses, those that never came included: without them a server that hangs would look faster. None in the closed
+    model, which has none."""
+    if "response" not in durations:
         return None
-    answered, unanswered = _picked(durations.response, size_class), _picked(durations.unanswered, size_class)
+    answered, unanswered = (_picked(durations[name], size_class) for name in ("response", "unanswered"))
     return histograms.latency(histograms.with_unanswered(answered, unanswered))
 
 
-def _picked(duration: dict[str, HdrHistogram], size_class: str | None) -> HdrHistogram:
+def _picked(by_size: dict[str, HdrHistogram], size_class: str | None) -> HdrHistogram:
     """One size class, or all together."""
     if size_class is None:
-        return histograms.added(duration.values())
-    return duration.get(size_class, histograms.empty())
+        return histograms.added(by_size.values())
+    return by_size.get(size_class, histograms.empty())

@@ -3,8 +3,8 @@
 Everything is derived from cumulative counters and merged histograms; nothing is drawn and nothing is printed. This file
 only joins the steps, each of which has a file of its own:
 
-    evidence ─► accounts ─► server_cpu ─► phases ─► modes ─► verdict ─► conditions ─► outcome    summary.json
-                    └──────────────► processes ──────────► timeline                              arrays, for the charts
+    evidence ─► accounts ─► server_cpu ─► phases ─► modes ─► verdict ─► conditions ─► summary.json
+                    └──────────────► processes ──────────► timeline ─► arrays, for the charts
 """
 
 from dataclasses import dataclass

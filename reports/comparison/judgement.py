@@ -8,7 +8,7 @@ raises an alarm in at most 5 % of comparisons however many metrics it has.
     folders ─► runs and their pairs ─► metrics ─► significance ─► comparison.json
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -252,13 +252,13 @@ def _differences(sides: _Sides) -> dict[str, tuple[str, str]]:
     return {
         name: (next(iter(one)), next(iter(other)))
         for name, one in before.items()
-        if len(one) == 1 and len(other := after.get(name, {"unknown": 1})) == 1 and one.keys() != other.keys()
+        if len(one) == 1 and len(other := after.get(name, Counter(["unknown"]))) == 1 and one.keys() != other.keys()
     }
 
 
-def _values(runs: Sequence[Read]) -> dict[str, dict[str, int]]:
+def _values(runs: Sequence[Read]) -> dict[str, Counter[str]]:
     """How many of the runs have which value of each setting."""
-    found: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    found: dict[str, Counter[str]] = defaultdict(Counter)
     for run in runs:
         for name, value in _settings(run).items():
             found[name][value] += 1
@@ -290,9 +290,7 @@ def _verdicts(runs: Sequence[Read]) -> Iterator[str]:
 
 
 def _by_label(runs: Sequence[Read]) -> str:
-    numbers: dict[str, int] = defaultdict(int)
-    for run in runs:
-        numbers[run.info.label] += 1
+    numbers = Counter(run.info.label for run in runs)
     return ", ".join(f"{number} of {label}" for label, number in numbers.items())
 
 

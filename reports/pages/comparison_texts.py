@@ -4,6 +4,7 @@ As report_texts.py is to one run. Besides texts there are places: where a change
 and where each run lies among its kind, for the small pictures of the page.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -130,7 +131,7 @@ def _verdict(comparison: Comparison) -> tuple[str, str]:
 def _subtitle(runs: Sequence[ComparedRun]) -> str:
     first, last = (datetime.fromtimestamp(run.started_wall_ns / 1e9, UTC) for run in (runs[0], runs[-1]))
     end = f"{last:%H:%M}" if first.date() == last.date() else f"{last:%d %B %Y, %H:%M}"
-    numbers = {label: sum(run.label == label for run in runs) for label in dict.fromkeys(run.label for run in runs)}
+    numbers = Counter(run.label for run in runs)
     counted = ", ".join(f"{number} × {label}" for label, number in numbers.items())
     return f"{counted}; {first:%d %B %Y, %H:%M} to {end} UTC"
 
