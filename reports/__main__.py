@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import psutil
 
 from reports import run_folder
 from reports.run_folder import RunFolderError
@@ -85,6 +84,8 @@ def record(
 ) -> None:
     """Sample CPU, memory and TCP of every process of a server until TERM or Ctrl-C: of who listens on --port, of
     --pid, or of COMMAND (after --), which is started and ends the recording when it ends. Any server will do."""
+    import psutil
+
     from reports.recording import recorder, standalone
 
     if port is None and pid is None and not command and not until_stdin_closes:
@@ -93,10 +94,9 @@ def record(
         raise click.UsageError("--pid and a COMMAND both name the server: give one of them")
     if until_stdin_closes and command:
         raise click.UsageError("--until-stdin-closes is for a program that takes part: it starts no COMMAND")
-    if pid is not None and not psutil.pid_exists(pid):
-        raise click.UsageError(f"there is no process {pid} (--pid)")
-    if load_pid is not None and not psutil.pid_exists(load_pid):
-        raise click.UsageError(f"there is no process {load_pid} (--load-pid)")
+    for option, process in (("--pid", pid), ("--load-pid", load_pid)):
+        if process is not None and not psutil.pid_exists(process):
+            raise click.UsageError(f"there is no process {process} ({option})")
     subject = recorder.Subject(host, port, pid)
     if not until_stdin_closes:
         sys.exit(standalone.record(out, subject, command, interval, load_pid))

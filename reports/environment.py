@@ -10,11 +10,12 @@ import platform
 import re
 import resource
 import subprocess
-from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
 import psutil
+
+from reports.texts import ranges
 
 Value = str | int | float | None
 
@@ -74,23 +75,6 @@ def governor(cpus: Path = Path("/sys/devices/system/cpu")) -> str | None:
     """The frequency governor of all cores: several names when they differ, None where there is no such thing."""
     names = {_text(path) for path in cpus.glob("cpu[0-9]*/cpufreq/scaling_governor")} - {None}
     return ", ".join(sorted(filter(None, names))) or None
-
-
-def ranges(numbers: Iterable[int]) -> str:
-    """Core numbers as the kernel writes them: `0-3,8`."""
-    found: list[tuple[int, int]] = []
-    for number in sorted(set(numbers)):
-        if found and number == found[-1][1] + 1:
-            found[-1] = (found[-1][0], number)
-        else:
-            found.append((number, number))
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in found)
-
-
-def numbers(text: str) -> set[int]:
-    """The inverse of `ranges`. What is no core number there counts for nothing."""
-    found = re.findall(r"(\d+)(?:-(\d+))?", text)
-    return {number for first, last in found for number in range(int(first), int(last or first) + 1)}
 
 
 def library_version(name: str) -> str | None:

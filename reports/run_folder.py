@@ -2,41 +2,38 @@
 
 Nothing is handed over in memory between the load, the recorder and the report. The folder is the contract: this file
 holds its schema, its readers and its writers, and is the only place that knows the names of its files. A report can
-therefore be rebuilt, compared or moved to another machine long after the run.
+therefore be rebuilt, compared or moved to another machine long after the run. RUN_FOLDER.md tells people of all of it.
 
-    run.json           what was run, on what, with which phases, and how it ended (rewritten whole)
-    processes.jsonl    one line a tick: every process with its cumulative costs
-    host.jsonl         one line a tick: CPU per core, memory, sockets, the server's scoreboard
-    uploads.jsonl      one line a second and now and then the histograms so far
-    load.jsonl         one line a second of each load process: its own CPU, delays and what waits in it
-    events.jsonl       what happened, as it happens
-    summary.json       the report's numbers; report.html, report.md: the report
-
-Rules:
-- Every line carries CLOCK_MONOTONIC and the wall clock in nanoseconds; files are joined on the former.
-- Counters are stored cumulative, rates are derived by the reader. What could not be read is null, never 0.
-- Lines are appended with one write() each. After a kill at any moment at most the last line is torn, and the
-  readers here skip it.
+Counters are stored cumulative, rates are derived by the reader. What could not be read is null, never 0. After a kill
+at any moment at most the last line of a file is torn, and the readers here skip it.
 """
 
-import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import msgspec
 
+# Part of this file for those who write a folder or read one.
+from reports.json_lines import UNDECODABLE as UNDECODABLE
+from reports.json_lines import Appender as Appender
+from reports.json_lines import decoded
+from reports.json_lines import replace as replace
+from reports.json_lines import write_whole as write_whole
+
+T = TypeVar("T")
+
 SCHEMA_VERSION = 1
 
-RUN = "run.json"
-PROCESSES = "processes.jsonl"
-HOST = "host.jsonl"
-UPLOADS = "uploads.jsonl"
-LOAD = "load.jsonl"
-EVENTS = "events.jsonl"
-SUMMARY = "summary.json"
+RUN = "run.json"  # what was run, on what, with which phases, and how it ended; rewritten whole
+PROCESSES = "processes.jsonl"  # a line a tick: every process with its cumulative costs
+HOST = "host.jsonl"  # a line a tick: CPU per core, memory, sockets, the server's scoreboard
+UPLOADS = "uploads.jsonl"  # a line a second, and now and then the histograms so far
+LOAD = "load.jsonl"  # a line a second of each load process: its own CPU, delays and what waits in it
+EVENTS = "events.jsonl"  # what happened, as it happens
+SUMMARY = "summary.json"  # the report's numbers
 REPORT_HTML = "report.html"
 REPORT_MD = "report.md"
 
@@ -45,33 +42,22 @@ Role = Literal[
 ]
 PhaseKind = Literal["warm-up", "measure", "drain"]
 
-# The durations of one upload, each with a histogram of its own, all in microseconds:
-#   schedule_lag   open model: intended until the load process woke to it
-#   pool_wait      open model: from there until a connection was free to start it
-#   connect, send, wait, read_lag, close   the parts, in order; over TLS its handshake is in `connect`, and over a unix
-#                  socket there is no read_lag, since the kernel does not say when bytes arrived: `wait` ends when they
-#                  were read
-#   handshake      TCP: the kernel's own SYN to SYN-ACK time, within `connect` (tcp_info.tcpi_rtt right after it)
-#   service        connected (or first byte sent, on a reused connection) until the reply was in the kernel
-#   transaction    start until acknowledged, connect and close included where they happened
-#   response       open model: intended until acknowledged
-#   unanswered     open model: intended until given up, of uploads that timed out or had no answer when the drain was
-#                  over. Their response took at least that long
-#   think          closed model: the pause after an upload
+# The durations of one upload, in microseconds, each with a histogram of its own. From `connect` to `close` they are its
+# parts, in order; only the open model intends an upload for a time.
 DURATIONS = (
-    "schedule_lag",
-    "pool_wait",
-    "connect",
-    "handshake",
+    "schedule_lag",  # open model: intended until the load process woke to it
+    "pool_wait",  # open model: from there until a connection was free to start it
+    "connect",  # a TLS handshake is part of it
+    "handshake",  # TCP: the kernel's own SYN to SYN-ACK time, within `connect` (tcp_info.tcpi_rtt right after it)
     "send",
-    "wait",
-    "read_lag",
+    "wait",  # for the reply, until it was in the kernel; over a unix socket, where the kernel does not say, until read
+    "read_lag",  # from there until it was read; not over a unix socket
     "close",
-    "service",
-    "transaction",
-    "response",
-    "unanswered",
-    "think",
+    "service",  # connected, or first byte sent on a reused connection, until the reply was in the kernel
+    "transaction",  # start until acknowledged, connect and close included where they happened
+    "response",  # open model: intended until acknowledged
+    "unanswered",  # open model: intended until given up, of UNANSWERED uploads: their response took at least that long
+    "think",  # closed model: the pause after an upload
 )
 
 
@@ -147,7 +133,7 @@ class ProcessSample(msgspec.Struct, frozen=True, kw_only=True):
     cpu_user_s: float | None = None
     cpu_system_s: float | None = None
     children_user_s: float | None = None
-    """CPU of children that were already reaped: what a worker cost that died between two ticks."""
+    """CPU of children that were already reaped: it has what a worker cost that died between two ticks."""
     children_system_s: float | None = None
     rss_bytes: int | None = None
     fds: int | None = None
@@ -162,14 +148,19 @@ class ProcessSample(msgspec.Struct, frozen=True, kw_only=True):
     run_delay_ns: int | None = None
     """Time its threads were runnable but waited for a CPU, from /proc/PID/task/*/schedstat."""
     cores: str | None = None
-    """Those that its main thread may run on, as the kernel lists them: `0-3,8`."""
+    """The cores that its main thread may run on, as the kernel lists them: `0-3,8`."""
 
 
-class ProcessTick(msgspec.Struct, frozen=True, kw_only=True):
-    """A line of processes.jsonl."""
+class Line(msgspec.Struct, frozen=True, kw_only=True):
+    """What each line begins with, see `now_ns`: files are joined on CLOCK_MONOTONIC, which nobody can set."""
 
     mono_ns: int
     wall_ns: int
+
+
+class ProcessTick(Line, frozen=True, kw_only=True):
+    """A line of processes.jsonl."""
+
     processes: list[ProcessSample]
 
 
@@ -202,8 +193,8 @@ class SlotCounters(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AcceptQueue(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one listening socket: connections that wait to be accepted, how many may, and how many it had no room for
-    since it was opened; None where the kernel does not tell."""
+    """One listening socket: connections that wait to be accepted, how many may, and how many it had no room for since
+    it was opened; None where the kernel does not tell."""
 
     waiting: int
     limit: int
@@ -211,17 +202,15 @@ class AcceptQueue(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NetworkBytes(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one interface, cumulative."""
+    """Bytes that went over one network interface, cumulative."""
 
     received: int
     sent: int
 
 
-class HostTick(msgspec.Struct, frozen=True, kw_only=True):
+class HostTick(Line, frozen=True, kw_only=True):
     """A line of host.jsonl. Counters are cumulative."""
 
-    mono_ns: int
-    wall_ns: int
     cores: list[CoreTimes]
     """None of them where they could not be read."""
     memory_total_bytes: int | None
@@ -232,18 +221,18 @@ class HostTick(msgspec.Struct, frozen=True, kw_only=True):
     scoreboard: list[SlotCounters] | None
     """None when the server is not one of ours."""
     accept_queues: list[AcceptQueue] | None = None
-    """Of each socket that listens on the server's port."""
+    """One for each socket that listens on the server's port."""
     tcp_states: dict[str, int] | None = None
-    """Connections at the server's end by state, without TIME_WAIT. On a slower tick than the rest, as all that follows:
-    None or empty in between."""
+    """Connections at the server's end by state, without TIME_WAIT. This and all below are read on a slower tick than
+    the rest: None or empty in between."""
     kernel: dict[str, int] = {}
     """TCP counters of the whole machine, as the kernel names them; see reports/recording/kernel_tcp.py."""
     network: dict[str, NetworkBytes] = {}
-    """By interface."""
+    """By the name of the interface."""
 
 
 class Percentiles(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one second's durations, in microseconds; for looking at, not for merging."""
+    """One duration of one second's uploads, in microseconds; for looking at: percentiles cannot be merged."""
 
     p50: float
     p95: float
@@ -258,46 +247,40 @@ class SecondOfUploads(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
     failures: dict[str, int]
     connections: int
-    """Opened, whatever became of the upload."""
+    """Those that were opened, whatever became of the upload."""
     late: int = 0
-    """Of `count`, those that were acknowledged only after the end of their phase."""
+    """Those of `count` that were acknowledged only after the end of their phase."""
     service_us: Percentiles | None = None
     transaction_us: Percentiles | None = None
     response_us: Percentiles | None = None
 
 
-class UploadsLine(msgspec.Struct, frozen=True, kw_only=True, tag="second"):
+class UploadsLine(Line, frozen=True, kw_only=True, tag="second"):
     """A line of uploads.jsonl: one second of one phase, over all load processes, ending about at `mono_ns`."""
 
-    mono_ns: int
-    wall_ns: int
     phase: str
     users: int
     names: dict[str, SecondOfUploads]
     hiccup_us: Percentiles | None = None
-    """How late a sleeper of 1 ms woke on the load processes' cores, all of them together."""
+    """How late sleepers of 1 ms woke on the load processes' cores, all of them together."""
 
 
-class HistogramsLine(msgspec.Struct, frozen=True, kw_only=True, tag="histograms"):
+class HistogramsLine(Line, frozen=True, kw_only=True, tag="histograms"):
     """A line of uploads.jsonl: one phase's histograms so far; the last line of a phase counts.
 
     `names[name][duration]` is a base64 HDR histogram (V2, compressed; 1 us to 1 h, 3 significant digits).
     """
 
-    mono_ns: int
-    wall_ns: int
     phase: str
     names: dict[str, dict[str, str]]
     hiccups: str | None = None
-    """As the others: how late a sleeper of 1 ms woke. It measures the machine, not the server."""
+    """One more such histogram: how late sleepers of 1 ms woke. It measures the machine, not the server."""
 
 
-class LoadTick(msgspec.Struct, frozen=True, kw_only=True):
+class LoadTick(Line, frozen=True, kw_only=True):
     """A line of load.jsonl: what one load process says of itself, stamped when it came in. Counters are cumulative
     since its birth; unlike processes.jsonl it tells of processes on other hosts too."""
 
-    mono_ns: int
-    wall_ns: int
     host: str
     pid: int
     cpu_s: float
@@ -309,11 +292,9 @@ class LoadTick(msgspec.Struct, frozen=True, kw_only=True):
     """Open model: arrivals that are due and wait for a connection."""
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True):
+class Event(Line, frozen=True, kw_only=True):
     """A line of events.jsonl. `kind` is a short constant; `text` is for people."""
 
-    mono_ns: int
-    wall_ns: int
     source: Literal["load", "server", "recorder"]
     kind: str
     text: str
@@ -325,20 +306,16 @@ def mode_of(uploads_per_connection: int) -> str:
     return {0: "long", 1: "short"}.get(uploads_per_connection, f"{uploads_per_connection} per connection")
 
 
+_SIZE_LIMITS = ((4 << 10, "≤4 KiB"), (64 << 10, "≤64 KiB"), (1 << 20, "≤1 MiB"), (16 << 20, "≤16 MiB"))
+SIZE_CLASSES = (*(name for _, name in _SIZE_LIMITS), ">16 MiB")
+
+
 def size_class(size_bytes: int) -> str:
     """The size class of an upload: the few names that latencies are kept apart by."""
-    for limit, name in (
-        (4 << 10, "≤4 KiB"),
-        (64 << 10, "≤64 KiB"),
-        (1 << 20, "≤1 MiB"),
-        (16 << 20, "≤16 MiB"),
-    ):
+    for limit, name in _SIZE_LIMITS:
         if size_bytes <= limit:
             return name
-    return ">16 MiB"
-
-
-SIZE_CLASSES = ("≤4 KiB", "≤64 KiB", "≤1 MiB", "≤16 MiB", ">16 MiB")
+    return SIZE_CLASSES[-1]
 
 
 def upload_name(mode: str, size_bytes: int) -> str:
@@ -379,39 +356,9 @@ def create(path: Path) -> Path:
             candidate = path.with_name(f"{path.name}-{number}")
 
 
-class Appender:
-    """Appends lines to one file of the folder, each with one write() so that a kill tears at most the last."""
-
-    def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        self._torn = False
-
-    def append(self, line: msgspec.Struct) -> None:
-        """OSError when not all of it could be written. What is left of it then costs no other line: the next one begins
-        with a line end, and an empty line is none."""
-        rest = (b"\n" if self._torn else b"") + msgspec.json.encode(line) + b"\n"
-        self._torn = True
-        while rest:  # a disk that is filling up takes a part
-            rest = rest[os.write(self._fd, rest) :]
-        self._torn = False
-
-    def is_removed(self) -> bool:
-        return os.fstat(self._fd).st_nlink == 0
-
-    def close(self) -> None:
-        os.close(self._fd)
-
-
 def now_ns() -> dict[str, int]:
     """Both clocks, as the fields every line starts with."""
     return {"mono_ns": time.monotonic_ns(), "wall_ns": time.time_ns()}
-
-
-def write_whole(path: Path, value: Any) -> None:
-    """Replace a JSON file atomically; readers see the old or the new one."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
-    temporary.rename(path)
 
 
 def read_run(folder: Path) -> RunInfo:
@@ -432,39 +379,21 @@ def read_run(folder: Path) -> RunInfo:
         raise RunFolderError(f"{path} cannot be read: {error}") from error
 
 
-# What msgspec raises for bytes that are no value: the second for bad UTF-8 within a string, the third for what is
-# nested a thousand deep.
-UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-
-
 class _AnySchema(msgspec.Struct):
     """What run.json has in every version."""
 
     schema_version: int = SCHEMA_VERSION
 
 
-T = TypeVar("T")
-
-
 def _lines(path: Path, decoder: "msgspec.json.Decoder[T]") -> Iterator[T]:
     """Decoded lines of a file; none when it is missing. RunFolderError when it is there and cannot be read."""
     try:
         with path.open("rb") as file:
-            yield from _decoded(file, decoder)
+            yield from decoded(file, decoder)
     except FileNotFoundError:
         return
     except OSError as error:
         raise RunFolderError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _decoded(lines: Iterable[bytes], decoder: "msgspec.json.Decoder[T]") -> Iterator[T]:
-    """Each line that can be read. A torn one is skipped: a kill leaves one at the end, and a writer that was restarted
-    after a kill goes on behind it."""
-    for line in lines:
-        try:
-            yield decoder.decode(line)
-        except UNDECODABLE:
-            continue
 
 
 def read_processes(folder: Path) -> Iterator[ProcessTick]:
@@ -524,5 +453,5 @@ class UploadsTail:
             return []
         whole = data[: data.rfind(b"\n") + 1]
         self._position += len(whole)
-        lines = _decoded(whole.splitlines(), self._decoder)
+        lines = decoded(whole.splitlines(), self._decoder)
         return [line for line in lines if isinstance(line, UploadsLine)]

@@ -18,9 +18,9 @@ from server.failure_codes import DROPPED, UNANSWERED
 SUMMARY_VERSION = 2
 
 GENERATOR_LIMIT = 0.80  # a load process above this share of a core was itself the limit
-GENERATOR_WARNING = 0.60
+GENERATOR_WARNING = 0.60  # above it, what waits for its core begins to show in the latencies
 CAPACITY = 0.95  # a worker, or a machine, at or above it has no time left
-MISSED_TICKS_LIMIT = 0.20
+MISSED_TICKS_LIMIT = 0.20  # of the recorder's, in a measure phase
 ACHIEVED_LIMIT = 0.99  # of the offered uploads: with less, an open model measured another load than it was asked for
 HICCUP_LIMIT_US = 5_000.0  # a sleeper of 1 ms that wakes so late was kept from its core by something else
 RUN_DELAY_LIMIT = 0.20  # of the time that a load process was ready to run and did not
@@ -50,8 +50,8 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
     p99: float | None
     max: float | None
     bound_from: float | None = None
-    """The shortest time after which a sample was given up without an answer: from there on every value is a lower
-    bound. None where all were answered."""
+    """The shortest time after which an upload was given up without an answer: values from there on are lower bounds.
+    None where all were answered."""
 
     def is_bound(self, value: float) -> bool:
         return self.bound_from is not None and value >= self.bound_from
@@ -83,7 +83,7 @@ class ModeSummary(msgspec.Struct, frozen=True, kw_only=True):
     offered_per_s: float | None
     """Open model: the arrivals that were due. None in the closed model, and where a phase was cut off."""
     achieved_share: float | None
-    """Of those, acknowledged before their phase was over."""
+    """The share of the offered uploads that were acknowledged before their phase was over."""
     lower_bound: bool
     at_capacity: bool
     response_us: Latency | None
@@ -99,7 +99,7 @@ class ModeSummary(msgspec.Struct, frozen=True, kw_only=True):
     busy_core_s_per_gib: float | None
     server_core_s_per_gib: float | None
     busiest_worker_share: float | None
-    """In the phase in which it was most."""
+    """Its share of a core, in the phase in which that was most."""
     mean_worker_share: float | None
     failures: dict[str, int]
     sizes: list[SizeSummary]
@@ -115,7 +115,7 @@ class Drift(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ratio(msgspec.Struct, frozen=True, kw_only=True):
-    """Of blocks: their median, and the two that all lie between."""
+    """A ratio in several blocks: the median, and the two that all lie between."""
 
     median: float
     lowest: float
@@ -123,8 +123,8 @@ class Ratio(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Contrast(msgspec.Struct, frozen=True, kw_only=True):
-    """What mode `one` is to mode `other`, as ratios within blocks of neighbouring phases. None where not all are
-    known."""
+    """What mode `one` is to mode `other`, as ratios within blocks of neighbouring phases. A ratio that some block does
+    not know is None."""
 
     one: str
     other: str
@@ -133,7 +133,7 @@ class Contrast(msgspec.Struct, frozen=True, kw_only=True):
     """The probability that the lowest and the highest of so many ratios surround the true median."""
     uploads_per_s: Ratio | None
     transaction_us: Ratio | None
-    """Of the means, connect and close included where they happened."""
+    """The ratio of mean transactions, connect and close included where they happened."""
     busy_core_us: Ratio | None
 
 
@@ -165,43 +165,45 @@ class PhaseSummary(msgspec.Struct, frozen=True, kw_only=True):
     duration_s: float
     uploads: int
     late: int
-    """Of `uploads`, those acknowledged only after the phase's end; they are in no rate."""
+    """Those of `uploads` that were acknowledged only after the phase's end; they are in no rate."""
     carried: int
     """Late uploads of the phase before: this one had to take them too."""
     in_flight_at_end: float | None
-    """Uploads that are under way when the phase ends, of a server that keeps up: its highest rate times how long an
+    """Uploads that a server which keeps up has under way when the phase ends: its highest rate times how long an
     upload takes when nothing is queued (Little's law)."""
     bytes: int
     connections: int
     failures: dict[str, int]
     offered: int | None
-    """Arrivals that were due, also those that were dropped. None where the phase was cut off, too."""
+    """Arrivals that were due, those that were dropped included. None also where the phase was cut off."""
     offered_per_s: float | None
     achieved_share: float | None
-    """Of the offered uploads, acknowledged before the phase was over."""
+    """The share of the offered uploads that were acknowledged before the phase was over."""
     transaction_mean_us: float | None
     drift: Drift | None
     schedule_lag_us: Latency | None
     pool_wait_us: Latency | None
     hiccup_us: Latency
-    """How late a sleeper of 1 ms woke beside the load: it measures the machine."""
+    """How late sleepers of 1 ms woke beside the load: it measures the machine."""
     busy_core_s: float | None
     foreign_share: float | None
-    """Of `busy_core_s`, what was charged to no process of server, load or recorder: other programs, and the kernel's
-    own threads. None where the server was not recorded."""
+    """The share of `busy_core_s` that was charged to no process of server, load or recorder: other programs, and the
+    kernel's own threads. None where the server was not recorded."""
     machine_share: float | None
-    """Of the cores of this machine that the load may run on, busy with whatever. None where no load runs here."""
+    """How busy the cores of this machine were, with whatever, that the load may run on. None where no load runs
+    here."""
     server_cpu_s: float | None
     busiest_worker_share: float | None
     steal_share: float | None
-    """Of all cores' time, what the hypervisor gave to others."""
+    """The share of all cores' time that the hypervisor gave to others."""
     disk_wait_share: float | None
-    """Of all cores' time, idle because something waited for a disk."""
+    """The share of all cores' time that was idle because something waited for a disk."""
     mean_worker_share: float | None
     generator_share: float | None
-    """Of the load process that used most, on whatever host."""
+    """What the load process that used most, on whatever host, used of a core."""
     generator_run_delay_share: float | None
-    """Of the time, of the load process that was most kept waiting for a CPU while it was ready to run."""
+    """The share of the time in which a load process was ready to run and waited for a CPU: of the one that waited
+    most."""
     recorder_missed_share: float
 
     @property
@@ -210,7 +212,7 @@ class PhaseSummary(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def long_enough(self) -> bool:
-        """For a rate to mean something."""
+        """Whether a rate of it means something."""
         return self.duration_s >= SHORTEST_PHASE_S - 1e-6  # a difference of two rounded times
 
     @property
@@ -228,7 +230,7 @@ class PhaseSummary(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def acknowledged(self) -> int:
-        """Before its end: what rates and costs are about."""
+        """Uploads that were acknowledged before its end: what rates and costs are about."""
         return self.uploads - self.late
 
     @property
@@ -289,11 +291,11 @@ class ProcessSummary(msgspec.Struct, frozen=True, kw_only=True):
     voluntary_switches: int | None
     involuntary_switches: int | None
     cores: str | None = None
-    """Those that it was last seen to be allowed to run on, as the kernel lists them: `0-3,8`."""
+    """The cores that it was last seen to be allowed to run on, as the kernel lists them: `0-3,8`."""
 
     @property
     def name(self) -> str:
-        """For people; not unique, since a replaced worker's slot passes on."""
+        """What people call it; not unique, since a replaced worker's slot passes on."""
         return ROLE_NAMES[self.role] + ("" if self.slot is None else f" {self.slot}")
 
 
@@ -304,13 +306,13 @@ class ServerSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Slots, or the most workers alive at once where slots are unknown."""
     cpu_total_s: float | None
     uploads_stored: int | None
-    """Between the first and the last tick, from its scoreboard."""
+    """What its scoreboard rose by, between the first and the last tick."""
     memory_peak_bytes: int | None
     """The largest sum over its processes at one tick, of PSS; of RSS where PSS was never read of all of them."""
     memory_kind: Literal["PSS", "RSS"]
     memory_readings: int
-    """At so many ticks it was read. What forked processes share is in their PSS once, all together; in a sum of USS it
-    would be missing, and in one of RSS it is there once for each. But PSS is read seldom, since it is dear."""
+    """At how many ticks it was read. What forked processes share is in the sum of their PSS once; in that of USS it
+    would be missing, and in that of RSS it is there once for each. But PSS is read seldom, since it is dear."""
     rss_peak_bytes: int | None
     """The largest sum of RSS, which is read at every tick: an upper bound of what was used."""
     uss_per_connection_bytes: float | None
@@ -332,7 +334,7 @@ class TcpSummary(msgspec.Struct, frozen=True, kw_only=True):
     counters: dict[str, int]
     """What the kernel counted meanwhile, by its own names."""
     sent_bytes: dict[str, int]
-    """By interface."""
+    """By the name of the network interface."""
 
 
 class LoadSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -364,8 +366,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     binding: str
     """What was at its limit, with its evidence; empty when nothing was measured."""
     exit_code: int
-    """Of a command that judges the run by it: 4 INVALID or NOISY, 3 a threshold is broken, 1 the run or an upload
-    failed, 0 none of these."""
+    """What a command exits with that judges the run: 4 INVALID or NOISY, 3 a threshold is broken, 1 the run failed, or
+    an upload did and no threshold says how many may; 0 none of these."""
     warnings: list[str]
     thresholds: list[ThresholdResult]
     modes: list[ModeSummary]

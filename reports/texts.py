@@ -6,6 +6,8 @@ Markdown, through `markdown`; in HTML, Jinja escapes them besides. A leaf: it kn
 """
 
 import math
+import re
+from collections.abc import Iterable
 
 
 def significant(value: float) -> str:
@@ -22,7 +24,7 @@ def percent(share: float) -> str:
 
 
 def duration(microseconds: float) -> str:
-    """For a sentence, in the unit that keeps the number short: 9,990 µs, 44.7 ms, 155 ms, 12.3 s."""
+    """A duration for a sentence, in the unit that keeps the number short: 9,990 µs, 44.7 ms, 155 ms, 12.3 s."""
     value = microseconds
     for unit in ("µs", "ms"):
         if value < 10_000:
@@ -32,15 +34,32 @@ def duration(microseconds: float) -> str:
 
 
 def at_least(text: str, is_bound: bool = True) -> str:
-    """With the sign of a lower bound, where it is one."""
+    """The text, with the sign of a lower bound where it is one."""
     return f"≥ {text}" if is_bound else text
 
 
+def ranges(numbers: Iterable[int]) -> str:
+    """Numbers of cores or slots, as the kernel writes them: `0-3,8`."""
+    found: list[tuple[int, int]] = []
+    for number in sorted(set(numbers)):
+        if found and number == found[-1][1] + 1:
+            found[-1] = (found[-1][0], number)
+        else:
+            found.append((number, number))
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in found)
+
+
+def cores_of(text: str) -> set[int]:
+    """The numbers in a text of `ranges`. What is no number there counts for nothing."""
+    found = re.findall(r"(\d+)(?:-(\d+))?", text)
+    return {number for first, last in found for number in range(int(first), int(last or first) + 1)}
+
+
 def plain(text: object) -> str:
-    """Without control characters, which would move a terminal's cursor or end a table's row."""
+    """The text without control characters, which would move a terminal's cursor or end a table's row."""
     return "".join(c if c.isprintable() else " " for c in str(text))
 
 
 def markdown(text: object) -> str:
-    """For Markdown, cells of tables included: characters that mean something there are escaped."""
+    """The text for Markdown, cells of tables included: characters that mean something there are escaped."""
     return "".join(f"\\{c}" if c in r"\`*_[]<>|#~" else c for c in plain(text))

@@ -8,8 +8,7 @@
     memory(server)              500MiB           the largest sum over its processes
 
 between them one of > >= < <=. This file only reads them, before a run begins: the load refuses a condition that nobody
-could evaluate afterwards. What they are compared with is the business of analysis/conditions.py. The load
-imports it.
+could evaluate afterwards. What they are compared with is the business of analysis/conditions.py.
 """
 
 import math
@@ -24,7 +23,7 @@ from server.units import parse_duration, parse_size
 
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p99.9": 99.9, "max": 100.0}
 
-# Those that say something of the server or of how it was loaded.
+# All but those that say nothing of the server, or of how it was loaded.
 DURATIONS = tuple(name for name in run_folder.DURATIONS if name not in ("unanswered", "think"))
 
 OPEN_MODEL_ONLY = ("schedule_lag", "pool_wait", "response")
@@ -53,26 +52,26 @@ class Threshold:
     """One condition. `limit` is in microseconds, uploads, a share (0.01 is 1 %), uploads/s, cores or bytes."""
 
     text: str
-    """In its normal form, which `parse` reads again."""
+    """The condition in its normal form, which `parse` reads again."""
     metric: Metric
     operator: Operator
     limit: float
     duration: str = ""
-    """Of a latency: one of DURATIONS."""
+    """What a latency is of, one of DURATIONS; empty for the other metrics."""
     percentile: float = 0.0
-    """Of a latency; 100 is the maximum."""
+    """Which one of a latency; 100 is the maximum."""
 
     def broken_by(self, value: float) -> bool:
         return _OPERATORS[self.operator](value, self.limit)
 
     @property
     def wants_less(self) -> bool:
-        """A larger value is worse."""
+        """Whether a larger value is worse."""
         return self.operator in (">", ">=")
 
 
 def parse_all(text: str) -> list[Threshold]:
-    """Several, separated by `;`. Of a text with nothing in it, none. ThresholdError at the first that is wrong."""
+    """Several, separated by `;`; none in an empty text. ThresholdError at the first that is wrong."""
     return [parse(part) for part in text.split(";") if part.strip()]
 
 
@@ -94,15 +93,15 @@ def _operator(sign: str) -> Operator:
 
 
 def _threshold(text: str, metric: str, sign: Operator, value: str) -> Threshold:
-    """ValueError that says what is wrong with which half of it."""
+    """What the two halves of a condition mean. ValueError that says what is wrong with which of them."""
     if metric == "failures":
         if value.endswith("%"):
-            return Threshold(text, "failed share", sign, _share(value))
+            return Threshold(text, "failed share", sign, _percent(value))
         return Threshold(text, "failures", sign, _number(value, "uploads, or a share such as 1%"))
     if metric == "uploads/s":
         return Threshold(text, "uploads/s", sign, _number(value, "uploads a second"))
     if metric == "cpu(server)":
-        cores = _share(value) if value.endswith("%") else _number(value, "cores, or a share of one such as 80%")
+        cores = _percent(value) if value.endswith("%") else _number(value, "cores, or a share of one such as 80%")
         return Threshold(text, "cpu", sign, cores)
     if metric == "memory(server)":
         return Threshold(text, "memory", sign, parse_size(_with_unit(value, "KiB, MiB or GiB", "MiB")))
@@ -129,7 +128,8 @@ def _with_unit(value: str, units: str, example: str) -> str:
     return value
 
 
-def _share(value: str) -> float:
+def _percent(value: str) -> float:
+    """The share: 0.01 for 1%."""
     return _number(value.removesuffix("%"), "percent") / 100
 
 

@@ -7,18 +7,23 @@ add up, whatever the ticks' distance.
 A process is known by (pid, create_time), since pids are used again. Its account starts with 0 at its birth, so what
 it cost before the first tick that shows it is counted. The server as a whole is more than the sum of its processes: see
 server_cpu.py.
+
+The recorder sees the load processes of its own host only. What each says of itself comes from all hosts, so a generator
+that was the limit elsewhere is seen as well; and it tells how long it was ready to run and waited for a core, which
+nobody can see in its CPU.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 
 from reports.analysis.evidence import Evidence, Floats
-from reports.environment import numbers
-from reports.run_folder import HostTick, ProcessSample, Role
+from reports.known import total
+from reports.run_folder import HostTick, LoadTick, ProcessSample, Role
+from reports.texts import cores_of
 
 _ROLES = get_args(Role)
 
@@ -102,8 +107,12 @@ def _track(evidence: Evidence, times: Floats, indices: Sequence[int], samples: l
         samples=samples,
         born_s=born_s,
         ended=indices[-1] < len(times) - 1,
-        account=_account(t_s, [_sum(s.cpu_user_s, s.cpu_system_s) for s in samples], born_s),
-        children=_account(t_s, [_sum(s.children_user_s, s.children_system_s) for s in samples], None),
+        account=_account(
+            [(born_s, 0.0), *((t, total((s.cpu_user_s, s.cpu_system_s))) for t, s in zip(t_s, samples, strict=True))]
+        ),
+        children=_account(
+            (t, total((s.children_user_s, s.children_system_s))) for t, s in zip(t_s, samples, strict=True)
+        ),
     )
 
 
@@ -117,39 +126,58 @@ def _birth_s(evidence: Evidence, times: Floats, first: int, create_time: float) 
     return min(born_s, float(times[first]) - 1e-6)
 
 
-def _sum(user_s: float | None, system_s: float | None) -> float | None:
-    return None if user_s is None or system_s is None else user_s + system_s
+def _account(points: Iterable[tuple[float, float | None]]) -> Account:
+    """(time, value) in any order, as far as values are known: 0 for ever where none is."""
+    found = sorted((t_s, value) for t_s, value in points if value is not None)
+    t_s, values = np.array(found or [(0.0, 0.0)], dtype=np.float64).T
+    return Account(t_s, np.maximum.accumulate(values))
 
 
-def _account(t_s: Floats, values: Sequence[float | None], born_s: float | None) -> Account:
-    """From 0 at the birth, if that is given; else nothing is known from before the first value."""
-    known = [(t, value) for t, value in zip(t_s, values, strict=True) if value is not None]
-    if not known:
-        return Account(np.zeros(1), np.zeros(1))
-    start = [] if born_s is None else [(born_s, 0.0)]
-    at_s, cpu_s = np.array(start + known, dtype=np.float64).T
-    return Account(at_s, np.maximum.accumulate(cpu_s))
+@dataclass(frozen=True, slots=True)
+class LoadAccounts:
+    """What one load process says of itself over time, both in seconds."""
+
+    cpu: Account
+    run_delay: Account | None
+    """None where its kernel does not say."""
+
+
+def load_accounts(evidence: Evidence) -> list[LoadAccounts]:
+    """Every load process that wrote at least one line, on whatever host."""
+    ticks: dict[tuple[str, int], list[LoadTick]] = defaultdict(list)
+    for tick in evidence.load:
+        ticks[tick.host, tick.pid].append(tick)
+    return [_load_accounts(evidence, own) for own in ticks.values()]
+
+
+def _load_accounts(evidence: Evidence, ticks: Sequence[LoadTick]) -> LoadAccounts:
+    delays = [(evidence.s(tick.mono_ns), tick.run_delay_ns / 1e9) for tick in ticks if tick.run_delay_ns is not None]
+    return LoadAccounts(
+        cpu=_account((evidence.s(tick.mono_ns), tick.cpu_s) for tick in ticks),
+        run_delay=_account(delays) if delays else None,
+    )
 
 
 def busy_cpu(evidence: Evidence) -> Account | None:
-    """CPU of all cores of this machine that was neither idle nor waiting for a disk; None when it was not recorded."""
+    """CPU of all cores of this machine together that was neither idle nor waiting for a disk; None when it was not
+    recorded."""
     host = _with_cores(evidence)
     return Account(evidence.times(host), _busy_s(evidence, host).sum(axis=1)) if host else None
 
 
 def busy_load_core(evidence: Evidence) -> Account | None:
-    """The same of one core: the mean of those that the load may run on, or of all where run.json does not say."""
+    """The same for one core: the mean of those that the load may run on, or of all where run.json does not say."""
     host = _with_cores(evidence)
     if not host:
         return None
     busy_s = _busy_s(evidence, host)
-    usable = numbers(str(evidence.run.environment.get("cpus_usable")))
+    usable = cores_of(str(evidence.run.environment.get("cpus_usable")))
     cores = [core for core in range(busy_s.shape[1]) if core in usable] or slice(None)
     return Account(evidence.times(host), busy_s[:, cores].mean(axis=1))
 
 
 def mean_core(evidence: Evidence, kind: Literal["steal", "iowait"]) -> Account | None:
-    """Of this kind of time, the mean over all cores of this machine; None when it was not recorded."""
+    """This kind of time, as the mean over all cores of this machine; None when it was not recorded."""
     host = _with_cores(evidence)
     kinds = [[getattr(core, kind) for core in tick.cores] for tick in host]
     if not host or any(None in times for times in kinds):
@@ -159,13 +187,13 @@ def mean_core(evidence: Evidence, kind: Literal["steal", "iowait"]) -> Account |
 
 
 def _with_cores(evidence: Evidence) -> list[HostTick]:
-    """Where the kernel does not tell of cores, there is none."""
+    """The ticks at which the kernel told of cores."""
     return [tick for tick in evidence.host if tick.cores]
 
 
 def _busy_s(evidence: Evidence, host: Sequence[HostTick]) -> Floats:
-    """One row a tick, one column a core. Cores may come and go while a run goes on: of those that are not at every tick
-    there is no account.
+    """Busy seconds so far, one row a tick, one column a core. Cores may come and go while a run goes on: those that are
+    missing at some tick have no column.
 
     It is the time that has passed, less the time without work. That the kernel measures (get_idle_time() in
     fs/proc/stat.c), while it only samples what else a core does, at every tick: a load of short bursts, such as small

@@ -6,6 +6,7 @@ the first that was at its limit is named. Where nothing was, the load asked for 
 
 from collections.abc import Sequence
 
+from reports.known import most
 from reports.summary import CAPACITY, Model, PhaseSummary, TcpSummary
 from reports.texts import percent
 from server.failure_codes import NO_LOCAL_PORT
@@ -74,7 +75,7 @@ def _disk(measured: Sequence[PhaseSummary]) -> str:
 
 
 def _nothing(measured: Sequence[PhaseSummary], model: Model) -> str:
-    shares = [phase.busiest_worker_share for phase in measured if phase.busiest_worker_share is not None]
-    busiest = f"the busiest worker used {percent(max(shares))} of a core; " if shares else ""
+    share = most(phase.busiest_worker_share for phase in measured)
+    busiest = "" if share is None else f"the busiest worker used {percent(share)} of a core; "
     asked = "the arrival rate" if model == "open" else "the users and their pauses"
     return f"nothing ({busiest}{asked} asked for no more)"

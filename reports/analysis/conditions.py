@@ -1,4 +1,4 @@
-"""Did the run fail by a condition that was set for it? What was measured, beside each of its thresholds.
+"""Has the run failed? What was measured beside each of its thresholds, and what a command that judges it exits with.
 
 A condition is looked at in each mode, and one mode that breaks it breaks it. Failures are looked at in the whole run
 besides, warm-up included, and memory only there.
@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from reports.analysis import histograms
 from reports.analysis.evidence import Evidence
 from reports.analysis.histograms import Samples
-from reports.summary import LoadSummary, ModeSummary, PhaseSummary, ServerSummary, ThresholdResult
+from reports.known import total
+from reports.run_folder import Ending
+from reports.summary import LoadSummary, ModeSummary, PhaseSummary, ServerSummary, ThresholdResult, Verdict
 from reports.texts import at_least, duration, percent, significant
 from reports.thresholds import Threshold, ThresholdError, parse
 
@@ -44,8 +46,22 @@ class _Value:
 
 
 def results(measured: Measured) -> list[ThresholdResult]:
-    """Of every condition in run.json, in their order."""
+    """What became of every condition in run.json, in their order."""
     return [_result(measured, text) for text in measured.evidence.run.thresholds]
+
+
+def exit_code(verdict: Verdict, thresholds: Sequence[ThresholdResult], load: LoadSummary, ended: Ending | None) -> int:
+    """See Summary.exit_code, the worst first. `ended` is None for a run that was cut off: it is judged as far as it
+    went."""
+    if verdict in ("INVALID", "NOISY"):  # the numbers say nothing, whatever they are
+        return 4
+    if any(result.broken for result in thresholds):
+        return 3
+    if ended is not None and ended.how == "failed":
+        return 1
+    # An upload that failed does not fail the run where a threshold, which was kept, says how many may.
+    allowed = any(result.condition.startswith("failures ") for result in thresholds)
+    return 1 if load.failures and not allowed else 0
 
 
 def _result(measured: Measured, text: str) -> ThresholdResult:
@@ -88,7 +104,7 @@ def _values(measured: Measured, threshold: Threshold) -> Iterator[_Value]:
 
 
 def _latencies(measured: Measured, threshold: Threshold) -> Iterator[_Value]:
-    """Of as many samples as there are: who names a limit wants an answer, also of a short run."""
+    """Percentiles of however few samples: who names a limit wants an answer, also of a short run."""
     name = threshold.duration
     for mode in measured.modes:
         if measured.evidence.run.model == "closed" and name in OPEN_MODEL_ONLY:
@@ -139,12 +155,11 @@ def _rates(measured: Measured) -> Iterator[_Value]:
 
 def _cores(measured: Measured) -> Iterator[_Value]:
     for mode in measured.modes:
-        costs_s = [phase.server_cpu_s for phase in measured.phases if phase.name in mode.phases]
-        known = [cost_s for cost_s in costs_s if cost_s is not None]
-        if len(known) < len(costs_s):
+        cpu_s = total(phase.server_cpu_s for phase in measured.phases if phase.name in mode.phases)
+        if cpu_s is None:
             yield _Value(mode.mode, None, unknown="the server's CPU was not recorded")
         else:
-            cores = sum(known) / mode.duration_s
+            cores = cpu_s / mode.duration_s
             yield _Value(mode.mode, cores, f"{significant(cores)} cores")
 
 

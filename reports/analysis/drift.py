@@ -14,7 +14,8 @@ SHORTEST_S = 5.0  # of a phase whose halves can be compared
 
 
 def drift(evidence: Evidence, own: Sequence[Span], start_s: float, end_s: float, busy: Account | None) -> Drift | None:
-    """Of a phase with these lines. None when it is too short, or a half of it has no upload."""
+    """How a phase from `start_s` to `end_s` drifted, which has these lines of uploads.jsonl; `busy` is the machine's
+    CPU. None when it is too short, or a half of it has no upload."""
     middle_s = (start_s + end_s) / 2
     first, second = _uploads(own, start_s, middle_s), _uploads(own, middle_s, end_s)
     if end_s - start_s < SHORTEST_S or not first or not second:
@@ -27,7 +28,7 @@ def drift(evidence: Evidence, own: Sequence[Span], start_s: float, end_s: float,
 
 
 def _uploads(own: Sequence[Span], start_s: float, end_s: float) -> float:
-    """Acknowledged in this time. A line that reaches beyond it counts in part."""
+    """Uploads that were acknowledged in this time. A line that reaches beyond it counts in part."""
     total = 0.0
     for span in own:
         shared_s = min(span.end_s, end_s) - max(span.start_s, start_s)

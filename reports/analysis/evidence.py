@@ -23,6 +23,7 @@ from reports.run_folder import (
     Event,
     HistogramsLine,
     HostTick,
+    Line,
     LoadTick,
     ProcessTick,
     RunFolderError,
@@ -46,17 +47,18 @@ class Evidence:
     host: list[HostTick]
     load: list[LoadTick]
     events: list[Event]
-    """In order of time, whoever wrote them."""
+    """All events in the order of time, whoever wrote them."""
 
     def s(self, mono_ns: int) -> float:
+        """Seconds since the run's start."""
         return (mono_ns - self.run.started_mono_ns) / 1e9
 
-    def times(self, ticks: Iterable[ProcessTick | HostTick | LoadTick]) -> Floats:
+    def times(self, ticks: Iterable[Line]) -> Floats:
         return np.array([self.s(tick.mono_ns) for tick in ticks], dtype=np.float64)
 
 
 def read(folder: Path) -> Evidence:
-    """RunFolderError when the folder is none of ours, or when the load never started."""
+    """All files of a run folder. RunFolderError when it is none of ours, or when the load never started."""
     _look_for(folder)
     run = run_folder.read_run(folder)
     if run.model != "none" and not (folder / run_folder.UPLOADS).exists():
@@ -108,13 +110,20 @@ def interval_s(ticks: Floats) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Count:
+    """What the load counted in some lines of uploads.jsonl; `uploads` are those that were acknowledged."""
+
     uploads: int
     bytes: int
     connections: int
     failures: dict[str, int]
     """By code, the most frequent first."""
     late: int
-    """Of the uploads, those acknowledged only after the end of their phase."""
+    """Uploads that were acknowledged only after the end of their phase."""
+
+    @property
+    def in_time(self) -> int:
+        """Uploads that were acknowledged before the end of their phase: what rates and costs are about."""
+        return self.uploads - self.late
 
 
 def count(lines: Iterable[UploadsLine], size_class: str | None = None) -> Count:

@@ -2,6 +2,9 @@
 had from the p95 of each.
 
 A percentile is given only where at least 30 samples lie beyond it; with fewer, the next run would show another number.
+So a curve, the latency of ever slower shares of the uploads, ends there too. One is drawn for each size class and mode,
+since percentiles over mixed sizes would show the mix.
+
 Uploads that were never answered have a time too, which is as long as anyone waited. They are added to those that were,
 and what is as large as the shortest such time is a lower bound.
 """
@@ -9,18 +12,24 @@ and what is as large as the shortest such time is a lower bound.
 import binascii
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from hdrh.codec import HdrCookieException, HdrLengthException
 from hdrh.histogram import HdrHistogram
 
 from reports import run_folder
+from reports.analysis.evidence import Evidence, Floats
 from reports.run_folder import HistogramsLine, RunFolderError
-from reports.summary import Latency
+from reports.summary import Latency, PhaseSummary
 
 SAMPLES_BEYOND = 30  # that a percentile needs
+POINTS = 80  # of a curve
+
+Shown = Literal["transaction", "response", "service"]
+"""The durations that charts show."""
 
 _UNREADABLE = (ValueError, TypeError, binascii.Error, zlib.error, HdrCookieException, HdrLengthException)
 
@@ -37,8 +46,8 @@ def added(histograms: Iterable[HdrHistogram]) -> HdrHistogram:
 
 
 def mean(histogram: HdrHistogram) -> float:
-    """Of its values, each the middle of its bucket; 0 without any. The library's own, but of the buckets that have
-    samples: that one visits all 23,000, which takes longer than the rest of the analysis."""
+    """The mean of its values, each the middle of its bucket; 0 without any. As the library's own, which visits all
+    23,000 buckets and so takes longer than the rest of the analysis; this visits those that have samples."""
     counts = np.asarray(histogram.counts)
     [taken] = np.nonzero(counts)
     middles = [histogram.get_value_from_index(int(bucket)) for bucket in taken]
@@ -60,7 +69,7 @@ def of_all(lines: Iterable[HistogramsLine], duration: str) -> HdrHistogram:
 
 
 def hiccups(lines: Iterable[HistogramsLine]) -> HdrHistogram:
-    """Of the load processes' cores in these phases. RunFolderError as above."""
+    """How late sleepers of 1 ms woke on the load processes' cores in these phases. RunFolderError as above."""
     found = empty()
     for line in lines:
         if line.hiccups is not None:
@@ -96,7 +105,7 @@ class Samples:
         return int(self.histogram.get_total_count())
 
     def at(self, percentile: float) -> float | None:
-        """In microseconds, of 100 the maximum; None without samples."""
+        """This percentile in microseconds, the maximum for 100; None without samples."""
         return float(self.histogram.get_value_at_percentile(percentile)) if self.number else None
 
     def is_bound(self, value_us: float) -> bool:
@@ -124,3 +133,49 @@ def latency(samples: Samples) -> Latency:
         max=samples.at(100),
         bound_from=samples.bound_from,
     )
+
+
+# --- curves -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PercentileCurve:
+    """`values_us[i]` is the time that `beyond[i]` of the uploads, a share from 0.5 downwards, took longer than."""
+
+    mode: str
+    size_class: str
+    duration: Shown
+    beyond: Floats
+    values_us: Floats
+
+
+def percentile_curves(evidence: Evidence, phases: Sequence[PhaseSummary]) -> list[PercentileCurve]:
+    """Curves of each mode, over its measured phases. RunFolderError when a histogram is damaged."""
+    shown: tuple[Shown, ...] = ("response", "service") if evidence.run.model == "open" else ("transaction",)
+    modes = {phase.mode: None for phase in phases if phase.measured}
+    found: list[PercentileCurve] = []
+    for mode in modes:
+        lines = [
+            evidence.histograms[phase.name]
+            for phase in phases
+            if phase.measured and phase.mode == mode and phase.name in evidence.histograms
+        ]
+        found += [curve for duration in shown for curve in _curves(lines, mode, duration)]
+    return found
+
+
+def _curves(lines: Sequence[HistogramsLine], mode: str, duration: Shown) -> Iterator[PercentileCurve]:
+    for size_class, histogram in by_size(lines, duration).items():
+        if histogram.get_total_count() >= 2 * SAMPLES_BEYOND:
+            beyond, values_us = _points(histogram)
+            yield PercentileCurve(mode, size_class, duration, beyond, values_us)
+
+
+def _points(histogram: HdrHistogram) -> tuple[Floats, Floats]:
+    counts = np.asarray(histogram.counts, dtype=np.float64)
+    [taken] = np.nonzero(counts)
+    total = counts.sum()
+    beyond = np.geomspace(0.5, SAMPLES_BEYOND / total, POINTS)
+    ranks = np.searchsorted(np.cumsum(counts[taken]), (1 - beyond) * total, side="left").clip(max=len(taken) - 1)
+    values = [histogram.get_highest_equivalent_value(histogram.get_value_from_index(int(taken[r]))) for r in ranks]
+    return beyond, np.array(values, dtype=np.float64)

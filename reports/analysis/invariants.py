@@ -78,7 +78,7 @@ def _missing_ticks(measured: Sequence[PhaseSummary]) -> list[str]:
 
 
 def _unaccounted(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
-    """Only of a run whose plan was over: who stops one does not stop all load processes in the same instant."""
+    """Looked at only where the plan was over: who stops a run does not stop all load processes in the same instant."""
     if evidence.run.ended is None or evidence.run.ended.how != "completed":
         return []
     known = [phase for phase in measured if phase.offered is not None]
@@ -118,7 +118,7 @@ def _rest(phase: PhaseSummary) -> str:
 
 
 def _others(phases: int) -> str:
-    """Behind the worst of so many phases: the others are in the tables."""
+    """What is said after the worst of so many phases: the others are in the tables."""
     return f" (and too few in {phases - 1} more)" if phases > 1 else ""
 
 
@@ -135,7 +135,7 @@ def _unanswered(measured: Sequence[PhaseSummary]) -> list[str]:
 
 
 def _held_up(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
-    """By Little's law. A generator or machine that was the limit held them up, and is said to be so already."""
+    """Users that were held up, by Little's law. Where a generator or machine was the limit, that is said already."""
     idle = {phase.name: _idle_share(evidence, phase) or 0 for phase in measured if not phase.limited}
     worst = max(idle, key=lambda name: idle[name], default="")
     if not worst or idle[worst] <= IDLE_LIMIT:
@@ -168,7 +168,7 @@ def _constant_users(evidence: Evidence, phase: PhaseSummary) -> int | None:
 
 
 def _mean_s(evidence: Evidence, phase: PhaseSummary, duration: str, missing: int = 0) -> float | None:
-    """Of a duration in a phase. None unless its histogram has all uploads of it but 1 % and so many `missing`."""
+    """The mean of a duration in a phase. None unless its histogram has all uploads but 1 %, and so many `missing`."""
     line = evidence.histograms.get(phase.name)
     if line is None:
         return None

@@ -9,7 +9,6 @@ phase nevertheless: its latency is in the percentiles, which would otherwise lac
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from hdrh.histogram import HdrHistogram
 
@@ -17,7 +16,8 @@ from reports import run_folder
 from reports.analysis import histograms
 from reports.analysis.evidence import Count, Evidence, count
 from reports.analysis.histograms import Samples
-from reports.run_folder import HistogramsLine, UploadsLine
+from reports.known import mean, most, total
+from reports.run_folder import UploadsLine
 from reports.summary import Latency, ModeSummary, PhaseSummary, SizeSummary
 
 
@@ -30,101 +30,71 @@ def mode_summaries(evidence: Evidence, phases: Sequence[PhaseSummary]) -> list[M
     return [_mode(evidence, mode, pool) for mode, pool in pools.items()]
 
 
-@dataclass(frozen=True, slots=True)
-class _Durations:
-    """The histograms of one mode, each by size class. `response` is None in the closed model."""
-
-    service: dict[str, HdrHistogram]
-    transaction: dict[str, HdrHistogram]
-    response: dict[str, HdrHistogram] | None
-    unanswered: dict[str, HdrHistogram]
+Durations = dict[str, dict[str, HdrHistogram]]
+"""Histograms of one mode, by the name of the duration and the size class."""
 
 
 def _mode(evidence: Evidence, mode: str, pool: Sequence[PhaseSummary]) -> ModeSummary:
     names = {phase.name for phase in pool}
     lines = [line for line in evidence.seconds if line.phase in names]
     duration_s = sum(phase.duration_s for phase in pool)
-    total = count(lines)
-    durations = _durations(evidence, [line for name, line in evidence.histograms.items() if name in names])
+    counted = count(lines)
+    written = [line for name, line in evidence.histograms.items() if name in names]
+    shown = ("service", "transaction", *(("response", "unanswered") if evidence.run.model == "open" else ()))
+    durations = {duration: histograms.by_size(written, duration) for duration in shown}
+    busy_s, server_s = total(phase.busy_core_s for phase in pool), total(phase.server_cpu_s for phase in pool)
     return ModeSummary(
         mode=mode,
         phases=[phase.name for phase in pool],
         duration_s=duration_s,
-        uploads=total.uploads,
-        bytes=total.bytes,
-        uploads_per_s=(total.uploads - total.late) / duration_s,
-        bytes_per_s=_bytes_per_s(total, duration_s),
-        offered_per_s=_offered_per_s(pool, duration_s),
-        achieved_share=_achieved_share(pool),
+        uploads=counted.uploads,
+        bytes=counted.bytes,
+        uploads_per_s=counted.in_time / duration_s,
+        bytes_per_s=_bytes_per_s(counted, duration_s),
+        offered_per_s=_per(total(phase.offered for phase in pool), duration_s),
+        achieved_share=_per(counted.in_time, total(phase.offered or None for phase in pool)),
         lower_bound=any(phase.limited for phase in pool),
         at_capacity=all(phase.at_capacity for phase in pool),
         response_us=_response(durations),
-        service_us=_latency(durations.service),
-        transaction_us=_latency(durations.transaction),
-        busy_core_us_per_upload=_per_upload_us([phase.busy_core_s for phase in pool], total),
-        server_core_us_per_upload=_per_upload_us([phase.server_cpu_s for phase in pool], total),
-        busy_core_s_per_gib=_per_gib_s([phase.busy_core_s for phase in pool], total),
-        server_core_s_per_gib=_per_gib_s([phase.server_cpu_s for phase in pool], total),
-        busiest_worker_share=_most([phase.busiest_worker_share for phase in pool]),
-        mean_worker_share=_mean([phase.mean_worker_share for phase in pool]),
-        failures=total.failures,
+        service_us=_latency(durations, "service"),
+        transaction_us=_latency(durations, "transaction"),
+        busy_core_us_per_upload=_per(busy_s, counted.in_time, 1e6),
+        server_core_us_per_upload=_per(server_s, counted.in_time, 1e6),
+        busy_core_s_per_gib=_per(busy_s, counted.bytes, 1 << 30),
+        server_core_s_per_gib=_per(server_s, counted.bytes, 1 << 30),
+        busiest_worker_share=most(phase.busiest_worker_share for phase in pool),
+        mean_worker_share=mean(phase.mean_worker_share for phase in pool),
+        failures=counted.failures,
         sizes=_sizes(lines, duration_s, durations),
     )
 
 
-def _bytes_per_s(total: Count, duration_s: float) -> float:
-    """Of late uploads only the number is known: they are taken to be as large as the others."""
-    return total.bytes * (1 - total.late / total.uploads) / duration_s if total.uploads else 0.0
+def _per(amount: float | None, number: float | None, scale: float = 1) -> float | None:
+    """The amount for each of this number; None where one of the two is not known, or there is none."""
+    return None if amount is None or not number else amount / number * scale
 
 
-def _offered_per_s(pool: Sequence[PhaseSummary], duration_s: float) -> float | None:
-    """Unknown when it is of one phase."""
-    offered = [phase.offered for phase in pool if phase.offered is not None]
-    return sum(offered) / duration_s if len(offered) == len(pool) else None
+def _bytes_per_s(counted: Count, duration_s: float) -> float:
+    """Those of uploads in time. Of late ones only the number is known: they are taken to be as large as the others."""
+    return counted.bytes * (1 - counted.late / counted.uploads) / duration_s if counted.uploads else 0.0
 
 
-def _achieved_share(pool: Sequence[PhaseSummary]) -> float | None:
-    offered = [phase.offered for phase in pool if phase.offered]
-    return sum(phase.acknowledged for phase in pool) / sum(offered) if len(offered) == len(pool) else None
-
-
-def _per_upload_us(costs_s: Sequence[float | None], total: Count) -> float | None:
-    """Core-microseconds an upload; None where nothing was uploaded or a phase was not recorded."""
-    known = [cost_s for cost_s in costs_s if cost_s is not None]
-    uploads = total.uploads - total.late
-    return sum(known) / uploads * 1e6 if uploads and len(known) == len(costs_s) else None
-
-
-def _per_gib_s(costs_s: Sequence[float | None], total: Count) -> float | None:
-    known = [cost_s for cost_s in costs_s if cost_s is not None]
-    return sum(known) / total.bytes * (1 << 30) if total.bytes and len(known) == len(costs_s) else None
-
-
-def _most(shares: Sequence[float | None]) -> float | None:
-    return max((share for share in shares if share is not None), default=None)
-
-
-def _mean(shares: Sequence[float | None]) -> float | None:
-    known = [share for share in shares if share is not None]
-    return sum(known) / len(known) if known else None
-
-
-def _sizes(lines: Sequence[UploadsLine], duration_s: float, durations: _Durations) -> list[SizeSummary]:
+def _sizes(lines: Sequence[UploadsLine], duration_s: float, durations: Durations) -> list[SizeSummary]:
     """The size classes that were tried, smallest first."""
     tried = {run_folder.split_name(name)[1] for line in lines for name in line.names}
     found = []
     for size_class in (known for known in run_folder.SIZE_CLASSES if known in tried):
-        total = count(lines, size_class)
+        counted = count(lines, size_class)
         found.append(
             SizeSummary(
                 size_class=size_class,
-                uploads=total.uploads,
-                uploads_per_s=(total.uploads - total.late) / duration_s,
-                bytes_per_s=_bytes_per_s(total, duration_s),
+                uploads=counted.uploads,
+                uploads_per_s=counted.in_time / duration_s,
+                bytes_per_s=_bytes_per_s(counted, duration_s),
                 response_us=_response(durations, size_class),
-                service_us=_latency(durations.service, size_class),
-                transaction_us=_latency(durations.transaction, size_class),
-                failures=total.failures,
+                service_us=_latency(durations, "service", size_class),
+                transaction_us=_latency(durations, "transaction", size_class),
+                failures=counted.failures,
             )
         )
     return found
@@ -133,30 +103,21 @@ def _sizes(lines: Sequence[UploadsLine], duration_s: float, durations: _Duration
 # --- latencies --------------------------------------------------------------------------------------------------------
 
 
-def _durations(evidence: Evidence, lines: Sequence[HistogramsLine]) -> _Durations:
-    """RunFolderError when a histogram is damaged."""
-    return _Durations(
-        service=histograms.by_size(lines, "service"),
-        transaction=histograms.by_size(lines, "transaction"),
-        response=histograms.by_size(lines, "response") if evidence.run.model == "open" else None,
-        unanswered=histograms.by_size(lines, "unanswered"),
-    )
+def _latency(durations: Durations, name: str, size_class: str | None = None) -> Latency:
+    return histograms.latency(Samples(_picked(durations[name], size_class)))
 
 
-def _latency(duration: dict[str, HdrHistogram], size_class: str | None = None) -> Latency:
-    return histograms.latency(Samples(_picked(duration, size_class)))
-
-
-def _response(durations: _Durations, size_class: str | None = None) -> Latency | None:
-    """With those that were never answered: without them a server that hangs would look faster."""
-    if durations.response is None:
+def _response(durations: Durations, size_class: str | None = None) -> Latency | None:
+    """Responses, those that never came included: without them a server that hangs would look faster. None in the closed
+    model, which has none."""
+    if "response" not in durations:
         return None
-    answered, unanswered = _picked(durations.response, size_class), _picked(durations.unanswered, size_class)
+    answered, unanswered = (_picked(durations[name], size_class) for name in ("response", "unanswered"))
     return histograms.latency(histograms.with_unanswered(answered, unanswered))
 
 
-def _picked(duration: dict[str, HdrHistogram], size_class: str | None) -> HdrHistogram:
+def _picked(by_size: dict[str, HdrHistogram], size_class: str | None) -> HdrHistogram:
     """One size class, or all together."""
     if size_class is None:
-        return histograms.added(duration.values())
-    return duration.get(size_class, histograms.empty())
+        return histograms.added(by_size.values())
+    return by_size.get(size_class, histograms.empty())

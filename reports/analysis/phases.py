@@ -12,16 +12,24 @@ from dataclasses import dataclass
 import numpy as np
 
 from reports.analysis import histograms
-from reports.analysis.accounts import Account, Track, busy_cpu, busy_load_core, mean_core
+from reports.analysis.accounts import (
+    Account,
+    LoadAccounts,
+    Track,
+    busy_cpu,
+    busy_load_core,
+    load_accounts,
+    mean_core,
+)
 from reports.analysis.drift import drift
-from reports.analysis.evidence import Count, Evidence, Floats, Span, count, interval_s, spans
+from reports.analysis.evidence import Evidence, Floats, Span, count, interval_s, spans
 from reports.analysis.histograms import Samples
-from reports.analysis.load_processes import LoadAccounts, load_accounts
+from reports.known import most
 from reports.run_folder import HistogramsLine, Phase, UploadsLine
 from reports.summary import MISSED_TICKS_LIMIT, Latency, PhaseSummary
 
 SHORTEST_SPAN_S = 0.5  # less gives a wild rate
-SHORTEST_SHARE_S = 0.2  # the kernel counts CPU in steps of 10 ms
+SHORTEST_SHARE_S = 0.2  # the kernel counts CPU in steps of 10 ms: of less, a step is over 5 %
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +50,20 @@ class _Costs:
 
     machine: Account | None
     load_core: Account | None
-    """Of one core of this machine that the load may run on; None where no load runs here."""
+    """Busy time of one core, the mean of those that the load may run on; None where no load runs here."""
     steal: Account | None
     disk_wait: Account | None
-    """Both of a core of this machine, in the mean."""
+    """This and `steal` are the mean over all cores of this machine."""
     server: Account | None
     workers: list[Track]
     load: list[Account]
-    """As the recorder saw it."""
+    """The load processes that the recorder saw."""
     others: list[Account]
-    """Of all recorded processes but the server's."""
+    """All recorded processes but the server's."""
     load_itself: list[LoadAccounts]
+    """What each load process says of itself, on whatever host."""
     ticks: Floats
-    """Of processes.jsonl."""
+    """Seconds at which processes.jsonl has a line."""
 
 
 def phase_summaries(evidence: Evidence, tracks: Sequence[Track], server: Account | None) -> list[PhaseSummary]:
@@ -84,7 +93,7 @@ def phase_summaries(evidence: Evidence, tracks: Sequence[Track], server: Account
 
 
 def _workers(tracks: Sequence[Track]) -> list[Track]:
-    """Of a server without workers, its one process does their work."""
+    """The server's workers; where it has none, its one process, which does their work."""
     for role in ("server-worker", "server-master"):
         if found := [track for track in tracks if track.role == role]:
             return found
@@ -103,13 +112,13 @@ def _phase(
 ) -> PhaseSummary:
     lines = [span.line for span in own]
     whole = _Stretch(evidence.s(phase.start_ns), _end_s(evidence, phase, lines))
-    recorded = _recorded(whole, costs.ticks)
+    recorded = _surrounded(whole, costs.ticks)
     counted = count(lines)
     written = [line for name, line in evidence.histograms.items() if name == phase.name]
     transactions = histograms.of_all(written, "transaction")
     is_open = evidence.run.model == "open"
-    busy_s = None if costs.machine is None else _used(costs.machine, whole, _recorded(whole, costs.machine.t_s))
-    server_s = None if costs.server is None else _used(costs.server, whole, recorded)
+    busy_s = _used(costs.machine, whole, None if costs.machine is None else _surrounded(whole, costs.machine.t_s))
+    server_s = _used(costs.server, whole, recorded)
     return PhaseSummary(
         name=phase.name,
         kind=phase.kind,
@@ -125,8 +134,8 @@ def _phase(
         connections=counted.connections,
         failures=counted.failures,
         offered=phase.offered,
-        offered_per_s=_offered_per_s(phase, whole),
-        achieved_share=_achieved_share(phase, counted),
+        offered_per_s=None if phase.offered is None or not whole.duration_s else phase.offered / whole.duration_s,
+        achieved_share=counted.in_time / phase.offered if phase.offered else None,
         transaction_mean_us=histograms.mean(transactions) if transactions.get_total_count() else None,
         drift=drift(evidence, own, whole.start_s, whole.end_s, costs.machine),
         schedule_lag_us=_latency(written, "schedule_lag") if is_open else None,
@@ -134,14 +143,14 @@ def _phase(
         hiccup_us=histograms.latency(Samples(histograms.hiccups(written))),
         busy_core_s=busy_s,
         foreign_share=_foreign_share(busy_s, server_s, costs.others, whole, recorded),
-        machine_share=_share(costs.load_core, whole),
-        steal_share=_share(costs.steal, whole),
-        disk_wait_share=_share(costs.disk_wait, whole),
+        machine_share=_own_share(costs.load_core, whole),
+        steal_share=_own_share(costs.steal, whole),
+        disk_wait_share=_own_share(costs.disk_wait, whole),
         server_cpu_s=server_s,
-        busiest_worker_share=_largest_share([worker.account for worker in costs.workers], recorded),
+        busiest_worker_share=most(_share(worker.account, recorded) for worker in costs.workers),
         mean_worker_share=_mean_share(costs.workers, recorded),
         generator_share=_generator_share(costs, whole, recorded),
-        generator_run_delay_share=_run_delay_share(costs.load_itself, whole),
+        generator_run_delay_share=most(_own_share(load.run_delay, whole) for load in costs.load_itself),
         recorder_missed_share=_missed_share(whole, ticks),
     )
 
@@ -151,14 +160,6 @@ def _end_s(evidence: Evidence, phase: Phase, lines: Sequence[UploadsLine]) -> fl
     if phase.end_ns is not None:
         return evidence.s(max(phase.end_ns, phase.start_ns))
     return evidence.s(max([phase.start_ns, *(line.mono_ns for line in lines)]))
-
-
-def _offered_per_s(phase: Phase, whole: _Stretch) -> float | None:
-    return None if phase.offered is None or not whole.duration_s else phase.offered / whole.duration_s
-
-
-def _achieved_share(phase: Phase, counted: Count) -> float | None:
-    return (counted.uploads - counted.late) / phase.offered if phase.offered else None
 
 
 def _in_flight_at_end(own: Sequence[Span], whole: _Stretch) -> float:
@@ -178,17 +179,17 @@ def _latency(written: Iterable[HistogramsLine], duration: str) -> Latency:
     return histograms.latency(Samples(histograms.of_all(written, duration)))
 
 
-def _recorded(whole: _Stretch, ticks: Floats) -> _Stretch | None:
-    """The part that ticks surround; None when it is too little to speak for the rest."""
+def _surrounded(whole: _Stretch, ticks: Floats) -> _Stretch | None:
+    """The part of a phase that ticks surround; None when it is too little to speak for the rest."""
     if not len(ticks):
         return None
     part = _Stretch(max(whole.start_s, float(ticks[0])), min(whole.end_s, float(ticks[-1])))
     return part if part.duration_s >= (1 - MISSED_TICKS_LIMIT) * whole.duration_s > 0 else None
 
 
-def _used(account: Account, whole: _Stretch, recorded: _Stretch | None) -> float | None:
+def _used(account: Account | None, whole: _Stretch, recorded: _Stretch | None) -> float | None:
     """CPU of the whole phase, extended from the recorded part of it."""
-    if recorded is None:
+    if account is None or recorded is None:
         return None
     return account.between(recorded.start_s, recorded.end_s) * whole.duration_s / recorded.duration_s
 
@@ -202,44 +203,32 @@ def _foreign_share(
     return max(0.0, 1 - known_s / busy_s)
 
 
-def _largest_share(accounts: Sequence[Account], recorded: _Stretch | None) -> float | None:
-    if not accounts or recorded is None or recorded.duration_s < SHORTEST_SHARE_S:
+def _share(account: Account | None, part: _Stretch | None) -> float | None:
+    """The share of this part's time."""
+    if account is None or part is None or part.duration_s < SHORTEST_SHARE_S:
         return None
-    return max(account.between(recorded.start_s, recorded.end_s) for account in accounts) / recorded.duration_s
+    return account.between(part.start_s, part.end_s) / part.duration_s
 
 
-def _mean_share(workers: Sequence[Track], recorded: _Stretch | None) -> float | None:
-    """Of the time that they lived in, all together: one that was replaced is not two idle ones."""
-    if recorded is None:
-        return None
-    lives = [(worker, worker.alive(recorded.start_s, recorded.end_s)) for worker in workers]
-    known = [(worker.account.between(*life), life[1] - life[0]) for worker, life in lives if life is not None]
-    return sum(cpu_s for cpu_s, _ in known) / sum(alive_s for _, alive_s in known) if known else None
+def _own_share(account: Account | None, whole: _Stretch) -> float | None:
+    """The share of the time in which the account's own ticks surround the phase."""
+    return None if account is None else _share(account, _surrounded(whole, account.t_s))
 
 
 def _generator_share(costs: _Costs, whole: _Stretch, recorded: _Stretch | None) -> float | None:
     """The largest, as the recorder saw it or as a process says itself: either may know of one that the other does
     not."""
-    own = [accounts.cpu for accounts in costs.load_itself]
-    return max(_known(_largest_share(costs.load, recorded), *_shares(own, whole)), default=None)
+    seen = [_share(account, recorded) for account in costs.load]
+    return most([*seen, *(_own_share(load.cpu, whole) for load in costs.load_itself)])
 
 
-def _run_delay_share(load_itself: Sequence[LoadAccounts], whole: _Stretch) -> float | None:
-    delays = [accounts.run_delay for accounts in load_itself if accounts.run_delay is not None]
-    return max(_known(*_shares(delays, whole)), default=None)
-
-
-def _share(account: Account | None, whole: _Stretch) -> float | None:
-    return None if account is None else _shares([account], whole)[0]
-
-
-def _shares(accounts: Sequence[Account], whole: _Stretch) -> list[float | None]:
-    """Of the time, each over the part of the phase that its own ticks surround."""
-    return [_largest_share([account], _recorded(whole, account.t_s)) for account in accounts]
-
-
-def _known(*values: float | None) -> list[float]:
-    return [value for value in values if value is not None]
+def _mean_share(workers: Sequence[Track], recorded: _Stretch | None) -> float | None:
+    """CPU of all workers over the time that they lived, all together: one that was replaced is not two idle ones."""
+    if recorded is None:
+        return None
+    lives = [(worker, worker.alive(recorded.start_s, recorded.end_s)) for worker in workers]
+    told = [(worker.account.between(*life), life[1] - life[0]) for worker, life in lives if life is not None]
+    return sum(cpu_s for cpu_s, _ in told) / sum(alive_s for _, alive_s in told) if told else None
 
 
 def _missed_share(whole: _Stretch, ticks: Floats) -> float:

@@ -1,12 +1,13 @@
-"""The table of processes, and the server as a whole."""
+"""What each process used over the run, and the server as a whole."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from reports.analysis.accounts import Account, Track
+from reports.analysis.connection_cost import uss_per_connection
 from reports.analysis.evidence import Evidence, stored
-from reports.analysis.memory import uss_per_connection
 from reports.analysis.server_cpu import reported_cpu
+from reports.known import known, most, total
 from reports.summary import PhaseSummary, ProcessSummary, ServerSummary
 
 
@@ -27,13 +28,13 @@ def process_summary(track: Track, phases: Sequence[PhaseSummary]) -> ProcessSumm
         fds=_largest(track, "fds"),
         voluntary_switches=_largest(track, "voluntary_switches"),
         involuntary_switches=_largest(track, "involuntary_switches"),
-        cores=next((sample.cores for sample in reversed(track.samples) if sample.cores is not None), None),
+        cores=next(reversed(known(sample.cores for sample in track.samples)), None),
     )
 
 
 def _largest(track: Track, field: str) -> Any:
-    """Of a counter that is its last value, of a level its peak; None when it never could be read."""
-    return max((value for sample in track.samples if (value := getattr(sample, field)) is not None), default=None)
+    """The last value of a counter, the peak of a level; None when it never could be read."""
+    return most(getattr(sample, field) for sample in track.samples)
 
 
 def _share_while_alive(track: Track, phases: Sequence[PhaseSummary]) -> float | None:
@@ -45,13 +46,13 @@ def _share_while_alive(track: Track, phases: Sequence[PhaseSummary]) -> float | 
 
 
 def server_summary(evidence: Evidence, tracks: Sequence[Track], account: Account | None) -> ServerSummary:
-    """`account` is of the whole server."""
+    """The server as a whole, of which `account` is the CPU."""
     slots = {track.slot for track in tracks if track.is_server} - {None}
     alive = [sum(sample.role == "server-worker" for sample in tick.processes) for tick in evidence.ticks]
     board = stored(evidence)
     ticks = [[sample for sample in tick.processes if sample.role.startswith("server-")] for tick in evidence.ticks]
-    pss = _sums([[sample.pss_bytes for sample in samples] for samples in ticks])
-    rss = _sums([[sample.rss_bytes for sample in samples] for samples in ticks])
+    pss = known(total(sample.pss_bytes for sample in samples) for samples in ticks)
+    rss = known(total(sample.rss_bytes for sample in samples) for samples in ticks)
     return ServerSummary(
         workers=len(slots) or max(alive, default=0),
         cpu_total_s=None if account is None else _server_total_s(evidence, account),
@@ -64,15 +65,9 @@ def server_summary(evidence: Evidence, tracks: Sequence[Track], account: Account
     )
 
 
-def _sums(ticks: Iterable[Sequence[int | None]]) -> list[int]:
-    """Of each tick that knows all of its values."""
-    known = [[value for value in values if value is not None] for values in ticks if None not in values]
-    return [sum(values) for values in known if values]
-
-
 def _server_total_s(evidence: Evidence, account: Account) -> float:
     """When it ends, the server reports its rusage, with what ended after the last tick. No account can exceed the
     truth, so the largest is the nearest to it."""
     keys = ("cpu_user_s", "cpu_system_s", "children_user_s", "children_system_s")
     reports = [reported_cpu(event, *keys) for event in evidence.events if event.kind == "server-ended"]
-    return max([account.total_s, *(cpu_s for cpu_s in reports if cpu_s is not None)])
+    return max([account.total_s, *known(reports)])

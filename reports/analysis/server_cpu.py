@@ -91,7 +91,7 @@ def _completed(account: Account, ending: _Ending) -> Account:
 
 
 def _endings(evidence: Evidence) -> list[_Ending]:
-    """In order of time."""
+    """Every worker and helper whose end the supervisor wrote down, in the order of time."""
     found = []
     for event in evidence.events:
         pid, cpu_s = event.details.get("pid"), reported_cpu(event, "cpu_user_s", "cpu_system_s")

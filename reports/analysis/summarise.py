@@ -3,8 +3,8 @@
 Everything is derived from cumulative counters and merged histograms; nothing is drawn and nothing is printed. This file
 only joins the steps, each of which has a file of its own:
 
-    evidence ─► accounts ─► server_cpu ─► phases ─► modes ─► verdict ─► conditions ─► outcome    summary.json
-                    └──────────────► processes ──────────► timeline                              arrays, for the charts
+    evidence ─► accounts ─► server_cpu ─► phases ─► modes ─► verdict ─► conditions ─► summary.json
+                    └──────────────► processes ──────────► timeline ─► arrays, for the charts
 """
 
 from dataclasses import dataclass
@@ -13,12 +13,10 @@ from pathlib import Path
 from reports.analysis import conditions
 from reports.analysis.accounts import tracks
 from reports.analysis.binding import binding
-from reports.analysis.contrast import contrast
+from reports.analysis.connection_cost import contrast, sweep_fit
 from reports.analysis.evidence import Evidence, count, read
-from reports.analysis.fits import sweep_fit
+from reports.analysis.histograms import PercentileCurve, percentile_curves
 from reports.analysis.modes import mode_summaries
-from reports.analysis.outcome import exit_code
-from reports.analysis.percentiles import PercentileCurve, percentile_curves
 from reports.analysis.phases import phase_summaries
 from reports.analysis.processes import process_summary, server_summary
 from reports.analysis.server_cpu import server_cpu
@@ -67,7 +65,7 @@ def analyse(folder: Path) -> Analysis:
         verdict=verdict,
         reason=reason,
         binding=binding(phases, tcp, evidence.run.model),
-        exit_code=exit_code(verdict, thresholds, load, evidence.run.ended),
+        exit_code=conditions.exit_code(verdict, thresholds, load, evidence.run.ended),
         warnings=warnings(evidence, phases, modes),
         thresholds=thresholds,
         modes=modes,

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from reports.analysis.evidence import Evidence
+from reports.known import most
 from reports.run_folder import AcceptQueue, HostTick
 from reports.summary import TcpSummary
 
@@ -25,8 +26,8 @@ def tcp_summary(evidence: Evidence) -> TcpSummary | None:
         queue_waiting=None if fullest is None else fullest.waiting,
         queue_limit=None if fullest is None else fullest.limit,
         dropped=_dropped(ticks),
-        states=_most(ticks),
-        time_wait=max((tick.tcp_time_wait for tick in ticks if tick.tcp_time_wait is not None), default=None),
+        states=_states(ticks),
+        time_wait=most(tick.tcp_time_wait for tick in ticks),
         counters={name: last.kernel[name] - before for name, before in first.kernel.items() if name in last.kernel},
         sent_bytes={
             name: last.network[name].sent - before.sent
@@ -41,7 +42,8 @@ def _fullness(queue: AcceptQueue) -> tuple[float, int]:
 
 
 def _dropped(ticks: Sequence[HostTick]) -> int | None:
-    """By the sockets of the port. A server that was started anew has new ones, which begin at 0."""
+    """Connections that the sockets of the port dropped. A server that was started anew has new ones, which begin at
+    0."""
     told = [sum(queue.dropped or 0 for queue in tick.accept_queues or ()) for tick in ticks if _tells_drops(tick)]
     return sum(max(0, after - before) for before, after in pairwise(told)) if told else None
 
@@ -50,10 +52,10 @@ def _tells_drops(tick: HostTick) -> bool:
     return bool(tick.accept_queues) and all(queue.dropped is not None for queue in tick.accept_queues or ())
 
 
-def _most(ticks: Sequence[HostTick]) -> dict[str, int]:
+def _states(ticks: Sequence[HostTick]) -> dict[str, int]:
     """The most connections that were in each state at one tick, the most frequent state first."""
-    most: dict[str, int] = {}
+    found: dict[str, int] = {}
     for tick in ticks:
         for state, number in (tick.tcp_states or {}).items():
-            most[state] = max(number, most.get(state, 0))
-    return dict(sorted(most.items(), key=lambda item: -item[1]))
+            found[state] = max(number, found.get(state, 0))
+    return dict(sorted(found.items(), key=lambda item: -item[1]))

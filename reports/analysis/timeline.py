@@ -8,7 +8,6 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +15,12 @@ from numpy.typing import NDArray
 from reports import run_folder
 from reports.analysis.accounts import Track
 from reports.analysis.evidence import LONGEST_GAP, Evidence, Floats, Span, interval_s, spans
+from reports.analysis.histograms import Shown
 from reports.run_folder import Percentiles, Phase, SecondOfUploads
 from reports.summary import ProcessSummary
 
 SHORTEST_SPAN_S = 0.2  # less gives a wild rate
 SHORTEST_STEP = 0.5  # of the usual one, between two ticks
-
-Shown = Literal["transaction", "response", "service"]
 
 # name of a line -> phase -> its points there: a second and one or more values
 _Pieces = dict[str, dict[str, list[tuple[float, ...]]]]
@@ -37,7 +35,7 @@ class Curve:
 
 
 Band = tuple[Curve, Curve]
-"""From the one to the other, which have the same times."""
+"""The area between two curves, which have the same times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +66,7 @@ class Timeline:
     latency: list[LatencyCurves]
     processes: list[ProcessCurves]
     connections: dict[str, Curve]
-    """By state: at the server's end, and all sockets of the machine in TIME_WAIT."""
+    """Number by state: connections at the server's end, and all sockets of the machine in TIME_WAIT."""
     accept_queue: Curve
     """Connections that wait to be accepted, over all sockets of the port."""
 
@@ -183,14 +181,14 @@ def _uss_curve(track: Track) -> Curve:
 
 
 def _curve(points: Iterable[tuple[float, float]]) -> Curve:
-    """With a break where nothing was recorded for a while."""
+    """The points as a curve, with a break where nothing was recorded for a while."""
     t_s, values = np.array(list(points), dtype=np.float64).reshape(-1, 2).T
     gaps = np.flatnonzero(_is_gap(t_s)) + 1
     return Curve(np.insert(t_s, gaps, (t_s[gaps - 1] + t_s[gaps]) / 2), np.insert(values, gaps, math.nan))
 
 
 def _is_gap(t_s: Floats) -> NDArray[np.bool_]:
-    """Of each pair of neighbours, whether ticks are missing in between."""
+    """For each pair of neighbours, whether ticks are missing in between."""
     return np.diff(t_s) > LONGEST_GAP * interval_s(t_s)
 
 
@@ -198,7 +196,7 @@ def _is_gap(t_s: Floats) -> NDArray[np.bool_]:
 
 
 def _connection_curves(evidence: Evidence) -> dict[str, Curve]:
-    """Without states that never were."""
+    """Connections over time by state, without states that never were."""
     told = [(evidence.s(tick.mono_ns), tick.tcp_states) for tick in evidence.host if tick.tcp_states is not None]
     states = {state: None for _, numbers in told for state in numbers}  # in the order of appearance, each once
     curves = {state: _curve((t_s, numbers.get(state, 0)) for t_s, numbers in told) for state in states}

@@ -18,6 +18,7 @@ from reports.analysis import histograms
 from reports.analysis.evidence import LONGEST_GAP, Evidence, count, interval_s, stored
 from reports.analysis.histograms import Samples
 from reports.analysis.invariants import SAMPLES_MISSING_LIMIT, broken
+from reports.known import most
 from reports.run_folder import ProcessTick
 from reports.summary import (
     CAPACITY,
@@ -118,12 +119,12 @@ def _uneven(full: Sequence[PhaseSummary]) -> str:
 
 
 def _busiest(measured: Sequence[PhaseSummary]) -> str:
-    workers = [phase.busiest_worker_share for phase in measured if phase.busiest_worker_share is not None]
-    generators = [phase.generator_share for phase in measured if phase.generator_share is not None]
+    worker = most(phase.busiest_worker_share for phase in measured)
+    generator = most(phase.generator_share for phase in measured)
     found = [
-        f"{who} used at most {percent(max(shares))} of one core"
-        for who, shares in (("its busiest worker", workers), ("the busiest load process", generators))
-        if shares
+        f"{who} used at most {percent(share)} of one core"
+        for who, share in (("its busiest worker", worker), ("the busiest load process", generator))
+        if share is not None
     ]
     return ", ".join(found) or "CPU was not recorded"
 
@@ -172,8 +173,8 @@ def _left_out(evidence: Evidence, phases: Sequence[PhaseSummary]) -> list[str]:
 
 
 def _failures(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
-    """By what became of them: in the open model, what had no answer has a time nevertheless, and what was dropped was
-    never sent."""
+    """Uploads that failed, by what became of them: in the open model, what had no answer has a time nevertheless, and
+    what was dropped was never sent."""
     failures: Counter[str] = Counter()
     for phase in measured:
         failures.update(phase.failures)
@@ -206,9 +207,8 @@ def _failed(failures: Counter[str], codes: Iterable[str], attempts: int, consequ
 
 
 def _schedule_lag(measured: Sequence[PhaseSummary]) -> list[str]:
-    lags = [phase.schedule_lag_us.p99 for phase in measured if phase.schedule_lag_us is not None]
-    lag_us = max((lag for lag in lags if lag is not None), default=0.0)
-    if lag_us <= SCHEDULE_LAG_WARNING_US:
+    lag_us = most(phase.schedule_lag_us.p99 for phase in measured if phase.schedule_lag_us is not None)
+    if lag_us is None or lag_us <= SCHEDULE_LAG_WARNING_US:
         return []
     return [
         f"uploads were started late: 1 % of them more than {duration(lag_us)} after they were due, which is a delay of "
@@ -269,11 +269,11 @@ def _recorder(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]
 
 
 def _foreign(measured: Sequence[PhaseSummary]) -> list[str]:
-    shares = [phase.foreign_share for phase in measured if phase.foreign_share is not None and phase.mostly_foreign]
-    if not shares:
+    share = most(phase.foreign_share for phase in measured if phase.mostly_foreign)
+    if share is None:
         return []
     return [
-        f"other programs were busy on this machine: up to {percent(max(shares))} of all busy CPU in a measured phase "
+        f"other programs were busy on this machine: up to {percent(share)} of all busy CPU in a measured phase "
         "was not that of server, load or recorder, so what all cores spent on an upload says little"
     ]
 
@@ -308,7 +308,7 @@ def _worker_pids(tick: ProcessTick) -> set[int]:
 
 
 def _generator(measured: Sequence[PhaseSummary]) -> list[str]:
-    share = max((phase.generator_share or 0 for phase in measured), default=0)
+    share = most(phase.generator_share for phase in measured) or 0
     if not GENERATOR_WARNING < share <= GENERATOR_LIMIT:
         return []
     return [

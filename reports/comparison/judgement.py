@@ -5,10 +5,10 @@ the machine, so a thousand uploads of one run are one sample of how such runs tu
 label. All primary metrics of all labels form one family, corrected together, so that comparing a thing with itself
 raises an alarm in at most 5 % of comparisons however many metrics it has.
 
-    folders ─► runs ─► pairing ─► metrics ─► significance ─► comparison.json
+    folders ─► runs and their pairs ─► metrics ─► significance ─► comparison.json
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,6 @@ import msgspec
 from reports import run_folder
 from reports.comparison import metrics, significance
 from reports.comparison.metrics import Metric
-from reports.comparison.pairing import pairs
 from reports.comparison.result import (
     FEWEST_PAIRS,
     NO_REGRESSION,
@@ -33,7 +32,7 @@ from reports.comparison.result import (
     Finding,
     Repeats,
 )
-from reports.comparison.runs import Read, read
+from reports.comparison.runs import Read, pairs, read
 from reports.comparison.significance import Change
 from reports.summary import Summary
 from reports.texts import percent
@@ -54,7 +53,7 @@ def compare(folders: Sequence[Path], baseline: str | None, tolerance: float) -> 
 
 
 def compare_runs(runs: Sequence[Read], baseline: str, tolerance: float) -> Comparison:
-    """Of runs in the order of time."""
+    """The comparison of runs that are in the order of time, see `compare`."""
     labels = list(dict.fromkeys(run.info.label for run in runs))
     _check_labels(labels, baseline)
     usable = [run for run in runs if run.usable]
@@ -104,7 +103,7 @@ class _Sides:
 
 
 def _against(usable: Sequence[Read], baseline: str, label: str) -> Against:
-    """Untested yet: see `_judged`."""
+    """One label beside the baseline, not yet tested: that is for `_judged`, which knows all labels."""
     labelled = [(run.info.label, run) for run in usable]
     sides = _Sides(
         [run for name, run in labelled if name == baseline],
@@ -130,7 +129,7 @@ def _failed(runs: Sequence[Read]) -> float:
 
 
 def _with_lost(one: Against, runs: Sequence[Read], baseline: str, tolerance: float) -> Against:
-    """What no metric of acknowledged uploads shows: uploads that failed, and runs that are not among those compared."""
+    """With what no metric of acknowledged uploads shows: uploads that failed, and runs that were left out."""
     before, after = one.failed_share
     lost = {label: sum(run.info.label == label and not run.usable for run in runs) for label in (baseline, one.label)}
     return msgspec.structs.replace(
@@ -203,7 +202,7 @@ def _median(runs: Sequence[Read], metric: Metric) -> float | None:
 
 
 def _judged(against: Sequence[Against], tolerance: float) -> list[Against]:
-    """With p corrected over all findings that have enough pairs, and with what follows from that."""
+    """All of them with p corrected over the findings that have enough pairs, and with what follows from that."""
     enough = [finding.p for one in against for finding in one.findings if finding.pairs >= FEWEST_PAIRS]
     corrected = iter(significance.holm([p for p in enough if p is not None]))
     return [
@@ -253,13 +252,13 @@ def _differences(sides: _Sides) -> dict[str, tuple[str, str]]:
     return {
         name: (next(iter(one)), next(iter(other)))
         for name, one in before.items()
-        if len(one) == 1 and len(other := after.get(name, {"unknown": 1})) == 1 and one.keys() != other.keys()
+        if len(one) == 1 and len(other := after.get(name, Counter(["unknown"]))) == 1 and one.keys() != other.keys()
     }
 
 
-def _values(runs: Sequence[Read]) -> dict[str, dict[str, int]]:
+def _values(runs: Sequence[Read]) -> dict[str, Counter[str]]:
     """How many of the runs have which value of each setting."""
-    found: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    found: dict[str, Counter[str]] = defaultdict(Counter)
     for run in runs:
         for name, value in _settings(run).items():
             found[name][value] += 1
@@ -291,9 +290,7 @@ def _verdicts(runs: Sequence[Read]) -> Iterator[str]:
 
 
 def _by_label(runs: Sequence[Read]) -> str:
-    numbers: dict[str, int] = defaultdict(int)
-    for run in runs:
-        numbers[run.info.label] += 1
+    numbers = Counter(run.info.label for run in runs)
     return ", ".join(f"{number} of {label}" for label, number in numbers.items())
 
 

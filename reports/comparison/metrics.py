@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from reports.known import most
 from reports.summary import Latency, ModeSummary, SizeSummary, Summary
 
 MIB = 1 << 20
-
 
 OfRun = Callable[[Summary], float | None]
 
@@ -33,9 +33,9 @@ def modes(summaries: Iterable[Summary]) -> list[str]:
 
 
 def primary(mode: str, summaries: Sequence[Summary]) -> list[Metric]:
-    """Of one mode. Latency is of the size class with most uploads over all runs, since percentiles of mixed sizes say
-    what was mixed; response in the open model, transaction in the closed, which has no response."""
-    size_class = _busiest_size(mode, summaries)
+    """What is tested of one mode. Latency is that of the size class with most uploads over all runs, since percentiles
+    of mixed sizes say what was mixed; response in the open model, transaction in the closed, which has no response."""
+    size_class = next(iter(_sizes(mode, summaries)), "")
     duration = _duration(summaries)
     rate = _of_mode(mode, lambda found: found.uploads_per_s)
     found = [
@@ -51,13 +51,13 @@ def primary(mode: str, summaries: Sequence[Summary]) -> list[Metric]:
 
 
 def context(mode: str, summaries: Sequence[Summary]) -> list[Metric]:
-    """Of one mode, what is not tested."""
+    """What is shown of one mode, but not tested."""
     duration = _duration(summaries)
     found = [
         Metric("data", "MB/s", False, _of_mode(mode, lambda found: found.bytes_per_s / 1e6)),
         Metric("CPU, server", "core-µs/upload", True, _of_mode(mode, lambda found: found.server_core_us_per_upload)),
         Metric("CPU, server", "core-s/GiB", True, _of_mode(mode, lambda found: found.server_core_s_per_gib)),
-        Metric("busiest worker", "% of a core", True, _of_mode(mode, lambda m: _percent(m.busiest_worker_share))),
+        Metric("busiest worker", "% of a core", True, _of_mode(mode, lambda m: _times(100, m.busiest_worker_share))),
         Metric("failed", "% of uploads", True, _of_mode(mode, _failed_percent)),
     ]
     for size_class in _sizes(mode, summaries):
@@ -72,7 +72,7 @@ def context(mode: str, summaries: Sequence[Summary]) -> list[Metric]:
 def of_whole_runs() -> list[Metric]:
     """What belongs to no mode."""
     return [
-        Metric("memory of the server, peak", "MiB", True, lambda run: _scaled(run.server.memory_peak_bytes, MIB)),
+        Metric("memory of the server, peak", "MiB", True, lambda run: _times(1 / MIB, run.server.memory_peak_bytes)),
         Metric("busiest load process", "% of a core", True, _busiest_load),
     ]
 
@@ -119,17 +119,13 @@ def _sizes(mode: str, summaries: Sequence[Summary]) -> list[str]:
     return [size_class for size_class, _ in uploads.most_common()]
 
 
-def _busiest_size(mode: str, summaries: Sequence[Summary]) -> str:
-    return next(iter(_sizes(mode, summaries)), "")
-
-
 def _failed_percent(mode: ModeSummary) -> float | None:
     failed = sum(mode.failures.values())
     return 100 * failed / (failed + mode.uploads)
 
 
 def failed_share(summaries: Iterable[Summary]) -> float:
-    """Of all uploads in measured phases."""
+    """The share of uploads in measured phases that failed, over all these runs."""
     found = [mode for summary in summaries for mode in summary.modes]
     failed = sum(sum(mode.failures.values()) for mode in found)
     attempts = failed + sum(mode.uploads for mode in found)
@@ -137,13 +133,8 @@ def failed_share(summaries: Iterable[Summary]) -> float:
 
 
 def _busiest_load(run: Summary) -> float | None:
-    shares = [phase.generator_share for phase in run.phases if phase.measured and phase.generator_share is not None]
-    return _percent(max(shares, default=None))
+    return _times(100, most(phase.generator_share for phase in run.phases if phase.measured))
 
 
-def _percent(share: float | None) -> float | None:
-    return None if share is None else share * 100
-
-
-def _scaled(value: int | None, unit: int) -> float | None:
-    return None if value is None else value / unit
+def _times(factor: float, value: float | None) -> float | None:
+    return None if value is None else value * factor

@@ -15,9 +15,11 @@ COMPARISON_VERSION = 1
 SIGNIFICANCE = 0.05
 """The probability that runs of one and the same thing give any alarm at all, over all findings of a comparison."""
 FEWEST_PAIRS = 6
-"""With fewer, the lowest and the highest of them surround the true median in less than 95 % of comparisons."""
+"""With fewer, the lowest and the highest ratio surround the true median in less than 95 % of comparisons: 1 - 2 ÷ 2^6
+is 97 %, 1 - 2 ÷ 2^5 is 94 %."""
 UNSTABLE = 0.10
-"""Of the median: where the middle half of a label's repeats spreads wider, they do not repeat well."""
+"""Where the middle half of a label's repeats spreads over more than this share of their median, they do not repeat
+well."""
 
 NO_REGRESSION, NOT_COMPARABLE, REGRESSION = 0, 4, 5  # exit codes
 
@@ -62,16 +64,17 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     baseline: Repeats
     candidate: Repeats
     pairs: int
-    """That both runs of know the metric; of independent groups, the runs of the smaller one."""
+    """How many pairs of runs both know the metric; of independent groups, how many runs the smaller one has."""
     pair_ratios: list[float]
-    """In the order of time; empty for independent groups."""
+    """Candidate ÷ baseline of each pair, in the order of time; empty for independent groups."""
     ratio: float | None
     """Hodges and Lehmann's estimate; under 8 pairs, or 6 runs of a group, geometric means."""
     low: float | None
     """Ends of its 95 % confidence interval, for itself alone."""
     high: float | None
     p: float | None
-    """Of chance alone making such a difference, corrected by Holm for all findings together. None: untested."""
+    """The probability that chance alone makes such a difference, corrected by Holm for all findings together. None:
+    untested."""
     outcome: Outcome
     regression: bool
     """Worse, and `ratio` says by more than the tolerance."""
@@ -99,9 +102,9 @@ class Against(msgspec.Struct, frozen=True, kw_only=True):
     differences: dict[str, tuple[str, str]]
     """What was set differently, as (baseline, candidate): options of load and server, commit."""
     failed_share: tuple[float, float]
-    """Of the uploads in measured phases of the runs that are compared, as (baseline, candidate)."""
+    """What share of the uploads failed in measured phases of the runs that are compared, as (baseline, candidate)."""
     fails_more: bool
-    """By more than the tolerance: a regression that no metric of acknowledged uploads shows."""
+    """More uploads fail, by more than the tolerance: a regression that no metric of acknowledged uploads shows."""
     loses_more: bool
     """More of its runs were left out than of the baseline's: those that are left flatter it."""
 

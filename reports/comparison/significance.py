@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 CONFIDENCE = 0.95
-RANKS_FROM_PAIRS = 8
-RANKS_FROM_RUNS = 6
+RANKS_FROM_PAIRS = 8  # the smallest p of a signed-rank test is then 2 ÷ 2^8 = 0.008
+RANKS_FROM_RUNS = 6  # of each group: the smallest p of a rank-sum test is then 2 ÷ (12 choose 6) = 0.002
 _DECIMALS = 12  # of logarithms: what is equal but for the last bit shares a rank
 
 
@@ -39,7 +39,7 @@ class Change:
 
 
 def paired_change(pairs: Sequence[tuple[float, float]]) -> Change:
-    """Of (baseline, candidate) pairs, at least 2, all above 0."""
+    """The change from baseline to candidate over these (baseline, candidate) pairs, at least 2, all above 0."""
     logs = np.diff(np.log(pairs), axis=1).ravel().round(_DECIMALS)
     if np.ptp(logs) == 0:
         return _without_scatter(float(logs[0]))
@@ -52,7 +52,7 @@ def paired_change(pairs: Sequence[tuple[float, float]]) -> Change:
 
 
 def independent_change(baseline: Sequence[float], candidate: Sequence[float]) -> Change:
-    """Of two groups, each at least 2, all above 0."""
+    """The change from one group to the other, each of at least 2 values, all above 0."""
     before, after = np.log(baseline).round(_DECIMALS), np.log(candidate).round(_DECIMALS)
     if np.ptp(before) == np.ptp(after) == 0:
         return _without_scatter(float(after[0] - before[0]))
@@ -75,7 +75,8 @@ def _signed_rank_p(logs: NDArray[np.float64]) -> float:
 
 
 def _signed_rank_cdf(pairs: int) -> NDArray[np.float64]:
-    """Of the sum of the ranks of what is above 0, from 0 on, where each is so with a chance of one half."""
+    """The distribution of the sum of the ranks of what is above 0, where each is so with a chance of one half: the
+    probability that it is at most 0, 1, 2 ..."""
     ways = np.ones(1)
     for rank in range(1, pairs + 1):
         ways = np.pad(ways, (0, rank)) + np.pad(ways, (rank, 0))

@@ -55,7 +55,7 @@ class Chart:
     note: str
     lines: list[Line]
     tick_format: str
-    """As numeral.js has it."""
+    """How a value is written, in the words of numeral.js."""
     empty: str
     """Why there is nothing to see, when there is not."""
     log: bool = False
@@ -76,7 +76,8 @@ class Mark:
 
 
 def charts(analysis: Analysis) -> list[Chart]:
-    """In the order of the page; one without lines says why. A recording without a load has no charts of it."""
+    """All charts in the order of the page; one without lines says why. A recording without a load has no charts of
+    one."""
     timeline = analysis.timeline
     load = [_uploads_chart(timeline), _latency_chart(timeline.latency)] if analysis.run.model != "none" else []
     return [
@@ -157,7 +158,8 @@ def _latency_chart(latency: Sequence[LatencyCurves]) -> Chart:
 
 
 def _latency_lines(curves: LatencyCurves) -> list[Line]:
-    """Of the service only p99, which is what a load that waits for its replies would have shown."""
+    """The median in its bands. The service has only a p99, which is what a load that waits for its replies would have
+    shown."""
     colour = mode_colour(curves.mode)
     what = f"{curves.mode}," if curves.duration == "transaction" else f"{curves.mode}, {curves.duration}"
     if curves.duration == "service":
@@ -192,7 +194,7 @@ def _worker_key(process: ProcessSummary, number: int) -> Key:
 
 
 def _key(process: ProcessSummary, loads: int) -> Key:
-    """Of a process that is no worker; `loads` load processes were drawn before it."""
+    """The key of a process that is no worker; `loads` load processes were drawn before it."""
     if process.role.startswith("load-"):
         return Key(_label(process), f"load-{loads % 2}")
     if process.role in ("recorder", "hiccup-meter"):

@@ -136,8 +136,8 @@ def _figure(canvas: _Canvas, chart: Chart) -> figure:
 
 
 def _limits(chart: Chart) -> tuple[float, float]:
-    """Of the y axis: from 0; a logarithmic one, which shows only what is above 0, from below the lowest such value.
-    There is room for the names of the phases above the highest."""
+    """Both ends of the y axis. It begins at 0, or below the lowest value above 0 where it is logarithmic, and leaves
+    room for the names of the phases above the highest."""
     curves = [curve for line in chart.lines for curve in (line.curve, *itertools.chain(*line.bands))]
     values = np.concatenate([curve.values for curve in curves])
     highest = float(np.nanmax(values)) or 1.0
@@ -148,7 +148,7 @@ def _limits(chart: Chart) -> tuple[float, float]:
 
 
 def style_axes(plot: figure, tick_format: str) -> None:
-    """As all charts look. The format, as numeral.js has it, is of the y axis."""
+    """Make the axes look as in all charts. `tick_format` is that of the y axis, in the words of numeral.js."""
     for axis in plot.axis:
         axis.update(
             axis_line_alpha=0,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from reports import run_folder, texts
+from reports import run_folder
 from reports.comparison.result import Comparison
 from reports.pages import layout
 from reports.pages.comparison_texts import ComparisonView, view
@@ -23,8 +23,8 @@ def write(comparison: Comparison, folder: Path) -> str:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         run_folder.write_whole(folder / COMPARISON_JSON, comparison)
-        layout.write(folder / COMPARISON_MD, markdown(shown))
-        layout.write(folder / COMPARISON_HTML, html(shown))
+        run_folder.replace(folder / COMPARISON_MD, markdown(shown).encode())
+        run_folder.replace(folder / COMPARISON_HTML, html(shown).encode())
     except OSError as error:
         raise RunFolderError(f"the comparison cannot be written into {folder}: {error.strerror}") from error
     return terminal(shown, folder / COMPARISON_HTML)
@@ -40,11 +40,10 @@ def markdown(shown: ComparisonView) -> str:
 
 def terminal(shown: ComparisonView, page: Path) -> str:
     """Verdict, sentence, warnings, the findings of each label, what was set differently, and where the page is."""
-    lines = [f"{shown.verdict}: {shown.sentence}", ""]
-    if shown.warnings:
-        lines += [*(f"warning: {warning}" for warning in shown.warnings), ""]
-    for section in shown.sections:
-        for table in (section.findings, section.differences):
-            if table.rows:
-                lines += [*layout.aligned(table), ""]
-    return "\n".join([*(texts.plain(line) for line in lines), str(page)])
+    tables = [table for section in shown.sections for table in (section.findings, section.differences)]
+    blocks = [
+        [f"{shown.verdict}: {shown.sentence}"],
+        [f"warning: {warning}" for warning in shown.warnings],
+        *(layout.aligned(table) for table in tables),
+    ]
+    return layout.terminal(blocks, page)

@@ -4,6 +4,7 @@ As report_texts.py is to one run. Besides texts there are places: where a change
 and where each run lies among its kind, for the small pictures of the page.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ from reports.comparison.result import (
     Finding,
     Repeats,
 )
-from reports.pages.tables import NONE, Column, Row, Table
+from reports.pages.table import NONE, Column, Row, Table, rounded, text_column
 from reports.texts import at_least, percent, significant
 
 NOTE = (
@@ -42,7 +43,7 @@ WIDEST = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """In a picture, from 0 to 1: left to right, bottom to top."""
+    """A run in a picture: its place from 0 to 1, left to right and bottom to top."""
 
     x: float
     y: float
@@ -130,7 +131,7 @@ def _verdict(comparison: Comparison) -> tuple[str, str]:
 def _subtitle(runs: Sequence[ComparedRun]) -> str:
     first, last = (datetime.fromtimestamp(run.started_wall_ns / 1e9, UTC) for run in (runs[0], runs[-1]))
     end = f"{last:%H:%M}" if first.date() == last.date() else f"{last:%d %B %Y, %H:%M}"
-    numbers = {label: sum(run.label == label for run in runs) for label in dict.fromkeys(run.label for run in runs)}
+    numbers = Counter(run.label for run in runs)
     counted = ", ".join(f"{number} × {label}" for label, number in numbers.items())
     return f"{counted}; {first:%d %B %Y, %H:%M} to {end} UTC"
 
@@ -212,7 +213,7 @@ def _section(one: Against, comparison: Comparison) -> Section:
 def _findings(one: Against, comparison: Comparison) -> Table:
     tests = sum(finding.p is not None for found in comparison.against for finding in found.findings)
     columns = [
-        *(Column("Metric", numeric=False), Column("Outcome", numeric=False), Column("Change")),
+        *(text_column("Metric"), text_column("Outcome"), Column("Change")),
         *(Column(comparison.baseline), Column(one.label), Column("p")),
         Column("Pairs" if one.paired else "Runs"),
     ]
@@ -252,7 +253,7 @@ def _p(p: float) -> str:
 
 
 def _extent(findings: Sequence[Finding]) -> float:
-    """To either side of no change, so that all intervals have room."""
+    """How far the axis goes to either side of no change, so that all intervals have room."""
     ends = [abs(end - 1) for finding in findings for end in (finding.low, finding.high) if end is not None]
     return min(WIDEST, max([NARROWEST, *ends]))
 
@@ -291,22 +292,22 @@ def _picture(finding: Finding, order: dict[str, int]) -> Picture:
 
 
 def _differences(one: Against, baseline: str) -> Table:
-    columns = [Column(title, numeric=False) for title in ("Setting", baseline, one.label)]
+    columns = [text_column(title) for title in ("Setting", baseline, one.label)]
     rows = [Row([name, before or "none", after or "none"]) for name, (before, after) in one.differences.items()]
     return Table(columns, rows, "" if rows else "Nothing: load, server and commit were the same for both.")
 
 
 def _context(one: Against, baseline: str) -> Table:
     columns = [
-        Column("Metric", numeric=False),
-        Column("Mode", numeric=False),
+        text_column("Metric"),
+        text_column("Mode"),
         *(Column(baseline), Column(one.label), Column("Change")),
     ]
     return Table(columns, [Row(_context_cells(value)) for value in one.context], CONTEXT_NOTE)
 
 
 def _context_cells(value: ContextValue) -> list[str]:
-    before, after = (NONE if side is None else significant(side) for side in (value.baseline, value.candidate))
+    before, after = (rounded(side) for side in (value.baseline, value.candidate))
     known = value.baseline and value.candidate is not None
     change = _signed(value.candidate / value.baseline) if known and value.candidate and value.baseline else NONE
     return [f"{value.metric}, {value.unit}", value.mode or "whole run", before, after, change]
@@ -314,8 +315,8 @@ def _context_cells(value: ContextValue) -> list[str]:
 
 def _runs(runs: Sequence[ComparedRun]) -> Table:
     columns = [
-        *(Column("Started", "UTC", numeric=False), Column("Label", numeric=False), Column("Run", numeric=False)),
-        Column("Verdict", numeric=False),
+        *(text_column("Started", "UTC"), text_column("Label"), text_column("Run")),
+        text_column("Verdict"),
     ]
     return Table(columns, [_run_row(run) for run in runs])
 

@@ -1,4 +1,4 @@
-"""Of many processes, which are shown by themselves, and which as one? The same in the charts and in the table.
+"""Which of many processes are shown by themselves, and which as one? The same in the charts and in the table.
 
 Who came or went during the run comes first, then who used most CPU. Workers and all others are apart, or many workers
 would leave no room for the load.
@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from reports.summary import ProcessSummary
 
-MOST = 6
-"""Of a family."""
+MOST = 6  # of a family
 
 
 @dataclass(frozen=True, slots=True)

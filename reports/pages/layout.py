@@ -1,16 +1,16 @@
-"""Templates made into pages, tables into lines of a terminal, and files written: what a report and a comparison share.
+"""Templates made into pages, and texts and tables into a terminal's lines: what a report and a comparison share.
 
 What strangers chose is escaped here and in the templates: by Jinja in HTML, by `texts.markdown` in Markdown, and
 control characters are taken out everywhere.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jinja2
 
 from reports import texts
-from reports.pages.tables import Table
+from reports.pages.table import Table
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -28,21 +28,26 @@ def template(name: str) -> jinja2.Template:
     return environment.get_template(name)
 
 
-def write(path: Path, text: str) -> None:
-    """As run_folder.write_whole: readers see the old file or the new one."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.rename(path)
+def terminal(blocks: Iterable[Sequence[str]], page: Path) -> str:
+    """Blocks of lines with an empty line after each, but for those that are empty themselves; last the page's path."""
+    lines = [texts.plain(line) for block in blocks if block for line in (*block, "")]
+    return "\n".join([*lines, str(page)])
 
 
-def aligned(table: Table) -> Iterator[str]:
-    """The lines of a table in a terminal."""
+def aligned(table: Table) -> list[str]:
+    """The lines of a table in a terminal; none without rows."""
+    if not table.rows:
+        return []
     columns = table.columns
     rows: list[Sequence[str]] = [[c.title for c in columns], [c.unit for c in columns]]
     rows += [
         [f"  {first}" if row.kind == "part" else first, *cells] for row in table.rows for first, *cells in [row.cells]
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
-    for row in rows:
-        cells = zip(row, widths, columns, strict=True)
-        yield "  ".join(cell.rjust(w) if column.numeric else cell.ljust(w) for cell, w, column in cells).rstrip()
+    return [
+        "  ".join(
+            cell.rjust(width) if column.numeric else cell.ljust(width)
+            for cell, width, column in zip(row, widths, columns, strict=True)
+        ).rstrip()
+        for row in rows
+    ]

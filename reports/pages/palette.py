@@ -42,8 +42,8 @@ def light(name: str) -> str:
 
 
 def mode_colour(mode: str) -> str:
-    """Of the modes between long and short, which have a number of uploads per connection, neighbours in the usual
-    series (1 2 5 10 20 ..., 1 2 4 8 16) get different ones."""
+    """The name of a mode's colour. Modes between long and short have a number of uploads per connection; neighbours in
+    the usual series (1 2 5 10 20 ..., 1 2 4 8 16) get different ones."""
     if mode in ("long", "short"):
         return mode
     return f"other-mode-{round(3 * math.log10(max(2, int(mode.split()[0])))) % 4}"

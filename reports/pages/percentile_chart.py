@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, Range1d, glyphs
 from bokeh.plotting import figure
 
-from reports.analysis.percentiles import PercentileCurve
+from reports.analysis.histograms import PercentileCurve
 from reports.pages.chart_lines import Dash, Key
 from reports.pages.charts import FRAME, HEADROOM, embedded, log_ticks, style_axes
 from reports.pages.palette import light, mode_colour

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from reports import run_folder, texts
+from reports import run_folder
 from reports.analysis.summarise import Analysis, analyse
 from reports.pages import layout
 from reports.pages.chart_lines import charts, marks
 from reports.pages.charts import draw, library
 from reports.pages.palette import FONT, PALETTE
 from reports.pages.percentile_chart import draw_percentiles
-from reports.pages.report_texts import view
+from reports.pages.report_texts import View, view
 from reports.run_folder import RunFolderError
 
 
@@ -25,25 +25,26 @@ def build(folder: Path) -> str:
     when the folder cannot be written.
     """
     analysis = analyse(folder)
-    page, text = html(analysis), markdown(analysis)
+    shown = view(analysis)
+    page, text = html(analysis, shown), markdown(shown)
     try:
         run_folder.write_whole(folder / run_folder.SUMMARY, analysis.summary)
-        layout.write(folder / run_folder.REPORT_MD, text)
-        layout.write(folder / run_folder.REPORT_HTML, page)
+        run_folder.replace(folder / run_folder.REPORT_MD, text.encode())
+        run_folder.replace(folder / run_folder.REPORT_HTML, page.encode())
     except OSError as error:
         raise RunFolderError(f"the report cannot be written into {folder}: {error.strerror}") from error
-    return terminal(analysis, folder / run_folder.REPORT_HTML)
+    return terminal(shown, folder / run_folder.REPORT_HTML)
 
 
-def html(analysis: Analysis) -> str:
-    shown, marked = charts(analysis), marks(analysis)
-    drawn = draw(shown, analysis.timeline.end_s, analysis.summary.phases, marked)
+def html(analysis: Analysis, shown: View) -> str:
+    lines, marked = charts(analysis), marks(analysis)
+    drawn = draw(lines, analysis.timeline.end_s, analysis.summary.phases, marked)
     percentiles, percentile_keys = draw_percentiles(analysis.percentiles)
     return layout.template("report.html.j2").render(
-        view=view(analysis),
+        view=shown,
         percentiles=Markup(percentiles),
         percentile_keys=percentile_keys,
-        charts=shown,
+        charts=lines,
         drawn={title: Markup(chart) for title, chart in drawn.items()},
         marks=bool(marked),
         library=Markup(library() if drawn or percentiles else ""),
@@ -52,23 +53,22 @@ def html(analysis: Analysis) -> str:
     )
 
 
-def markdown(analysis: Analysis) -> str:
-    return layout.template("report.md.j2").render(view=view(analysis))
+def markdown(shown: View) -> str:
+    return layout.template("report.md.j2").render(view=shown)
 
 
-def terminal(analysis: Analysis, report: Path) -> str:
+def terminal(shown: View, report: Path) -> str:
     """Verdict, sentence, conditions, what to be wary of, the modes without their size classes, what was offered, and
     where the report is."""
-    shown = view(analysis)
-    lines = [f"{shown.verdict}: {shown.reason}", "", shown.sentence, ""]
-    if shown.thresholds.rows:
-        lines += [*(_threshold_line(*row.cells) for row in shown.thresholds.rows), ""]
-    if shown.warnings:
-        lines += [*(f"warning: {warning}" for warning in shown.warnings), ""]
-    for table in (shown.offered, shown.modes):
-        if table.rows:
-            lines += [*layout.aligned(table), ""]
-    return "\n".join([*(texts.plain(line) for line in lines), str(report)])
+    blocks = [
+        [f"{shown.verdict}: {shown.reason}"],
+        [shown.sentence],
+        [_threshold_line(*row.cells) for row in shown.thresholds.rows],
+        [f"warning: {warning}" for warning in shown.warnings],
+        layout.aligned(shown.offered),
+        layout.aligned(shown.modes),
+    ]
+    return layout.terminal(blocks, report)
 
 
 def _threshold_line(condition: str, result: str, measured: str, why: str) -> str:

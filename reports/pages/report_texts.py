@@ -12,26 +12,22 @@ from datetime import UTC, datetime
 from typing import Any
 
 from reports.analysis.summarise import Analysis
-from reports.environment import ranges
+from reports.pages.recorded_tables import all_processes_table, event_table, process_table, tcp_table
+from reports.pages.table import Table
 from reports.pages.tables import (
-    Table,
-    all_processes_table,
     cost_table,
-    event_table,
     failure_table,
     load_table,
     mode_table,
     offered_table,
     phase_table,
-    process_table,
     rate,
     sweep_table,
-    tcp_table,
     threshold_table,
 )
 from reports.run_folder import RunInfo
 from reports.summary import ACHIEVED_LIMIT, ROLE_NAMES, ModeSummary, ProcessSummary, ServerSummary, Summary
-from reports.texts import duration, significant
+from reports.texts import duration, ranges, significant
 
 Facts = list[tuple[str, str]]
 
@@ -128,7 +124,7 @@ def sentence(summary: Summary) -> str:
 
 
 def _costs(summary: Summary) -> str:
-    """Of a recording."""
+    """A recording in one sentence: CPU and memory."""
     server = summary.server
     if server.cpu_total_s is None:
         return "No process of a server was recorded."
@@ -169,15 +165,15 @@ def _clause(mode: ModeSummary) -> str:
 
 
 def _of_offered(mode: ModeSummary) -> str:
-    """Told only where it is another number."""
+    """What was offered, where it is another number than what was achieved."""
     if mode.offered_per_s is None or mode.achieved_share is None or mode.achieved_share >= ACHIEVED_LIMIT:
         return ""
     return f" of {significant(mode.offered_per_s)} offered"
 
 
 def _slowest(mode: ModeSummary) -> list[str]:
-    """Of the size class with most uploads, since percentiles over mixed sizes say what was mixed. Nothing, where there
-    are too few samples."""
+    """The p99 of the size class with most uploads, since percentiles over mixed sizes say what was mixed; p95 where it
+    has too few samples for that, and nothing where it has too few for either."""
     size = max(mode.sizes, key=lambda size: size.uploads)
     latency, what = (size.transaction_us, "transactions")
     if size.response_us is not None:
@@ -214,7 +210,7 @@ def _facts(run: RunInfo, processes: Sequence[ProcessSummary]) -> list[tuple[str,
     server = [("recorded", "no")]
     if run.server is not None:
         server = [("command", shlex.join(run.server.command)), ("pid", str(run.server.pid))]
-        server += [(_words(name), value) for name, value in (run.server.options or {}).items()]
+        server += [(_spelled_out(name), value) for name, value in (run.server.options or {}).items()]
     return [
         ("Run", [("id", run.id), ("ended", ending), ("target", run.host), ("commit", commit)]),
         ("Load", _pairs(_load_facts(run))),
@@ -254,10 +250,10 @@ def _load_facts(run: RunInfo) -> dict[str, Any]:
 
 
 def _pairs(values: dict[str, Any]) -> Facts:
-    return [(_words(key), _fact(key, value)) for key, value in values.items()]
+    return [(_spelled_out(key), _fact(key, value)) for key, value in values.items()]
 
 
-def _words(key: str) -> str:
+def _spelled_out(key: str) -> str:
     """A name in words, but for those of the kernel's own settings, which have dots. Its unit is told with the value."""
     return key if "." in key else key.removesuffix("_bytes").removesuffix("_s").replace("_", " ")
 

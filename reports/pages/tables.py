@@ -1,17 +1,11 @@
-"""The report's tables, as finished texts.
-
-All three outputs print these cells, none formats a number again: so they cannot disagree. A number that is not known is
-a dash, or `not recorded` where a cost is what the reader came for; it is never 0.
-"""
+"""The tables of what the load got, what that cost, and what failed: by mode, by phase, by code of failure."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from reports import run_folder
-from reports.analysis.summarise import Analysis
-from reports.pages.costliest import Family, families
+from reports.pages.table import NONE, Column, Columns, Row, Table, rounded, share, table_of, text_column, whole
 from reports.summary import (
     GENERATOR_LIMIT,
     HICCUP_LIMIT_US,
@@ -20,60 +14,18 @@ from reports.summary import (
     Latency,
     ModeSummary,
     PhaseSummary,
-    ProcessSummary,
     Ratio,
-    ServerSummary,
     SizeSummary,
     Summary,
     SweepFit,
-    TcpSummary,
     ThresholdResult,
 )
 from reports.texts import at_least, duration, percent, significant
 from server.failure_codes import failure_of
 
-MOST_EVENTS = 200
-NONE = "–"
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    title: str
-    unit: str = ""
-    numeric: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    cells: list[str]
-    kind: Literal["main", "part", "ratio", "bad"] = "main"
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    columns: list[Column]
-    rows: list[Row]
-    note: str = ""
-
-
-def _words(title: str, unit: str = "") -> Column:
-    return Column(title, unit, numeric=False)
-
-
-def _optional(value: float | None, scale: float = 1) -> str:
-    return NONE if value is None else significant(value / scale)
-
-
-def _whole(value: int | None) -> str:
-    return NONE if value is None else f"{value:,}"
-
-
-def _share(value: float | None) -> str:
-    return NONE if value is None else percent(value)
-
 
 def _failed(failures: dict[str, int]) -> str:
-    return _whole(sum(failures.values()))
+    return whole(sum(failures.values()))
 
 
 # --- long against short -----------------------------------------------------------------------------------------------
@@ -110,7 +62,7 @@ def mode_table(summary: Summary) -> Table:
 
 def _mode_columns(summary: Summary) -> list[Column]:
     return [
-        *(_words("Connections"), Column("Uploads", "/s"), Column("Data", "MB/s")),
+        *(text_column("Connections"), Column("Uploads", "/s"), Column("Data", "MB/s")),
         *(_RESPONSE_COLUMNS if summary.model == "open" else _TRANSACTION_COLUMNS),
         *(Column("CPU, all busy", "core-µs/upload"), Column("CPU, server", "core-µs/upload")),
         Column("Failed"),
@@ -154,7 +106,7 @@ def _mode_row(mode: ModeSummary) -> Row:
 
 
 def _size_rows(mode: ModeSummary) -> list[Row]:
-    """Without costs: CPU cannot be told apart by size."""
+    """The size classes of a mode, without costs: CPU cannot be told apart by size."""
     rows = []
     for size in mode.sizes:
         rates = [rate(mode, size.uploads_per_s), rate(mode, size.bytes_per_s / 1e6)]
@@ -164,7 +116,8 @@ def _size_rows(mode: ModeSummary) -> list[Row]:
 
 
 def _contrast_row(contrast: Contrast, latencies: int) -> Row:
-    """With the spread over the blocks. Data follow from the rate, and percentiles of mixed sizes there are none."""
+    """Ratios with their spread over the blocks. Data follow from the rate, and percentiles of mixed sizes there are
+    none."""
     rates, cost = (_ratio(ratio, contrast.blocks) for ratio in (contrast.uploads_per_s, contrast.busy_core_us))
     cells = [rates, "", *[""] * latencies, cost, "", ""]
     return Row([f"{contrast.one} ÷ {contrast.other}", *cells], "ratio")
@@ -178,7 +131,7 @@ def _ratio(ratio: Ratio | None, blocks: int) -> str:
 
 
 def _latencies(row: ModeSummary | SizeSummary) -> list[tuple[Latency, float | None]]:
-    """Those that are shown, in the order of the columns."""
+    """The latencies that are shown, and which of their values, in the order of the columns."""
     whole = row.transaction_us if row.response_us is None else row.response_us
     shown = [(whole, value) for value in (whole.p50, whole.p95, whole.p99, whole.max)]
     if row.response_us is not None:
@@ -196,15 +149,15 @@ def _bounded(latency: Latency, value: float | None) -> str:
 
 # --- costs ------------------------------------------------------------------------------------------------------------
 
-COST_COLUMNS = [
-    _words("Connections"),
-    Column("CPU, all busy", "core-µs/upload"),
-    Column("CPU, server", "core-µs/upload"),
-    Column("CPU, all busy", "core-s/GiB"),
-    Column("CPU, server", "core-s/GiB"),
-    Column("Workers, mean", "of a core each"),
-    Column("Top worker", "of a core"),
-    Column("Balance", "top ÷ mean"),
+COST_COLUMNS: Columns[ModeSummary] = [
+    (text_column("Connections"), lambda mode: mode.mode),
+    (Column("CPU, all busy", "core-µs/upload"), lambda mode: rounded(mode.busy_core_us_per_upload)),
+    (Column("CPU, server", "core-µs/upload"), lambda mode: rounded(mode.server_core_us_per_upload)),
+    (Column("CPU, all busy", "core-s/GiB"), lambda mode: rounded(mode.busy_core_s_per_gib)),
+    (Column("CPU, server", "core-s/GiB"), lambda mode: rounded(mode.server_core_s_per_gib)),
+    (Column("Workers, mean", "of a core each"), lambda mode: share(mode.mean_worker_share)),
+    (Column("Top worker", "of a core"), lambda mode: share(mode.busiest_worker_share)),
+    (Column("Balance", "top ÷ mean"), lambda mode: _balance(mode.busiest_worker_share, mode.mean_worker_share)),
 ]
 COST_NOTE = (
     "All busy: every core of this machine, minus idle and waiting for disk; server: as the kernel charged its "
@@ -214,26 +167,15 @@ COST_NOTE = (
 
 def cost_table(summary: Summary) -> Table:
     """What an upload costs, and how evenly the workers share it."""
-    rows = [Row(_cost_cells(mode)) for mode in summary.modes if mode.uploads]
-    return Table(COST_COLUMNS, rows, COST_NOTE if rows else "")
+    return table_of(COST_COLUMNS, [mode for mode in summary.modes if mode.uploads], COST_NOTE)
 
 
-def _cost_cells(mode: ModeSummary) -> list[str]:
-    busiest, mean = mode.busiest_worker_share, mode.mean_worker_share
-    return [
-        mode.mode,
-        _optional(mode.busy_core_us_per_upload),
-        _optional(mode.server_core_us_per_upload),
-        _optional(mode.busy_core_s_per_gib),
-        _optional(mode.server_core_s_per_gib),
-        _share(mean),
-        _share(busiest),
-        NONE if not busiest or not mean else significant(busiest / mean),
-    ]
+def _balance(busiest: float | None, mean: float | None) -> str:
+    return NONE if not busiest or not mean else significant(busiest / mean)
 
 
 SWEEP_COLUMNS = [
-    _words("What"),
+    text_column("What"),
     Column("A request", "µs"),
     Column("A connection", "µs"),
     Column("Explained", "of the scatter"),
@@ -246,7 +188,7 @@ def sweep_table(fit: SweepFit | None) -> Table:
         return Table(SWEEP_COLUMNS, [])
     named = (("transaction, mean", fit.transaction_us), ("CPU, all busy", fit.busy_core_us))
     rows = [
-        Row([name, significant(line.request), significant(line.connection), _share(line.r_squared)])
+        Row([name, significant(line.request), significant(line.connection), share(line.r_squared)])
         for name, line in named
         if line is not None
     ]
@@ -257,7 +199,7 @@ def sweep_table(fit: SweepFit | None) -> Table:
 
 # --- thresholds -------------------------------------------------------------------------------------------------------
 
-THRESHOLD_COLUMNS = [_words("Fails if"), _words("Result"), _words("Measured"), _words("Why")]
+THRESHOLD_COLUMNS = [text_column("Fails if"), text_column("Result"), text_column("Measured"), text_column("Why")]
 
 
 def threshold_table(results: Sequence[ThresholdResult]) -> Table:
@@ -271,17 +213,17 @@ def _threshold_row(result: ThresholdResult) -> Row:
 
 # --- the load ---------------------------------------------------------------------------------------------------------
 
-OFFERED_COLUMNS = [
-    _words("Phase"),
-    _words("Connections"),
-    Column("Offered", "/s"),
-    Column("Achieved", "/s"),
-    Column("Achieved", "of offered"),
-    Column("Late"),
-    Column("Unanswered"),
-    Column("Dropped"),
-    Column("Schedule lag", "p99, µs"),
-    Column("Pool wait", "p99, µs"),
+OFFERED_COLUMNS: Columns[PhaseSummary] = [
+    (text_column("Phase"), lambda phase: phase.name),
+    (text_column("Connections"), lambda phase: phase.mode),
+    (Column("Offered", "/s"), lambda phase: rounded(phase.offered_per_s)),
+    (Column("Achieved", "/s"), lambda phase: rounded(phase.acknowledged, phase.duration_s)),
+    (Column("Achieved", "of offered"), lambda phase: share(phase.achieved_share)),
+    (Column("Late"), lambda phase: whole(phase.late)),
+    (Column("Unanswered"), lambda phase: whole(phase.unanswered)),
+    (Column("Dropped"), lambda phase: whole(phase.dropped)),
+    (Column("Schedule lag", "p99, µs"), lambda phase: _p99(phase.schedule_lag_us)),
+    (Column("Pool wait", "p99, µs"), lambda phase: _p99(phase.pool_wait_us)),
 ]
 OFFERED_NOTE = (
     "Achieved: acknowledged before the phase was over; late: only after it. Dropped: due while the most uploads were "
@@ -293,37 +235,23 @@ OFFERED_NOTE = (
 def offered_table(summary: Summary) -> Table:
     """What was due and what became of it; no rows in the closed model, where nothing is due."""
     phases = [phase for phase in summary.phases if phase.measured and summary.model == "open"]
-    return Table(OFFERED_COLUMNS, [_offered_row(phase) for phase in phases], OFFERED_NOTE if phases else "")
-
-
-def _offered_row(phase: PhaseSummary) -> Row:
-    return Row(
-        [
-            phase.name,
-            phase.mode,
-            _optional(phase.offered_per_s),
-            significant(phase.acknowledged / phase.duration_s),
-            _share(phase.achieved_share),
-            _whole(phase.late),
-            _whole(phase.unanswered),
-            _whole(phase.dropped),
-            _p99(phase.schedule_lag_us),
-            _p99(phase.pool_wait_us),
-        ]
-    )
+    return table_of(OFFERED_COLUMNS, phases, OFFERED_NOTE)
 
 
 def _p99(latency: Latency | None) -> str:
-    return NONE if latency is None else _optional(latency.p99)
+    return NONE if latency is None else rounded(latency.p99)
 
 
-LOAD_COLUMNS = [
-    _words("Phase"),
-    Column("Top process", "of a core"),
-    Column("Kept waiting", "of the time"),
-    *(Column("Hiccups", f"{what}, µs") for what in ("p50", "p99", "max")),
-    Column("Steal", "of all cores"),
+LOAD_COLUMNS: Columns[PhaseSummary] = [
+    (text_column("Phase"), lambda phase: phase.name),
+    (Column("Top process", "of a core"), lambda phase: share(phase.generator_share)),
+    (Column("Kept waiting", "of the time"), lambda phase: share(phase.generator_run_delay_share)),
+    (Column("Hiccups", "p50, µs"), lambda phase: rounded(phase.hiccup_us.p50)),
+    (Column("Hiccups", "p99, µs"), lambda phase: rounded(phase.hiccup_us.p99)),
+    (Column("Hiccups", "max, µs"), lambda phase: rounded(phase.hiccup_us.max)),
+    (Column("Steal", "of all cores"), lambda phase: share(phase.steal_share)),
 ]
+SCHEDULE_LAG: Columns[PhaseSummary] = OFFERED_COLUMNS[-2:-1]  # of the open model only
 LOAD_NOTE = (
     "Top process: the load process that used most CPU, limit of the rates above "
     f"{percent(GENERATOR_LIMIT)}. Kept waiting: ready to run but without a CPU, of the process that waited most. "
@@ -335,74 +263,44 @@ LOAD_NOTE = (
 
 def load_table(summary: Summary) -> Table:
     """How the load generator itself fared; without rows when nothing was measured."""
-    is_open = summary.model == "open"
-    columns = [*LOAD_COLUMNS, Column("Schedule lag", "p99, µs")] if is_open else LOAD_COLUMNS
-    rows = [Row(_load_cells(phase, is_open)) for phase in summary.phases if phase.measured]
-    return Table(columns, rows, LOAD_NOTE if rows else "")
-
-
-def _load_cells(phase: PhaseSummary, is_open: bool) -> list[str]:
-    hiccups = phase.hiccup_us
-    return [
-        phase.name,
-        _share(phase.generator_share),
-        _share(phase.generator_run_delay_share),
-        *(_optional(value) for value in (hiccups.p50, hiccups.p99, hiccups.max)),
-        _share(phase.steal_share),
-        *([_p99(phase.schedule_lag_us)] if is_open else []),
-    ]
+    columns = [*LOAD_COLUMNS, *(SCHEDULE_LAG if summary.model == "open" else [])]
+    return table_of(columns, [phase for phase in summary.phases if phase.measured], LOAD_NOTE)
 
 
 # --- phases -----------------------------------------------------------------------------------------------------------
 
-PHASE_COLUMNS = [
-    _words("Phase"),
-    _words("Kind"),
-    _words("Connections"),
-    Column("From", "s"),
-    Column("Lasted", "s"),
-    Column("Uploads"),
-    Column("Uploads", "/s"),
-    Column("Opened", "connections"),
-    Column("Top worker", "of a core"),
-    Column("Top load", "of a core"),
-    Column("Failed"),
+PHASE_COLUMNS: Columns[PhaseSummary] = [
+    (text_column("Phase"), lambda phase: phase.name),
+    (text_column("Kind"), lambda phase: phase.kind),
+    (text_column("Connections"), lambda phase: phase.mode),
+    (Column("From", "s"), lambda phase: significant(phase.start_s)),
+    (Column("Lasted", "s"), lambda phase: significant(phase.duration_s)),
+    (Column("Uploads"), lambda phase: whole(phase.uploads)),
+    (
+        Column("Uploads", "/s"),
+        lambda phase: rounded(phase.acknowledged, phase.duration_s) if phase.long_enough else NONE,
+    ),
+    (Column("Opened", "connections"), lambda phase: whole(phase.connections)),
+    (Column("Top worker", "of a core"), lambda phase: share(phase.busiest_worker_share)),
+    (Column("Top load", "of a core"), lambda phase: share(phase.generator_share)),
+    (Column("Failed"), lambda phase: _failed(phase.failures)),
 ]
 
 
 def phase_table(phases: Sequence[PhaseSummary]) -> Table:
-    if not phases:
-        return Table(PHASE_COLUMNS, [], f"{run_folder.RUN} names no phase: the run ended before the first.")
-    return Table(PHASE_COLUMNS, [_phase_row(phase) for phase in phases])
-
-
-def _phase_row(phase: PhaseSummary) -> Row:
-    return Row(
-        [
-            phase.name,
-            phase.kind,
-            phase.mode,
-            significant(phase.start_s),
-            significant(phase.duration_s),
-            _whole(phase.uploads),
-            significant(phase.acknowledged / phase.duration_s) if phase.long_enough else NONE,
-            _whole(phase.connections),
-            _share(phase.busiest_worker_share),
-            _share(phase.generator_share),
-            _failed(phase.failures),
-        ]
-    )
+    found = table_of(PHASE_COLUMNS, phases)
+    return found if phases else replace(found, note=f"{run_folder.RUN} names no phase: the run ended before the first.")
 
 
 # --- failures ---------------------------------------------------------------------------------------------------------
 
 FAILURE_COLUMNS = [
-    _words("Connections"),
-    _words("Code"),
+    text_column("Connections"),
+    text_column("Code"),
     Column("Uploads"),
     Column("Share", "of all attempted"),
-    _words("Stored?"),
-    _words("What it means"),
+    text_column("Stored?"),
+    text_column("What it means"),
 ]
 FAILURE_NOTE = (
     "Stored: whether the file may be on the server nevertheless. An answer can be lost after the file was stored; a "
@@ -427,163 +325,4 @@ def _failure_rows(where: str, uploads: int, failures: Counter[str]) -> Iterator[
     attempts = uploads + failures.total()
     for code, number in failures.most_common():
         failure = failure_of(code)
-        yield Row([where, code, _whole(number), percent(number / attempts), failure.stored, failure.meaning])
-
-
-# --- processes --------------------------------------------------------------------------------------------------------
-
-PROCESS_COLUMNS = [
-    _words("Process"),
-    Column("pid"),
-    _words("Alive", "s"),
-    Column("CPU user", "s"),
-    Column("CPU system", "s"),
-    Column("Mean share", "of a core"),
-    Column("RSS, peak", "MiB"),
-    Column("USS, peak", "MiB"),
-    Column("Threads"),
-    Column("Open files"),
-    Column("Switches", "own"),
-    Column("Switches", "forced"),
-]
-
-
-PROCESS_NOTE = "CPU is from each process's birth on; the share is of the measured phases while it lived."
-
-
-def process_table(summary: Summary) -> Table:
-    """The costliest, and a row for all others of their kind."""
-    if not summary.processes:
-        note = f"No process was recorded: {run_folder.PROCESSES} is missing or empty."
-        return Table(PROCESS_COLUMNS, [], note)
-    found = families(summary.processes)
-    shown = sorted(index for family in found for index in family.shown)
-    rows = [_process_row(summary.processes[index]) for index in shown]
-    rows += [_rest_row(family, summary.processes) for family in found if family.rest]
-    return Table(PROCESS_COLUMNS, rows, _process_note(summary.server))
-
-
-def all_processes_table(summary: Summary) -> Table:
-    """Without rows where the other table has them all."""
-    if not any(family.rest for family in families(summary.processes)):
-        return Table(PROCESS_COLUMNS, [])
-    return Table(PROCESS_COLUMNS, [_process_row(process) for process in summary.processes])
-
-
-def _process_note(server: ServerSummary) -> str:
-    note = PROCESS_NOTE
-    if server.cpu_total_s is not None:
-        note = (
-            f"The server as a whole used {significant(server.cpu_total_s)} s of CPU since its birth, "
-            f"workers that ended included. {note}"
-        )
-    if server.uss_per_connection_bytes is not None:
-        note += f" Each connection took {significant(server.uss_per_connection_bytes / 1024)} KiB of its USS."
-    return note
-
-
-def _process_row(process: ProcessSummary) -> Row:
-    cells = [process.name, str(process.pid), _alive(process), *_process_cells([process])]
-    return Row(cells, "part" if process.ended else "main")
-
-
-def _rest_row(family: Family, processes: Sequence[ProcessSummary]) -> Row:
-    cells = _process_cells([processes[index] for index in family.rest])
-    return Row([f"{len(family.rest)} more {family.what}", "", "mean of each", *cells], "part")
-
-
-def _process_cells(processes: Sequence[ProcessSummary]) -> list[str]:
-    """What it used, or the mean of several."""
-    return [
-        _optional(_mean(process.cpu_user_s for process in processes)),
-        _optional(_mean(process.cpu_system_s for process in processes)),
-        _share(_mean(process.share for process in processes)),
-        _optional(_mean(process.rss_max_bytes for process in processes), 1 << 20),
-        _optional(_mean(process.uss_max_bytes for process in processes), 1 << 20),
-        _rounded(_mean(process.threads for process in processes)),
-        _rounded(_mean(process.fds for process in processes)),
-        _rounded(_mean(process.voluntary_switches for process in processes)),
-        _rounded(_mean(process.involuntary_switches for process in processes)),
-    ]
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
-
-
-def _rounded(value: float | None) -> str:
-    return _whole(None if value is None else round(value))
-
-
-def _alive(process: ProcessSummary) -> str:
-    start = "before" if process.started_s <= 0 else significant(process.started_s)
-    return f"{start} to {significant(process.last_seen_s)}, ended" if process.ended else f"{start} to end"
-
-
-# --- TCP --------------------------------------------------------------------------------------------------------------
-
-TCP_COLUMNS = [_words("TCP"), Column("Number"), _words("What it means")]
-TCP_NOTE = (
-    "As the kernel counted. Queue and states are of the server's port, looked at once a tick; all else is of the whole "
-    "machine during the run, whoever caused it."
-)
-_COUNTERS = {
-    "PassiveOpens": "connections accepted",
-    "ActiveOpens": "connections opened",
-    "ListenDrops": "connections that any listening socket had no room for",
-    "ListenOverflows": "of those, because the accept queue was full",
-    "TCPSynRetrans": "connection attempts sent again, after 1, 3, 7 s",
-    "AttemptFails": "connection attempts that were refused or given up",
-    "RetransSegs": "segments sent again",
-    "TCPTimeouts": "times that an answer did not come in time",
-    "EstabResets": "connections that ended by a reset",
-    "OutRsts": "resets sent",
-    "TCPAbortOnData": "connections closed with data unread, which their client sees as a reset",
-    "TCPBacklogDrop": "segments dropped because a socket's owner was too slow",
-    "TCPRcvQDrop": "segments dropped because a receive queue was full",
-    "PruneCalled": "times that a receive buffer was full",
-    "TCPReqQFullDrop": "connection attempts dropped because too many were under way",
-    "TCPAbortOnMemory": "connections ended for lack of memory",
-    "TCPTimeWaitOverflow": "connections that found no place in TIME_WAIT",
-}
-_ALWAYS_TOLD = ("PassiveOpens", "ActiveOpens", "ListenDrops", "RetransSegs")
-
-
-def tcp_table(tcp: TcpSummary | None) -> Table:
-    """Counters that did not move are left out, but for those that a reader looks for."""
-    if tcp is None:
-        return Table(TCP_COLUMNS, [], f"Nothing is known: {run_folder.HOST} has fewer than two ticks.")
-    rows = []
-    if tcp.queue_waiting is not None:
-        is_full = bool(tcp.queue_limit) and tcp.queue_waiting >= (tcp.queue_limit or 0)
-        most = f"most connections that waited in an accept queue, of {_whole(tcp.queue_limit)} that may"
-        rows.append(Row(["accept queue", _whole(tcp.queue_waiting), most], "bad" if is_full else "main"))
-    if tcp.dropped is not None:
-        lost = "connections that the server's sockets had no room for; each costs its client a second or more"
-        rows.append(Row(["dropped", _whole(tcp.dropped), lost], "bad" if tcp.dropped else "main"))
-    rows += [Row([state, _whole(number), "most connections in this state"]) for state, number in tcp.states.items()]
-    rows.append(Row(["TIME_WAIT", _whole(tcp.time_wait), "most sockets of the machine in this state"]))
-    for name, meaning in _COUNTERS.items():
-        number = tcp.counters.get(name, 0)
-        if number or (name in _ALWAYS_TOLD and name in tcp.counters):
-            rows.append(Row([name, _whole(number), meaning]))
-    for interface, sent in tcp.sent_bytes.items():
-        if not sent:
-            continue
-        rows.append(Row([interface, significant(sent / 1e6), "MB sent over this interface"]))
-    return Table(TCP_COLUMNS, rows, TCP_NOTE)
-
-
-# --- events -----------------------------------------------------------------------------------------------------------
-
-EVENT_COLUMNS = [Column("At", "s"), _words("Source"), _words("Kind"), _words("What happened")]
-
-
-def event_table(analysis: Analysis) -> Table:
-    if not analysis.events:
-        return Table(EVENT_COLUMNS, [], f"No event: {run_folder.EVENTS} is missing or empty.")
-    shown = analysis.events[:MOST_EVENTS]
-    rows = [Row([f"{analysis.seconds(event):,.2f}", event.source, event.kind, event.text]) for event in shown]
-    more = len(analysis.events) - len(shown)
-    return Table(EVENT_COLUMNS, rows, f"{more:,} more are in {run_folder.EVENTS}." if more else "")
+        yield Row([where, code, whole(number), percent(number / attempts), failure.stored, failure.meaning])

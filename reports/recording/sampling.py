@@ -7,11 +7,11 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 import psutil
 
-from reports.environment import ranges
 from reports.recording import kernel_tcp
 from reports.recording.census import Member
 from reports.run_delay import run_delay_ns
 from reports.run_folder import CoreTimes, HostTick, NetworkBytes, ProcessSample, SlotCounters
+from reports.texts import ranges
 from server.scoreboard import SlotView
 
 T = TypeVar("T")

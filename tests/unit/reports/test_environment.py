@@ -20,15 +20,6 @@ def test_fingerprint_is_flat_and_names_the_machine():
 
 
 @pytest.mark.parametrize(
-    ("numbers", "text"),
-    [([], ""), ([3], "3"), ([0, 1], "0-1"), ([8, 0, 1, 2, 3], "0-3,8"), ([0, 2, 4], "0,2,4"), ([5, 5, 6], "5-6")],
-)
-def test_ranges(numbers, text):
-    assert environment.ranges(numbers) == text
-    assert environment.numbers(text) == set(numbers)
-
-
-@pytest.mark.parametrize(
     ("text", "model"),
     [
         ("processor\t: 0\nmodel\t\t: 85\nmodel name\t: Xeon (R)  @ 2\ncpu MHz\t: 2500\n", "Xeon (R)  @ 2"),

@@ -147,7 +147,7 @@ class FillingDisk:
     def __init__(self, monkeypatch, room):
         self.room = room
         self._write = os.write
-        monkeypatch.setattr(run_folder.os, "write", self.write)
+        monkeypatch.setattr(os, "write", self.write)
 
     def write(self, fd, data):
         if not self.room:
@@ -159,7 +159,7 @@ class FillingDisk:
 
 def test_a_line_of_which_a_part_was_written_is_written_on(tmp_path, monkeypatch):
     write = os.write
-    monkeypatch.setattr(run_folder.os, "write", lambda fd, data: write(fd, data[:7]))
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:7]))
     append(tmp_path / run_folder.EVENTS, event(1), event(2))
     assert list(run_folder.read_events(tmp_path)) == [event(1), event(2)]
 

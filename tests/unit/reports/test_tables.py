@@ -1,6 +1,7 @@
 """The cells of the tables that people look through: failures, and processes when they are many."""
 
-from reports.pages.tables import all_processes_table, failure_table, process_table
+from reports.pages.recorded_tables import all_processes_table, process_table
+from reports.pages.tables import failure_table
 from tests.unit.reports.run_folders import summarise
 
 

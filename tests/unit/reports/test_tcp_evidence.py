@@ -4,7 +4,7 @@ import msgspec
 
 from reports import run_folder
 from reports.analysis.summarise import analyse
-from reports.pages.tables import tcp_table
+from reports.pages.recorded_tables import tcp_table
 from reports.run_folder import AcceptQueue, NetworkBytes
 from tests.unit.reports import run_folders
 from tests.unit.reports.run_folders import rewrite, summarise

@@ -2,7 +2,7 @@
 
 import pytest
 
-from reports.texts import duration, markdown, plain, significant
+from reports.texts import cores_of, duration, markdown, plain, ranges, significant
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,12 @@ def test_no_control_character_comes_through():
 
 def test_nothing_means_anything_in_markdown():
     assert markdown("a|b *c* <d>\n# [e](f)") == r"a\|b \*c\* \<d\> \# \[e\](f)"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [([], ""), ([3], "3"), ([0, 1], "0-1"), ([8, 0, 1, 2, 3], "0-3,8"), ([0, 2, 4], "0,2,4"), ([5, 5, 6], "5-6")],
+)
+def test_ranges(numbers, text):
+    assert ranges(numbers) == text
+    assert cores_of(text) == set(numbers)

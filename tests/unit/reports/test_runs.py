@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from reports.comparison.pairing import pairs
+from reports.comparison.runs import pairs
 
 
 def paired(order, baseline="A", candidate="B"):

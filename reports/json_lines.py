@@ -1,0 +1,63 @@
+"""Files that survive a kill at any moment: JSON lines that are appended, and whole files that are replaced. A leaf.
+
+A line is appended with one write(), so that at most the last one is torn. Readers skip what is torn. A file that is
+replaced is written beside its place and moved there.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+# What msgspec raises for bytes that are no value: the second for bad UTF-8 within a string, the third for what is
+# nested a thousand deep.
+UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+class Appender:
+    """Appends lines to one file."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._torn = False
+
+    def append(self, line: msgspec.Struct) -> None:
+        """OSError when not all of it could be written. What is left of it then costs no other line: the next one begins
+        with a line end, and an empty line is none."""
+        rest = (b"\n" if self._torn else b"") + msgspec.json.encode(line) + b"\n"
+        self._torn = True
+        while rest:  # a disk that is filling up takes a part
+            rest = rest[os.write(self._fd, rest) :]
+        self._torn = False
+
+    def is_removed(self) -> bool:
+        return os.fstat(self._fd).st_nlink == 0
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def decoded(lines: Iterable[bytes], decoder: "msgspec.json.Decoder[T]") -> Iterator[T]:
+    """Each line that can be read. A torn one is skipped: a kill leaves one at the end, and a writer that was restarted
+    after a kill goes on behind it."""
+    for line in lines:
+        try:
+            yield decoder.decode(line)
+        except UNDECODABLE:
+            continue
+
+
+def write_whole(path: Path, value: Any) -> None:
+    """Replace a JSON file, see `replace`."""
+    replace(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Replace a file atomically; readers see the old or the new one."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_bytes(content)
+    temporary.rename(path)
