@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from geventhttpclient._parser import HTTPParseError, HTTPResponseParser
 
-from loadtest.wire import Answer, Target, WireError
+from loadtest.wire_interface import Answer, Target, WireError
 
 
 class _Response(HTTPResponseParser):

@@ -1,4 +1,4 @@
-"""Which wires there are: the framed upload protocol, HTTP PUT, or one of your own (`wire.py` says how to write it).
+"""Which wires there are: the framed upload protocol, HTTP PUT, or one of your own, see `wire_interface.py`.
 
 Without `--wire` the host's scheme decides: `tcp://`, `tls://` and `unix://` are the framed upload protocol, `http://`
 is PUT. Here is also how hosts are written. Wires of your own import what they need from here.
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from urllib.parse import urlsplit
 
-from loadtest.wire import Answer, Target, Wire, WireError, WireFactory
+from loadtest.wire_interface import Answer, Target, Wire, WireError, WireFactory
 from server.protocol import ClientConnection, RemoteProtocolError, UploadHeader
 from server.units import MAX_UNIX_PATH_BYTES
 
