@@ -4,6 +4,7 @@ import os
 import signal
 
 import pytest
+from in_process import called
 from loads import (
     LOADTEST,
     acked,
@@ -18,6 +19,7 @@ from loads import (
 from servers import eventually, free_port, running
 
 from loadtest import credentials
+from loadtest.__main__ import cli
 from loadtest.options import FIELDS
 from reports import run_folder
 
@@ -205,7 +207,7 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path):
 )
 def test_wrong_options(tmp_path, options, said):
     (tmp_path / "empty").mkdir()
-    assert_refused(tmp_path, [*RUN, *options], said)
+    assert_refused(tmp_path, options, said)
 
 
 @pytest.mark.parametrize(
@@ -224,12 +226,13 @@ def test_wrong_options(tmp_path, options, said):
 def test_hosts_that_cannot_be_loaded(tmp_path, options, said):
     closed = free_port()
     options = [option.format(closed=closed) for option in options]
-    assert_refused(tmp_path, [*LOADTEST, "run", *options], said.format(closed=closed))
+    assert_refused(tmp_path, options, said.format(closed=closed))
 
 
-def assert_refused(tmp_path, command, said):
-    code, everything = run(tmp_path, *command)
-    assert code == 2
+def assert_refused(tmp_path, options, said):
+    done = called(cli, tmp_path, "run", *options)
+    everything = done.stdout + done.stderr
+    assert done.returncode == 2
     [line] = [line for line in everything.splitlines() if line.startswith("Error: ")]
     assert said in line
     assert everything.splitlines()[-1] == line
