@@ -14,6 +14,7 @@ Only where pairs are so few that ranks could not tell anything, Student's t deci
 signed-rank test can give is 2 ÷ 2^6 = 0.031, which no correction for several metrics lets pass.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,6 +75,7 @@ def _signed_rank_p(logs: NDArray[np.float64]) -> float:
     return min(1.0, 2 * float(_signed_rank_cdf(len(told))[math.ceil(smaller)]))
 
 
+@functools.cache
 def _signed_rank_cdf(pairs: int) -> NDArray[np.float64]:
     """Of the sum of the ranks of what is above 0, from 0 on, where each is so with a chance of one half."""
     ways = np.ones(1)

@@ -48,10 +48,13 @@ def test_to_the_end(tmp_path):
     assert set(pids_by_role(folder)) == roles
 
 
-def test_all_options_reach_the_load(tmp_path):
-    """Each has to pass from this command line to Locust's, which has its own way with switches and repetitions."""
-    (tmp_path / "files").mkdir()
-    (tmp_path / "files" / "one").write_bytes(b"data")
+@pytest.fixture(scope="module")
+def with_all_options(tmp_path_factory):
+    """(its command, the options that were given, its arguments) of a run that has ended."""
+    cwd = tmp_path_factory.mktemp("run")
+    (cwd / "files").mkdir()
+    (cwd / "files" / "one").write_bytes(b"data")
+    (cwd / "disk").mkdir()
     given = {
         "plan": "short",
         "uploads_per_connection": "2",
@@ -77,28 +80,32 @@ def test_all_options_reach_the_load(tmp_path):
     options = [f"--{field.replace('_', '-')}={value}" for field, value in given.items()]
     options += ["--compressible", "--no-verify-digest", "--fail-if", "failures > 50%", "--fail-if", "uploads/s < 1"]
     given |= {"compressible": True, "verify_digest": False, "fail_if": "failures > 50%; uploads/s < 1"}
+    arguments = ["--workers", "1", "--store", "disk", *options]
+    with started(cwd, *LOADTEST, "run", *arguments) as job:
+        assert job.ends_well(), job.said()
+    return job, given, arguments
+
+
+def test_all_options_reach_the_load(with_all_options):
+    """Each has to pass from this command line to Locust's, which has its own way with switches and repetitions."""
+    job, given, arguments = with_all_options
     secret = dict.fromkeys(credentials.FIELDS, "")  # for another host: test_secure_hosts.py
     assert set(given | secret) == set(FIELDS)
-    with started(tmp_path, *LOADTEST, "run", "--workers", "1", *options) as job:
-        assert job.ends_well(), job.said()
     [folder] = job.runs()
     info = assert_complete(folder)
     assert info.load_options == given | secret
     assert (info.model, info.users, info.thresholds) == ("open", 0, ["failures > 50%", "uploads/s < 1"])
-    assert info.command == ["python", "-m", "loadtest", "run", "--workers", "1", *options]  # to repeat the run
+    assert info.command == ["python", "-m", "loadtest", "run", *arguments]  # to repeat the run
     assert {phase.uploads_per_connection for phase in info.phases if phase.kind == "measure"} == {2}
 
 
-def test_a_store_of_ones_own(tmp_path):
+def test_a_store_of_ones_own(with_all_options):
     """In a folder of the run's own below it, which is gone afterwards."""
-    (tmp_path / "disk").mkdir()
-    options = ["--plan", "long", "--phase-seconds", "1", "--warm-up", "0", "--payloads", "4KiB", "--store", "disk"]
-    with started(tmp_path, *RUN, *options) as job:
-        assert job.ends_well(), job.said()
+    job, _, _ = with_all_options
     [folder] = job.runs()
     store = assert_complete(folder).server.options["store"]
-    assert (tmp_path / store).parent == tmp_path / "disk"
-    assert list((tmp_path / "disk").iterdir()) == []
+    assert (job.cwd / store).parent == job.cwd / "disk"
+    assert list((job.cwd / "disk").iterdir()) == []
 
 
 # ── exit codes ────────────────────────────────────────────────────────────────────────────────────────────────────

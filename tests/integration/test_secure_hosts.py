@@ -15,6 +15,7 @@ from in_process import called
 from loads import LOADTEST, acked, assert_complete, events, failures, started
 from secure import Certificates, Store, over_tls
 from servers import DEADLINE_S, ROOT, free_port, running
+from slow import first_of
 
 from loadtest import link
 from loadtest.__main__ import cli
@@ -144,7 +145,8 @@ def test_mistakes(tmp_path, command, options, said):
 # ── runs ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_locust(tmp_path, issued, token_file):
+@pytest.mark.parametrize("names", first_of([["tls", "unix"], ["open"]]), ids="-".join)
+def test_locust(tmp_path, issued, token_file, names):
     """In both models, over TLS and over a unix socket; what the kernel does not tell of one is not in its run."""
     stores = {name: Store(token=TOKEN) for name in ("tls", "unix", "open")}
     token = ["--token-file", token_file]
@@ -159,7 +161,7 @@ def test_locust(tmp_path, issued, token_file):
             "open": load(tls(opened), *SHORT, *token, "--ca", issued.ca, "--arrival-rate", 50),
             "unix": load(unix, *SHORT, *token, *users(3), "--wait", "10ms"),
         }
-        jobs = dict(zip(commands, together(tmp_path, commands), strict=True))
+        jobs = dict(zip(names, together(tmp_path, {name: commands[name] for name in names}), strict=True))
     for name, job in jobs.items():
         assert job.ends_well(), job.said()
         [folder] = job.runs()
