@@ -9,4 +9,5 @@ import pytest
 def first_of(values: Iterable[Any]) -> list[Any]:
     """For `parametrize`: all but the first are slow."""
     first, *others = values
-    return [first, *(pytest.param(value, marks=pytest.mark.slow) for value in others)]
+    tuples = (value if isinstance(value, tuple) else (value,) for value in others)
+    return [first, *(pytest.param(*each, marks=pytest.mark.slow) for each in tuples)]

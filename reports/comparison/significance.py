@@ -14,13 +14,14 @@ Only where pairs are so few that ranks could not tell anything, Student's t deci
 signed-rank test can give is 2 ÷ 2^6 = 0.031, which no correction for several metrics lets pass.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # .stats when it is first used: a second that no mistake in the options has to wait for
 from numpy.typing import NDArray
-from scipy import stats
 
 CONFIDENCE = 0.95
 RANKS_FROM_PAIRS = 8  # the smallest p of a signed-rank test is then 2 ÷ 2^8 = 0.008
@@ -44,7 +45,7 @@ def paired_change(pairs: Sequence[tuple[float, float]]) -> Change:
     if np.ptp(logs) == 0:
         return _without_scatter(float(logs[0]))
     if len(logs) < RANKS_FROM_PAIRS:
-        return _by_t(float(np.mean(logs)), stats.ttest_1samp(logs, 0.0))
+        return _by_t(float(np.mean(logs)), scipy.stats.ttest_1samp(logs, 0.0))
     first, second = np.triu_indices(len(logs))
     means = np.sort((logs[first] + logs[second]) / 2)
     cut = int(np.count_nonzero(_signed_rank_cdf(len(logs)) <= (1 - CONFIDENCE) / 2))
@@ -57,23 +58,24 @@ def independent_change(baseline: Sequence[float], candidate: Sequence[float]) ->
     if np.ptp(before) == np.ptp(after) == 0:
         return _without_scatter(float(after[0] - before[0]))
     if min(len(before), len(after)) < RANKS_FROM_RUNS:
-        test = stats.ttest_ind(after, before, equal_var=False)
+        test = scipy.stats.ttest_ind(after, before, equal_var=False)
         return _by_t(float(np.mean(after) - np.mean(before)), test)
     differences = np.sort(np.subtract.outer(after, before).ravel())
     pairs, all_runs = len(differences), len(before) + len(after)
     deviation = math.sqrt(pairs * (all_runs + 1) / 12)  # of the rank sum, which is near enough to normal
-    cut = max(1, int(pairs / 2 - float(stats.norm.ppf((1 + CONFIDENCE) / 2)) * deviation))
-    return _by_ranks(differences, cut, float(stats.mannwhitneyu(after, before).pvalue))
+    cut = max(1, int(pairs / 2 - float(scipy.stats.norm.ppf((1 + CONFIDENCE) / 2)) * deviation))
+    return _by_ranks(differences, cut, float(scipy.stats.mannwhitneyu(after, before).pvalue))
 
 
 def _signed_rank_p(logs: NDArray[np.float64]) -> float:
     """Two-sided and exact. Pairs without a difference say nothing; ties share their ranks, rounded to the safe side."""
     told = logs[logs != 0]
-    ranks = stats.rankdata(np.abs(told))
+    ranks = scipy.stats.rankdata(np.abs(told))
     smaller = min(ranks[told > 0].sum(), ranks[told < 0].sum())
     return min(1.0, 2 * float(_signed_rank_cdf(len(told))[math.ceil(smaller)]))
 
 
+@functools.cache
 def _signed_rank_cdf(pairs: int) -> NDArray[np.float64]:
     """The distribution of the sum of the ranks of what is above 0, where each is so with a chance of one half: the
     probability that it is at most 0, 1, 2 ..."""
@@ -89,7 +91,7 @@ def _by_ranks(ordered: NDArray[np.float64], cut: int, p: float) -> Change:
     return Change(math.exp(float(np.median(ordered))), math.exp(ends[0]), math.exp(ends[1]), p)
 
 
-def _by_t(log_ratio: float, test: "stats._stats_py.TtestResult") -> Change:
+def _by_t(log_ratio: float, test: "scipy.stats._stats_py.TtestResult") -> Change:
     interval = test.confidence_interval(CONFIDENCE)
     return Change(math.exp(log_ratio), math.exp(interval.low), math.exp(interval.high), float(test.pvalue))
 
@@ -115,7 +117,7 @@ def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
     """The confidence interval of the median by order statistics, which assumes nothing of the distribution: at least
     95 %. None for fewer than 6 values, which have none."""
     ordered = sorted(values)
-    rank = int(stats.binom.ppf((1 - CONFIDENCE) / 2, len(ordered), 0.5))  # 0: even the whole range covers less
+    rank = int(scipy.stats.binom.ppf((1 - CONFIDENCE) / 2, len(ordered), 0.5))  # 0: even the whole range covers less
     return (ordered[rank - 1], ordered[-rank]) if rank else None
 
 

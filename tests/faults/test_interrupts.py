@@ -67,8 +67,8 @@ def after_the_report(job):
     return has(job, run_folder.REPORT_HTML)
 
 
-BEFORE = [in_a_measure_phase, while_python_imports, before_the_server_listens, while_locust_starts, in_the_ramp_up]
 AT_THE_END = [in_the_drain, while_the_report_is_built, after_the_report]
+MOMENTS = [while_python_imports, before_the_server_listens, while_locust_starts, in_the_ramp_up, *AT_THE_END]
 
 
 def maps(pid, package):
@@ -103,11 +103,15 @@ def assert_folder(job):
         assert list(folder.glob(".*")) == []  # what was to be put in place whole
 
 
-@pytest.mark.parametrize("moment", first_of(BEFORE + AT_THE_END), ids=lambda moment: moment.__name__)
-def test_a_run_is_ended(tmp_path, moment):
+@pytest.mark.parametrize(
+    ("moment", "ways"),
+    first_of([(in_a_measure_phase, WAYS[:1]), (in_a_measure_phase, WAYS[1:]), *((m, WAYS) for m in MOMENTS)]),
+    ids=["in_a_measure_phase", "in_a_measure_phase-otherwise", *(moment.__name__ for moment in MOMENTS)],
+)
+def test_a_run_is_ended(tmp_path, moment, ways):
     command = [*RUN, *(SHORT if moment in AT_THE_END else LONG)]
     with ExitStack() as stack:
-        runs = [(*stack.enter_context(at_a_terminal(tmp_path / way.__name__, *command)), way) for way in WAYS]
+        runs = [(*stack.enter_context(at_a_terminal(tmp_path / way.__name__, *command)), way) for way in ways]
         over = end_each_when(runs, [moment] * len(runs))
         for job, terminal, _ in runs:
             code = exit_code(job, terminal)

@@ -4,9 +4,11 @@ import json
 import signal
 
 import pytest
-from loads import LOADTEST, is_too_busy, run, started
+from in_process import called
+from loads import LOADTEST, is_too_busy, started
 from servers import eventually
 
+from loadtest.__main__ import cli
 from reports import run_folder
 
 COMPARE = [*LOADTEST, "compare"]
@@ -66,7 +68,7 @@ def test_stopped_in_between_it_compares_what_there_is(tmp_path):
     ],
 )
 def test_what_is_wrong_is_said_before_anything_runs(tmp_path, options, said):
-    code, output = run(tmp_path, *COMPARE, *options)
-    assert code == 2
-    assert said in output
+    done = called(cli, tmp_path, "compare", *options)
+    assert done.returncode == 2
+    assert said in done.stdout + done.stderr
     assert not (tmp_path / "reports").exists()

@@ -4,6 +4,7 @@ import os
 import signal
 
 import pytest
+from in_process import called
 from loads import (
     LOADTEST,
     acked,
@@ -18,6 +19,7 @@ from loads import (
 from servers import eventually, free_port, running
 
 from loadtest import credentials
+from loadtest.__main__ import cli
 from loadtest.options import FIELDS
 from reports import run_folder
 
@@ -46,10 +48,13 @@ def test_to_the_end(tmp_path):
     assert set(pids_by_role(folder)) == roles
 
 
-def test_all_options_reach_the_load(tmp_path):
-    """Each has to pass from this command line to Locust's, which has its own way with switches and repetitions."""
-    (tmp_path / "files").mkdir()
-    (tmp_path / "files" / "one").write_bytes(b"data")
+@pytest.fixture(scope="module")
+def with_all_options(tmp_path_factory):
+    """(its command, the options that were given, its arguments) of a run that has ended."""
+    cwd = tmp_path_factory.mktemp("run")
+    (cwd / "files").mkdir()
+    (cwd / "files" / "one").write_bytes(b"data")
+    (cwd / "disk").mkdir()
     given = {
         "plan": "short",
         "uploads_per_connection": "2",
@@ -75,28 +80,32 @@ def test_all_options_reach_the_load(tmp_path):
     options = [f"--{field.replace('_', '-')}={value}" for field, value in given.items()]
     options += ["--compressible", "--no-verify-digest", "--fail-if", "failures > 50%", "--fail-if", "uploads/s < 1"]
     given |= {"compressible": True, "verify_digest": False, "fail_if": "failures > 50%; uploads/s < 1"}
+    arguments = ["--workers", "1", "--store", "disk", *options]
+    with started(cwd, *LOADTEST, "run", *arguments) as job:
+        assert job.ends_well(), job.said()
+    return job, given, arguments
+
+
+def test_all_options_reach_the_load(with_all_options):
+    """Each has to pass from this command line to Locust's, which has its own way with switches and repetitions."""
+    job, given, arguments = with_all_options
     secret = dict.fromkeys(credentials.FIELDS, "")  # for another host: test_secure_hosts.py
     assert set(given | secret) == set(FIELDS)
-    with started(tmp_path, *LOADTEST, "run", "--workers", "1", *options) as job:
-        assert job.ends_well(), job.said()
     [folder] = job.runs()
     info = assert_complete(folder)
     assert info.load_options == given | secret
     assert (info.model, info.users, info.thresholds) == ("open", 0, ["failures > 50%", "uploads/s < 1"])
-    assert info.command == ["python", "-m", "loadtest", "run", "--workers", "1", *options]  # to repeat the run
+    assert info.command == ["python", "-m", "loadtest", "run", *arguments]  # to repeat the run
     assert {phase.uploads_per_connection for phase in info.phases if phase.kind == "measure"} == {2}
 
 
-def test_a_store_of_ones_own(tmp_path):
+def test_a_store_of_ones_own(with_all_options):
     """In a folder of the run's own below it, which is gone afterwards."""
-    (tmp_path / "disk").mkdir()
-    options = ["--plan", "long", "--phase-seconds", "1", "--warm-up", "0", "--payloads", "4KiB", "--store", "disk"]
-    with started(tmp_path, *RUN, *options) as job:
-        assert job.ends_well(), job.said()
+    job, _, _ = with_all_options
     [folder] = job.runs()
     store = assert_complete(folder).server.options["store"]
-    assert (tmp_path / store).parent == tmp_path / "disk"
-    assert list((tmp_path / "disk").iterdir()) == []
+    assert (job.cwd / store).parent == job.cwd / "disk"
+    assert list((job.cwd / "disk").iterdir()) == []
 
 
 # ── exit codes ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -205,7 +214,7 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path):
 )
 def test_wrong_options(tmp_path, options, said):
     (tmp_path / "empty").mkdir()
-    assert_refused(tmp_path, [*RUN, *options], said)
+    assert_refused(tmp_path, options, said)
 
 
 @pytest.mark.parametrize(
@@ -224,12 +233,13 @@ def test_wrong_options(tmp_path, options, said):
 def test_hosts_that_cannot_be_loaded(tmp_path, options, said):
     closed = free_port()
     options = [option.format(closed=closed) for option in options]
-    assert_refused(tmp_path, [*LOADTEST, "run", *options], said.format(closed=closed))
+    assert_refused(tmp_path, options, said.format(closed=closed))
 
 
-def assert_refused(tmp_path, command, said):
-    code, everything = run(tmp_path, *command)
-    assert code == 2
+def assert_refused(tmp_path, options, said):
+    done = called(cli, tmp_path, "run", *options)
+    everything = done.stdout + done.stderr
+    assert done.returncode == 2
     [line] = [line for line in everything.splitlines() if line.startswith("Error: ")]
     assert said in line
     assert everything.splitlines()[-1] == line

@@ -17,13 +17,15 @@ from headless import (
     serving,
     spread,
     summary,
-    together,
     users,
 )
+from in_process import called
 from loads import LOADTEST, LOCUST, USERS_PY, acked, assert_complete, events, failures, run, seconds, started
 from servers import ROOT, eventually, running
+from slow import first_of
 
 from loadtest import arrivals, payloads
+from loadtest.__main__ import cli
 from reports import run_folder
 
 # ── what was due ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -53,58 +55,49 @@ def test_every_arrival_is_acknowledged(tmp_path):
             assert histogram(folder, phase.name, duration).get_total_count() == 0
 
 
-def test_profiles(tmp_path):
-    rates = {"poisson": "200", "ramp": "50-300", "step": "50,200"}
+@pytest.mark.parametrize(("kind", "rate"), first_of([("poisson", "200"), ("ramp", "50-300"), ("step", "50,200")]))
+def test_profiles(kind, rate, tmp_path):
     with running(workers=2) as server:
         options = ["--plan", "long", "--warm-up", "300ms", "--seed", 3, "--no-report", "--arrival-profile"]
-        commands = {kind: load(host_of(server), *options, kind, "--arrival-rate", rates[kind]) for kind in rates}
-        jobs = together(tmp_path, commands)
-    for job, (kind, rate) in zip(jobs, rates.items(), strict=True):
-        assert job.wait() == 0, job.said()
-        [folder] = job.runs()
-        profile = arrivals.parse_profile(kind, rate)
-        expected = {
-            "warm-up": arrivals.offered(arrivals.warm_up(profile), 0.3, 3, 0.3),
-            "long-1": arrivals.offered(profile, 1.0, 3, 1.0),
-        }
-        offered = {phase.name: phase.offered for phase in run_folder.read_run(folder).phases}
-        assert offered == {"ramp-up": 0, **expected, "drain": 0}
-        assert {phase: acked(folder, phase) for phase in expected} == expected
+        with started(tmp_path, *load(host_of(server), *options, kind, "--arrival-rate", rate)) as job:
+            assert job.wait() == 0, job.said()
+    [folder] = job.runs()
+    profile = arrivals.parse_profile(kind, rate)
+    expected = {
+        "warm-up": arrivals.offered(arrivals.warm_up(profile), 0.3, 3, 0.3),
+        "long-1": arrivals.offered(profile, 1.0, 3, 1.0),
+    }
+    offered = {phase.name: phase.offered for phase in run_folder.read_run(folder).phases}
+    assert offered == {"ramp-up": 0, **expected, "drain": 0}
+    assert {phase: acked(folder, phase) for phase in expected} == expected
 
 
-def test_a_seed_is_a_run(tmp_path):
+@pytest.mark.parametrize("load_processes", first_of([2, 1, 1]), ids=["two", "one", "one more"])
+def test_a_seed_is_a_run(load_processes, tmp_path):
     """However many load processes send it: the same files, under the same names, as often."""
     mix = "1KiB:2,4KiB:1,20KiB:1"
     options = ["--arrival-profile", "poisson", "--arrival-rate", 150, "--uploads-per-connection", "0,1", "--seed", 11]
     options += ["--payloads", mix, "--no-report"]
-    seen = [Counter(), Counter(), Counter()]
+    seen = Counter()
 
-    def note_in(counter):
-        def serve(sock):
-            while answer(sock, lambda *upload: counter.update([upload])):
-                pass
-
-        return serve
+    def serve(sock):
+        while answer(sock, lambda *upload: seen.update([upload])):
+            pass
 
     with ExitStack() as stack:
-        hosts = [stack.enter_context(serving(note_in(counter))) for counter in seen]
-        ones = [tmp_path / "one", tmp_path / "another"]
-        for folder in ones:
-            folder.mkdir()
-        jobs = [
-            stack.enter_context(started(folder, *load(host, *options)))
-            for folder, host in zip(ones, hosts, strict=False)
-        ]
-        master, others = stack.enter_context(spread(tmp_path / "spread", hosts[2], 2, *options))
-        assert [job.wait() for job in (*jobs, master, *others)] == [0] * 5, master.said()
+        host, others = stack.enter_context(serving(serve)), []
+        if load_processes == 1:
+            job = stack.enter_context(started(tmp_path, *load(host, *options)))
+        else:
+            job, others = stack.enter_context(spread(tmp_path, host, load_processes, *options))
+        assert {one.wait() for one in (job, *others)} == {0}, job.said()
 
     chosen = payloads.generated(payloads.parse_mix(mix), 11, with_digests=False)
     due = arrivals.offered(arrivals.parse_profile("poisson", "150"), 1.0, 11, 1.0)
     expected = Counter((name, payload.size_bytes) for payload, name in map(chosen.pick_arrival, range(due)))
-    assert seen == [expected + expected] * 3  # one for each of the two phases
-    for job in (*jobs, master):
-        [folder] = job.runs()
-        assert [(phase.offered, acked(folder, phase.name)) for phase in measured(folder)] == [(due, due)] * 2
+    assert seen == expected + expected  # one for each of the two phases
+    [folder] = job.runs()
+    assert [(phase.offered, acked(folder, phase.name)) for phase in measured(folder)] == [(due, due)] * 2
 
 
 PATIENT = ["--hang-timeout", "10min"]
@@ -155,52 +148,53 @@ def queued_for_s(folder):
 # ── connections ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_uploads_per_connection(tmp_path):
+@pytest.mark.parametrize(
+    ("plan", "modes"),
+    first_of([(["--plan", "sweep:1,2,0"], [1, 2, 0, 0, 2, 1]), (["--uploads-per-connection", "5"], [5])]),
+    ids=["sweep", "five"],
+)
+def test_uploads_per_connection(plan, modes, tmp_path):
     """One user, so that each phase's connections can be counted: none is kept over its end."""
     with running(workers=2) as server:
         options = [*users(1), "--wait", "2ms", "--no-report"]
-        plans = {"sweep": ["--plan", "sweep:1,2,0"], "five": ["--uploads-per-connection", "5"]}
-        jobs = together(tmp_path, {name: load(host_of(server), *options, *plans[name]) for name in plans})
+        with started(tmp_path, *load(host_of(server), *options, *plan)) as job:
+            assert job.wait() == 0, job.said()
         accepted = sum(slot.connections_accepted for slot in server.slots())
+    [folder] = job.runs()
     opened = Counter()
-    for job in jobs:
-        assert job.wait() == 0, job.said()
-        [folder] = job.runs()
-        for line in seconds(folder):
-            opened[folder, line.phase] += sum(name.connections for name in line.names.values())
-        for phase in run_folder.read_run(folder).phases:
-            uploads, each = acked(folder, phase.name), phase.uploads_per_connection
-            assert opened[folder, phase.name] == (min(uploads, 1) if each == 0 else -(-uploads // each)), phase.name
-    assert opened.total() + len(jobs) == accepted  # each looked whether a server is there
-    modes = [[phase.uploads_per_connection for phase in measured(job.runs()[0])] for job in jobs]
-    assert modes == [[1, 2, 0, 0, 2, 1], [5]]
+    for line in seconds(folder):
+        opened[line.phase] += sum(name.connections for name in line.names.values())
+    for phase in run_folder.read_run(folder).phases:
+        uploads, each = acked(folder, phase.name), phase.uploads_per_connection
+        assert opened[phase.name] == (min(uploads, 1) if each == 0 else -(-uploads // each)), phase.name
+    assert opened.total() + 1 == accepted  # it looked whether a server is there
+    assert [phase.uploads_per_connection for phase in measured(folder)] == modes
 
 
-def test_the_client_closes(tmp_path):
+@pytest.mark.parametrize("close", first_of(["rst", "fin"]))
+def test_the_client_closes(close, tmp_path):
     """Neither way loses an upload or looks like a failure to the server."""
     with running(workers=2) as server:
-        options = ["--arrival-rate", 100, "--plan", "short", "--closer", "client", "--no-report", "--close"]
-        jobs = together(tmp_path, {close: load(host_of(server), *options, close) for close in ("fin", "rst")})
-        assert [job.wait() for job in jobs] == [0, 0]
-        folders = [job.runs()[0] for job in jobs]
-        assert [failures(folder) for folder in folders] == [{}, {}]
-        assert server.failures() == {}
-        assert sum(acked(folder) for folder in folders) == server.stored()
-    for folder in folders:
-        assert histogram(folder, "short-1", "close").get_total_count() == acked(folder, "short-1") == 100
-
-
-def test_shapes(tmp_path):
-    with running() as server:
-        options = [*users(4), "--plan", "long", "--phase-seconds", 8, "--no-report", "--shape"]
-        jobs = together(tmp_path, {shape: load(host_of(server), *options, shape) for shape in ("step", "ramp", "soak")})
-    for job in jobs:
-        assert job.wait() == 0, job.said()
+        options = ["--arrival-rate", 100, "--plan", "short", "--closer", "client", "--no-report", "--close", close]
+        with started(tmp_path, *load(host_of(server), *options)) as job:
+            assert job.wait() == 0, job.said()
         [folder] = job.runs()
-        numbers = [event.details["users"] for event in events(folder, "users-changed")]
-        assert 1 <= min(numbers) < max(numbers) == 4
-        assert run_folder.read_run(folder).ended.how == "completed"
-        assert failures(folder) == {}
+        assert (failures(folder), server.failures()) == ({}, {})
+        assert acked(folder) == server.stored()
+    assert histogram(folder, "short-1", "close").get_total_count() == acked(folder, "short-1") == 100
+
+
+@pytest.mark.parametrize("shape", first_of(["step", "ramp", "soak"]))
+def test_shapes(shape, tmp_path):
+    with running() as server:
+        options = [*users(4), "--plan", "long", "--phase-seconds", 8, "--no-report", "--shape", shape]
+        with started(tmp_path, *load(host_of(server), *options)) as job:
+            assert job.wait() == 0, job.said()
+    [folder] = job.runs()
+    numbers = [event.details["users"] for event in events(folder, "users-changed")]
+    assert 1 <= min(numbers) < max(numbers) == 4
+    assert run_folder.read_run(folder).ended.how == "completed"
+    assert failures(folder) == {}
 
 
 @pytest.mark.slow
@@ -255,8 +249,9 @@ MISTAKES = [
 @pytest.mark.parametrize(("options", "said"), MISTAKES, ids=[" ".join(options) for options, _ in MISTAKES])
 def test_mistakes(tmp_path, options, said):
     """In one line, before anything is started."""
-    code, everything = run(tmp_path, *LOADTEST, "run", *options)
-    assert code == 2
+    done = called(cli, tmp_path, "run", *options)
+    everything = done.stdout + done.stderr
+    assert done.returncode == 2
     assert everything.startswith("Error: ")
     assert everything.count("\n") == 1
     assert said in everything
@@ -271,7 +266,7 @@ def test_too_few_files_may_be_open(tmp_path):
     assert not (tmp_path / "reports").exists()
 
 
-@pytest.mark.parametrize(("options", "said"), [MISTAKES[0], MISTAKES[6]], ids=["users", "store"])
+@pytest.mark.parametrize(("options", "said"), first_of([MISTAKES[0], MISTAKES[6]]), ids=["users", "store"])
 def test_mistakes_to_locust(tmp_path, options, said):
     with running() as server:
         code, everything = run(tmp_path, *LOCUST, "--headless", "--host", host_of(server), *options)
@@ -282,6 +277,6 @@ def test_mistakes_to_locust(tmp_path, options, said):
 
 
 def test_an_unknown_profile(tmp_path):
-    code, everything = run(tmp_path, *LOADTEST, "run", "--arrival-rate", "100", "--arrival-profile", "square")
-    assert code == 2
-    assert "'square' is not one of 'constant', 'poisson', 'ramp', 'step'" in everything
+    done = called(cli, tmp_path, "run", "--arrival-rate", "100", "--arrival-profile", "square")
+    assert done.returncode == 2
+    assert "'square' is not one of 'constant', 'poisson', 'ramp', 'step'" in done.stderr

@@ -10,11 +10,13 @@ from contextlib import ExitStack, contextmanager
 
 import psutil
 import pytest
+from in_process import called
 from servers import DEADLINE_S, ROOT, eventually, free_port, running
 from servers_of_others import needs_nginx, needs_postgres, needs_redis, nginx, postgres, public_folder, redis
 from terminals import WAYS, at_a_terminal, exit_code, shown_until, term
 
 from reports import run_folder
+from reports.__main__ import main
 
 RECORD = [sys.executable, "-m", "reports", "record"]
 BURN = """
@@ -58,8 +60,7 @@ def tcp_states(folder):
 
 def report(folder):
     """What the terminal shows of the report that is built of a recording."""
-    command = [sys.executable, "-m", "reports", "build", str(folder)]
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S)
+    built = called(main, ROOT, "build", folder)
     assert (built.returncode, built.stderr) == (0, "")
     assert "<h2>TCP</h2>" in (folder / run_folder.REPORT_HTML).read_text()
     assert run_folder.read_outcome(folder).verdict == "RECORDED"

@@ -11,16 +11,18 @@ from pathlib import Path
 import pytest
 from certificates import Authority
 from headless import load, measured, serving, summary, together, users
+from in_process import called
 from loads import LOADTEST, acked, assert_complete, events, failures, started
 from secure import Certificates, Store, over_tls
-from servers import DEADLINE_S, free_port, running
+from servers import DEADLINE_S, ROOT, free_port, running
+from slow import first_of
 
 from loadtest import link
+from loadtest.__main__ import cli
 from loadtest.options import DEFAULTS, check_server, validate
 from reports import run_folder
 
 TOKEN = "a-token-that-nobody-may-see"
-TIMEOUT_S = 60
 SHORT = ["--uploads-per-connection", "0,1", "--warm-up", "0", "--phase-seconds", "1", "--payloads", "4KiB"]
 
 
@@ -46,13 +48,8 @@ def files(tmp_path):
     return [tmp_path / name for name in sizes]
 
 
-def loadtest(*arguments, **options):
-    command = [*LOADTEST, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, **options)
-
-
 def upload(*arguments):
-    return loadtest("upload", *arguments)
+    return called(cli, ROOT, "upload", *arguments)
 
 
 def refusal(done, code=1):
@@ -140,7 +137,7 @@ MISTAKES = [
 @pytest.mark.parametrize(("options", "said"), MISTAKES, ids=[" ".join(options) for options, _ in MISTAKES])
 def test_mistakes(tmp_path, command, options, said):
     (tmp_path / "empty").touch()
-    done = loadtest(*command, *options, cwd=tmp_path)
+    done = called(cli, tmp_path, *command, *options)
     assert said in refusal(done, code=2)
     assert not (tmp_path / "reports").exists()
 
@@ -148,7 +145,8 @@ def test_mistakes(tmp_path, command, options, said):
 # ── runs ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_locust(tmp_path, issued, token_file):
+@pytest.mark.parametrize("names", first_of([["tls", "unix"], ["open"]]), ids="-".join)
+def test_locust(tmp_path, issued, token_file, names):
     """In both models, over TLS and over a unix socket; what the kernel does not tell of one is not in its run."""
     stores = {name: Store(token=TOKEN) for name in ("tls", "unix", "open")}
     token = ["--token-file", token_file]
@@ -163,7 +161,7 @@ def test_locust(tmp_path, issued, token_file):
             "open": load(tls(opened), *SHORT, *token, "--ca", issued.ca, "--arrival-rate", 50),
             "unix": load(unix, *SHORT, *token, *users(3), "--wait", "10ms"),
         }
-        jobs = dict(zip(commands, together(tmp_path, commands), strict=True))
+        jobs = dict(zip(names, together(tmp_path, {name: commands[name] for name in names}), strict=True))
     for name, job in jobs.items():
         assert job.ends_well(), job.said()
         [folder] = job.runs()
@@ -231,14 +229,14 @@ def test_a_run_does_not_begin_with_a_server_that_is_not_to_be_trusted(tmp_path, 
             (host, "the server's certificate is not to be trusted: certificate has expired"),
             (plain, "the server does not speak TLS"),
         ):
-            done = loadtest("run", "--host", tls(one), "--ca", issued.ca, "--users", 1, cwd=tmp_path)
+            done = called(cli, tmp_path, "run", "--host", tls(one), "--ca", issued.ca, "--users", 1)
             assert refusal(done, code=2) == f"Error: no TLS with {tls(one)}: {said}\n"
 
 
 @pytest.mark.parametrize("host", ["tls://127.0.0.1:{port}", "unix://{path}"])
 def test_no_server(tmp_path, host):
     host = host.format(port=free_port(), path=tmp_path / "socket")
-    done = loadtest("run", "--host", host, "--users", 1, cwd=tmp_path)
+    done = called(cli, tmp_path, "run", "--host", host, "--users", 1)
     assert refusal(done, code=2).startswith(f"Error: no server at {host}: ")
 
 

@@ -13,16 +13,20 @@ from pathlib import Path
 
 import pytest
 from headless import answer, read_exactly, read_header, script, serving
-from servers import DEADLINE_S, eventually, free_port, running
+from in_process import called
+from servers import DEADLINE_S, ROOT, eventually, free_port, running
 
+from loadtest.__main__ import cli
 from server.protocol import Limits, ServerConnection
 
 TIMEOUT_S = 60
 
 
-def upload(*arguments, **options):
-    command = [sys.executable, "-m", "loadtest", "upload", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, **options)
+UPLOAD = [sys.executable, "-m", "loadtest", "upload"]
+
+
+def upload(*arguments):
+    return called(cli, ROOT, "upload", *arguments)
 
 
 def at(port):
@@ -55,7 +59,8 @@ def test_the_standard_library_over_one_connection(tmp_path):
     assert len(sources) > 500
     assert any(path.stat().st_size == 0 for path in sources.values())
     with running(store=tmp_path / "store") as server:
-        done = upload(at(server.port), *sources.values())
+        command = [*UPLOAD, at(server.port), *sources.values()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
         assert done.stderr == ""
         assert done.returncode == 0
         assert done.stdout.startswith(f"{len(sources)} files, ")
@@ -110,7 +115,7 @@ def test_ctrl_c_says_what_is_stored(tmp_path):
         read_exactly(sock, 1 << 20)
 
     with serving(answer_one) as host:
-        command = [sys.executable, "-m", "loadtest", "upload", f"--host={host}", *map(str, files)]
+        command = [*UPLOAD, f"--host={host}", *map(str, files)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             assert waits.wait(DEADLINE_S)
             process.send_signal(signal.SIGINT)
@@ -269,7 +274,7 @@ def test_the_progress_bar_is_for_terminals_only(tmp_path):
     termios.tcsetwinsize(slave, (24, 80))
     try:
         with running(store=tmp_path / "store") as server:
-            command = [sys.executable, "-m", "loadtest", "upload", at(server.port), str(tmp_path / "file.bin")]
+            command = [*UPLOAD, at(server.port), str(tmp_path / "file.bin")]
             with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=slave) as process:
                 os.close(slave)
                 shown = b""

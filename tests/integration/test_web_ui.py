@@ -9,6 +9,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import pytest
@@ -16,7 +17,6 @@ from loads import LOCUST, Command, acked, assert_complete, events, failures, sec
 from servers import DEADLINE_S, ROOT, eventually, free_port, running
 
 from loadtest.options import OPTIONS
-from reports import run_folder
 
 
 @dataclass
@@ -190,21 +190,60 @@ def test_two_runs_in_one_session(page, server):
     assert acked(first) + acked(second) == server.stored() - stored
 
 
-def test_users_can_be_added_to_a_run(page):
-    number = len(page.job.runs()) + 1
-    assert page.start(warm_up="600")["success"] is True
-    page.loading(number)
-    answer = page.start(warm_up="600", user_count=4, seed="2")
-    assert (answer["success"], answer["message"]) == (False, "seed cannot change while a test runs")
-    assert page.start(warm_up="600", user_count=4)["success"] is True
-    eventually(
-        lambda: [e for e in run_folder.read_events(page.job.runs()[-1]) if e.details.get("users") == 4], "4 users"
-    )
-    assert page.post("/stop")["success"] is True
-    assert_complete(page.finished(number))
+@dataclass(frozen=True)
+class Ended:
+    """A run that was asked for more while it went on."""
+
+    folder: Path
+    stored: int
+    """Uploads that the server has of it."""
+    answers: dict[str, tuple[bool, str]]
+    """What the page said, by what it was asked for."""
+    trust: dict[str, tuple[str, str]]
 
 
 OPEN = {"user_count": 0, "arrival_rate": "50"}
+NOTHING = {"Verdict": ("–", "nothing was uploaded yet")}
+
+
+def run_and_ask(page, server, questions, fields):
+    """Start with these fields, start again with those of each question, and stop."""
+    stored, number = server.stored(), len(page.job.runs()) + 1
+    assert page.trust() == NOTHING
+    assert page.start(**fields)["success"] is True
+    page.loading(number)
+    trust = eventually(lambda: (rows := page.trust()).get("Phase") == ("warm-up", "") and rows, "the tab shows the run")
+    answers = {}
+    for name, changed in questions.items():
+        answer = page.start(**fields | changed)
+        answers[name] = (answer["success"], answer["message"])
+        if answer["success"]:
+            eventually(lambda: has_had(page.job.runs()[-1], 4), "4 users")
+    assert page.post("/stop")["success"] is True
+    folder = page.finished(number)
+    return Ended(folder, server.stored() - stored, answers, trust)
+
+
+def has_had(folder, users):
+    return any(event.details["users"] == users for event in events(folder, "users-changed"))
+
+
+@pytest.fixture(scope="module")
+def closed_run(session, server):
+    questions = {"seed": {"user_count": 4, "seed": "2"}, "wire": {"wire": "loadtest.wires:FramedWire"}}
+    return run_and_ask(session, server, questions | {"users": {"user_count": 4}}, {"warm_up": "600"})
+
+
+@pytest.fixture(scope="module")
+def open_run(session, server):
+    return run_and_ask(session, server, {"users": {"user_count": 4}}, OPEN | {"warm_up": "600"})
+
+
+def test_users_can_be_added_to_a_run(closed_run):
+    assert closed_run.answers["seed"] == (False, "seed cannot change while a test runs")
+    assert closed_run.answers["users"][0] is True
+    assert_complete(closed_run.folder)
+    assert acked(closed_run.folder) == closed_run.stored
 
 
 def test_the_open_model(page, server):
@@ -220,37 +259,23 @@ def test_the_open_model(page, server):
     assert server.stored() - stored == 100
 
 
-def test_the_open_model_is_stopped(page, server):
-    stored, number = server.stored(), len(page.job.runs()) + 1
-    assert page.start(**OPEN, warm_up="600")["success"] is True
-    page.loading(number)
-    assert page.post("/stop")["success"] is True
-    info = assert_complete(folder := page.finished(number))
+def test_the_open_model_is_stopped(open_run):
+    info = assert_complete(open_run.folder)
     assert (info.model, info.ended.how, info.phases[-1].name) == ("open", "stopped", "drain")
-    assert failures(folder) == {}
-    assert acked(folder) == server.stored() - stored
+    assert failures(open_run.folder) == {}
+    assert acked(open_run.folder) == open_run.stored
 
 
-def test_the_open_model_gets_no_users_later(page):
-    number = len(page.job.runs()) + 1
-    assert page.start(**OPEN, warm_up="600")["success"] is True
-    page.loading(number)
-    answer = page.start(**OPEN | {"user_count": 4}, warm_up="600")
-    assert answer["success"] is False
-    assert "an arrival rate and 4 users: the open model has no users" in answer["message"]
-    assert page.post("/stop")["success"] is True
-    assert {line.users for line in seconds(page.finished(number))} == {0}
+def test_the_open_model_gets_no_users_later(open_run):
+    success, message = open_run.answers["users"]
+    assert success is False
+    assert "an arrival rate and 4 users: the open model has no users" in message
+    assert {line.users for line in seconds(open_run.folder)} == {0}
 
 
-def test_a_wire_cannot_be_set_during_a_run_either(page):
+def test_a_wire_cannot_be_set_during_a_run_either(closed_run):
     """It would be imported by the next one."""
-    number = len(page.job.runs()) + 1
-    assert page.start(warm_up="600")["success"] is True
-    page.loading(number)
-    answer = page.start(wire="loadtest.wires:FramedWire")
-    assert (answer["success"], answer["message"]) == (False, "wire can be set on the command line only")
-    assert page.post("/stop")["success"] is True
-    page.finished(number)
+    assert closed_run.answers["wire"] == (False, "wire can be set on the command line only")
 
 
 def test_a_shape(page):
@@ -273,18 +298,12 @@ def test_a_shape(page):
     assert len(page.job.runs()) == number
 
 
-def test_trust_is_shown_while_a_run_goes_on(page):
-    nothing = {"Verdict": ("–", "nothing was uploaded yet")}
-    assert page.trust() == nothing
-    number = len(page.job.runs()) + 1
-    assert page.start(warm_up="600")["success"] is True
-    page.loading(number)
-    rows = eventually(lambda: (rows := page.trust()).get("Phase") == ("warm-up", "") and rows, "the tab shows the run")
-    assert rows["Verdict"][0] in ("VALID so far", "LOWER BOUND", "NOISY")
-    assert rows["Uploads"][0].endswith("/s")
-    assert page.post("/stop")["success"] is True
-    page.finished(number)
-    assert page.trust() == nothing
+def test_trust_is_shown_while_a_run_goes_on(page, closed_run, open_run):
+    """And before it began there was nothing to tell, as there is nothing any more."""
+    for run in (closed_run, open_run):
+        assert run.trust["Verdict"][0] in ("VALID so far", "LOWER BOUND", "NOISY")
+        assert run.trust["Uploads"][0].endswith("/s")
+    assert page.trust() == NOTHING
 
 
 def test_it_listens_on_loopback_only(tmp_path):

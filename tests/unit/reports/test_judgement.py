@@ -10,13 +10,15 @@ import random
 import subprocess
 import sys
 from itertools import count
-from pathlib import Path
 
 import msgspec
 import pytest
+from in_process import called
+from servers import ROOT
 from slow import first_of
 
 from reports import run_folder
+from reports.__main__ import main
 from reports.analysis.summarise import analyse
 from reports.comparison.judgement import compare, compare_runs
 from reports.comparison.result import FEWEST_PAIRS
@@ -347,14 +349,10 @@ def folders(tmp_path_factory):
     return made
 
 
-def command(*arguments: object, cwd: Path) -> "subprocess.CompletedProcess[str]":
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
-    run = [sys.executable, "-m", "reports", "compare", *map(str, arguments)]
-    return subprocess.run(run, capture_output=True, text=True, cwd=cwd, timeout=60, env=environment)
-
-
 def test_the_command_writes_three_files_and_says_where(folders, tmp_path):
-    done = command(*folders, cwd=tmp_path)
+    command = [sys.executable, "-m", "reports", "compare", *map(str, folders)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60, env=environment)
     assert done.returncode == 5, done.stderr
     page = tmp_path / done.stdout.splitlines()[-1]
     assert page.name == "comparison.html" and page.parent.parent == tmp_path / "reports" / "comparisons"
@@ -392,7 +390,7 @@ def test_a_comparison_is_the_same_with_and_without_summaries(folders, tmp_path):
     ],
 )
 def test_what_cannot_be_compared_is_one_line(folders, tmp_path, arguments, code, said):
-    done = command(*(argument.format(*folders) for argument in arguments), cwd=tmp_path)
+    done = called(main, tmp_path, "compare", *(argument.format(*folders) for argument in arguments))
     assert done.returncode == code
     assert said in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
