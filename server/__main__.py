@@ -15,8 +15,8 @@ from click.core import ParameterSource
 
 from server import stdout
 from server.addresses import Address
-from server.config import ADDRESSES, OPTIONS, ConfigError, ServerConfig, find_store_problem
-from server.options import SWITCH, Option
+from server.option_kinds import SWITCH, Option
+from server.options import ADDRESSES, OPTIONS, ConfigError, ServerConfig, find_store_problem
 from server.settings import Settings, Sources
 
 

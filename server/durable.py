@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 from server.batch import AT_ONCE, Batch, InPieces, Item, Results, Sender, whole_digest
-from server.config import Durability
+from server.options import Durability
 from server.storage.store import FileStore, IncomingFile
 from server.worker_context import WorkerContext
 

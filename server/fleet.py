@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from server import scoreboard
-from server.config import ServerConfig
+from server.options import ServerConfig
 
 LONG_LIFE_S = 5.0  # who lived this long died of an accident; a shorter life counts towards the back-off
 MAX_BACKOFF_S = 10.0

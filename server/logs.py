@@ -19,7 +19,7 @@ import time
 from dataclasses import dataclass
 from typing import TextIO
 
-from server.config import LogFormat, one_line
+from server.options import LogFormat, one_line
 
 LINES = 20
 WINDOW_S = 10.0

@@ -1,108 +1,294 @@
-"""What an option of the server is: one row of a table, from which all else about it is made.
+"""What a server was told to do: one frozen value, validated before anything is bound, forked or created.
 
-Flag, variable and key, how a text is read, which values can work, what --help, status and reports show: all of it comes
-from the row. The rows are the fields of `config.ServerConfig`.
+Its fields are the table of options: default, kind (see `option_kinds`), bounds, help and whether a reload takes it
+stand beside the type that mypy knows, and no second table must be held equal to them. This file knows which values can
+work, and nothing of where they come from: that is `settings`.
 """
 
-import re
-from dataclasses import dataclass, field, fields
-from typing import Any
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
 
-from server.units import DURATION, Kind, parse_size, write_size
+from server.addresses import Address, overlap, parse_addresses, write_addresses
+from server.certificates import Tls
+from server.option_kinds import HOST, NUMBER, OCTAL, PORT_OR_OFF, RATE, SWITCH, option, options_of
+from server.protocol import Limits
+from server.units import DURATION, SIZE, Kind, choice, write_size
 
-PREFIX = "SOCKETSWARM_"
+MAX_WORKERS = 512
+_LIMITS = Limits()  # the protocol's own defaults are the server's
+_PORTS = (0, 65_535)
+_DAY_S = 86_400.0  # poll() does not take arbitrarily large numbers, nor does listen()
+
+AcceptMode = Literal["per-worker", "shared"]
+Collision = Literal["replace", "unique", "reject"]
+Durability = Literal["process", "power"]
+LogFormat = Literal["text", "json"]
+
+
+class Problem(NamedTuple):
+    """A value that cannot work. `rule` is what follows it in a sentence: "not 1 to 512"."""
+
+    option: str
+    value: str
+    rule: str
+    origin: str = ""
+    """Where the value came from, if that is known."""
+
+    def __str__(self) -> str:
+        return f"{self.option} is {self.value}{self.origin and f' (from {self.origin})'}, {self.rule}"
+
+
+class ConfigError(Exception):
+    """The configuration cannot work. Each of `problems` is one line that says which value and what to do."""
+
+    def __init__(self, *problems: str | Problem) -> None:
+        super().__init__("; ".join(map(str, problems)))
+        self.found = problems
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return tuple(map(str, self.found))
+
+
+def printable(path: Path) -> str:
+    """The path for people: what is not UTF-8 in it is replaced. On Linux a name may be any bytes, and Python keeps
+    those that are no text as surrogates, which can be neither printed nor written as JSON."""
+    return str(path).encode(errors="surrogateescape").decode(errors="replace")
+
+
+def one_line(text: str) -> str:
+    """The text with what cannot be printed escaped: it neither breaks a line nor moves a terminal's cursor."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _path(text: str) -> Path:
+    if not text or "\0" in text:
+        raise ValueError(f"{text!r} is not a path")
+    return Path(text)
+
+
+def _write_path(path: Path | None) -> str:
+    return "none" if path is None else one_line(printable(path))
+
+
+FOLDER = Kind("DIR", _path, _write_path, is_text=True)
+FILE = Kind("FILE", _path, _write_path, is_text=True)
+ADDRESSES = Kind("ADDRESS,...", parse_addresses, write_addresses, is_text=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Option:
-    """One row. `name` is the key in a file; the flag and the variable are spelled after it."""
+class ServerConfig:
+    """Sizes in bytes, times in seconds. `store` None means that uploads are counted and discarded."""
 
-    field: str
-    """Its name in ServerConfig."""
-    default: Any
-    kind: Kind
-    help: str
-    bounds: tuple[float, float] | None = None
-    """The least and the most that can work."""
-    because: str = ""
-    """Why these, where that is not plain to see."""
-    zero: str = ""
-    """What a 0 means, where it is no limit of 0."""
-    reloads: bool = False
-    """Whether a running server can take a new value when it is told to reload."""
-    is_shown: bool = True
-    """Whether status and reports show it; of a secret's file they show only that there is one."""
+    config: Path | None = option(None, FILE, "TOML file with any of these options, such as: workers = 8")
+    host: str = option("127.0.0.1", HOST, "address to listen on; loopback unless you say so")
+    port: int = option(12345, NUMBER, "0 takes a free one", bounds=_PORTS)
+    listen: tuple[Address, ...] = option(
+        (),
+        ADDRESSES,
+        "in place of host and port, one or more of HOST:PORT, [IPV6]:PORT, tls://HOST:PORT and unix:///PATH, with "
+        "commas between them or each with a flag of its own",
+    )
+    tls_cert: Path | None = option(
+        None,
+        FILE,
+        "certificate with its chain (PEM): host and port, or the tls:// addresses of listen, speak TLS",
+        reloads=True,
+        is_shown=False,
+    )
+    tls_key: Path | None = option(None, FILE, "its key, unless that is in the same file", reloads=True, is_shown=False)
+    tls_client_ca: Path | None = option(
+        None,
+        FILE,
+        "clients must show a certificate that one of these has signed (PEM)",
+        reloads=True,
+        is_shown=False,
+    )
+    workers: int = option(4, NUMBER, "worker processes", bounds=(1, MAX_WORKERS), reloads=True)
+    store: Path | None = option(
+        None, FOLDER, "folder that uploads go to; made if it is missing; if relative, then to the working directory"
+    )
+    discard: bool = option(False, SWITCH, "receive, check and count uploads, but keep none")
+    max_file_size: int = option(
+        _LIMITS.max_file_size, SIZE, "larger files are refused", bounds=(1, 1 << 50), reloads=True
+    )
+    max_header_size: int = option(
+        _LIMITS.max_header_size, SIZE, "larger headers are refused", bounds=(1 << 10, 1 << 20), reloads=True
+    )
+    max_store: int = option(
+        0,
+        SIZE,
+        "bytes that the store may hold; 0 for as many as the disk can",
+        bounds=(0, 1 << 60),
+        zero="the disk's room",
+    )
+    max_connections: int = option(
+        0,
+        NUMBER,
+        "of each worker, which tells others that it is busy; 0 for as many as it has descriptors for",
+        bounds=(0, 1_000_000),
+        zero="as descriptors allow",
+        reloads=True,
+    )
+    header_timeout_s: float = option(
+        10.0, DURATION, "from a header's first byte to its last", bounds=(1.0, _DAY_S), reloads=True
+    )
+    idle_timeout_s: float = option(
+        75.0,
+        DURATION,
+        "that a client may be silent, within an upload or between two",
+        bounds=(1.0, _DAY_S),
+        reloads=True,
+    )
+    min_rate: int = option(
+        1 << 10,
+        RATE,
+        "a second, that an upload must keep on average once the grace is over; 0 for none",
+        bounds=(0, 1 << 30),
+        zero="none",
+        reloads=True,
+    )
+    min_rate_grace_s: float = option(10.0, DURATION, "see --min-rate", bounds=(1.0, _DAY_S), reloads=True)
+    token_file: Path | None = option(
+        None,
+        FILE,
+        "file with the token that every upload must carry; readable by its owner only",
+        reloads=True,
+        is_shown=False,
+    )
+    umask: int = option(
+        0o077,
+        OCTAL,
+        "permissions that the store's files and folders do not get; by default all but the owner's",
+        bounds=(0, 0o077),
+        because="the server itself must read and write its files",
+        reloads=True,
+    )
+    collision: Collision = option(
+        "replace",
+        choice(Collision),
+        "an upload whose name is taken replaces the file, gets a name of its own, or is refused",
+        reloads=True,
+    )
+    durability: Durability = option(
+        "process",
+        choice(Durability),
+        "what an acknowledged upload survives: the death of any process, or of the machine's power",
+        reloads=True,
+    )
+    drain_timeout_s: float = option(
+        30.0, DURATION, "how long TERM waits for open connections", bounds=(0.0, _DAY_S), reloads=True
+    )
+    hang_timeout_s: float = option(
+        30.0,
+        DURATION,
+        "a worker whose event loop stands still for so long is killed and replaced",
+        bounds=(2.0, _DAY_S),  # it beats once a second: with less patience healthy ones would be killed
+        reloads=True,
+    )
+    max_deaths: int = option(
+        10,
+        NUMBER,
+        "so many workers that died by themselves within the death window end the server",
+        bounds=(1, 1_000_000),
+        reloads=True,
+    )
+    death_window_s: float = option(60.0, DURATION, "see --max-deaths", bounds=(1.0, _DAY_S), reloads=True)
+    accept: AcceptMode = option(
+        "per-worker", choice(AcceptMode), "a listening socket for each worker, or one that all accept from"
+    )
+    backlog: int = option(4096, NUMBER, "connections that may wait to be accepted, a socket", bounds=(1, 65_535))
+    pid_file: Path | None = option(None, FILE, "has the server's pid from when it is ready to its end")
+    log_format: LogFormat = option("text", choice(LogFormat), "of what stderr says, a line an incident")
+    status_port: int | None = option(
+        None,
+        PORT_OR_OFF,
+        "of a page of what the workers do, with /metrics and /healthz; 0 takes a free one; off by default",
+        bounds=_PORTS,
+    )
+    status_host: str = option("127.0.0.1", HOST, "address of that page, which whoever reaches it may read")
+
+    tls: Tls | None = None
+    """What was read from the files of the certificate, its key and its clients' authority."""
+    token: str | None = field(default=None, repr=False)
+    """What was read from the token file."""
+
+    def __post_init__(self) -> None:
+        if sys.platform != "linux":
+            raise ConfigError(
+                f"the server needs Linux, this is {sys.platform}: it relies on SO_REUSEPORT balancing, pidfds and "
+                "/proc. Run it in a Linux container or virtual machine; the load can come from here"
+            )
+        if problems := list(self._problems()):
+            raise ConfigError(*problems)
 
     @property
-    def name(self) -> str:
-        return self.field.removesuffix("_s") if self.kind is DURATION else self.field
+    def addresses(self) -> tuple[Address, ...]:
+        """Where to listen."""
+        return self.listen or (Address("tcp" if self.tls is None else "tls", self.host, self.port),)
 
-    @property
-    def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
+    def shown(self) -> dict[str, str]:
+        """The options as the state file, the status page and reports show them."""
+        shown = {each.name: each.shown(getattr(self, each.field)) for each in OPTIONS if each.is_shown}
+        tls = "none" if self.tls is None else "client certificates" if self.tls.asks_clients else "yes"
+        return shown | {"tls": tls, "token": "none" if self.token is None else "required"}
 
-    @property
-    def variable(self) -> str:
-        return PREFIX + self.name.upper()
-
-    def broken_rule(self, value: Any) -> str | None:
-        """What the value alone has against it: "not 1 to 512"; None when it can work."""
-        if choices := self.kind.choices:
-            return None if value in choices else f"not {', '.join(choices[:-1])} or {choices[-1]}"
-        if value is None or self.bounds is None or self.bounds[0] <= value <= self.bounds[1]:
-            return None
-        least, most = map(self.kind.write, self.bounds)
-        return f"not {least} to {most}" + (f": {self.because}" if self.because else "")
-
-    def shown(self, value: Any) -> str:
-        """The value as status and reports show it."""
-        return self.zero if self.zero and value == 0 else self.kind.write(value)
-
-
-def option(default: Any, kind: Kind, help: str, **more: Any) -> Any:
-    """A field of a dataclass that is an option; `more` is what else Option can say of it."""
-    return field(default=default, metadata={"kind": kind, "help": help, **more})
-
-
-def options_of(table: type) -> tuple[Option, ...]:
-    """The rows of a dataclass, in its order."""
-    rows = [each for each in fields(table) if each.metadata]
-    return tuple(Option(field=each.name, default=each.default, **each.metadata) for each in rows)
-
-
-# ── Kinds ──
-
-
-def _number(text: str) -> int:
-    if re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", text) is None:
-        raise ValueError(f"{text!r} is not a whole number")
-    return int(text)
+    def _problems(self) -> Iterator[str | Problem]:
+        if self.discard == (self.store is not None):
+            yield "say where uploads go: either --store DIR or --discard"
+        for name in ("host", "status_host"):
+            value = getattr(self, name)
+            if not value or not value.isprintable():
+                yield Problem(name, repr(value), "not an address: name one of this machine, such as 127.0.0.1")
+        if self.listen:
+            listen, speaks_tls = write_addresses(self.listen), any(address.scheme == "tls" for address in self.listen)
+            if speaks_tls and self.tls is None:
+                yield Problem("listen", listen, "but TLS needs a certificate: name it as tls_cert")
+            if self.tls is not None and not speaks_tls:
+                yield Problem("listen", listen, "but there is a tls_cert: write tls:// for it")
+        for each in OPTIONS:
+            value = getattr(self, each.field)
+            if rule := each.broken_rule(value):
+                yield Problem(each.name, repr(value) if each.kind.choices else each.kind.write(value), rule)
+        if self.status_port:
+            page = Address("tcp", self.status_host, self.status_port)
+            if any(overlap(page, address) for address in self.addresses):
+                yield Problem("status_port", str(self.status_port), "the port of the uploads: choose another")
+        # With nothing kept these promise nothing, and a report of the run would show them as if they had cost anything.
+        if self.discard:
+            if self.durability == "power":
+                yield Problem("durability", self.durability, "but discard keeps nothing: leave one of them out")
+            if self.collision in ("unique", "reject"):
+                yield Problem("collision", self.collision, "but discard keeps no names: leave one of them out")
+            if self.max_store:
+                yield Problem(
+                    "max_store", write_size(self.max_store), "but discard keeps nothing: leave one of them out"
+                )
 
 
-def _port_or_off(text: str) -> int | None:
-    try:
-        return None if text.strip().lower() == "off" else _number(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is neither a port nor off") from None
+OPTIONS = options_of(ServerConfig)
 
 
-def _octal(text: str) -> int:
-    if re.fullmatch(r"\s*(0o)?[0-7]{1,4}\s*", text) is None:
-        raise ValueError(f"{text!r} is not an octal number, such as 027")
-    return int(text, 8)
+def find_store_problem(store: Path) -> str | None:
+    """Why uploads cannot go to this folder; None when they can. It only looks: nothing is made or locked."""
+    incoming = store / ".incoming"
+    if os.path.lexists(incoming) and (incoming.is_symlink() or not incoming.is_dir()):
+        return f"{printable(incoming)} is not a folder"
+    return find_folder_problem(next(path for path in (store, *store.absolute().parents) if os.path.lexists(path)))
 
 
-def _switch(text: str) -> bool:
-    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-    try:
-        return words[text.strip().lower()]
-    except KeyError:
-        raise ValueError(f"{text!r} is neither true nor false") from None
-
-
-HOST = Kind("ADDRESS", str, is_text=True)
-PORT_OR_OFF = Kind("N|off", _port_or_off, lambda value: "off" if value is None else str(value))
-NUMBER = Kind("N", _number)
-RATE = Kind("SIZE", lambda text: parse_size(text.removesuffix("/s")), lambda value: f"{write_size(value)}/s")
-OCTAL = Kind("OCTAL", _octal, lambda value: f"{value:03o}", is_text=True)
-SWITCH = Kind("", _switch, lambda value: str(value).lower())
+def find_folder_problem(folder: Path) -> str | None:
+    """Why nothing can be put into this folder; None when it can. It only looks."""
+    if not os.path.lexists(folder):
+        return f"there is no folder {printable(folder)}"
+    if not folder.is_dir():
+        return f"{printable(folder)} is not a folder"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"{printable(folder)} cannot be written by this user"
+    return None

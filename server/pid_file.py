@@ -7,7 +7,7 @@ the start.
 import os
 from pathlib import Path
 
-from server.config import find_folder_problem, printable
+from server.options import find_folder_problem, printable
 from server.scoreboard import read_state
 
 

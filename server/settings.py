@@ -1,8 +1,8 @@
 """Where the configuration comes from: a flag wins over the environment, that over the file, and that over the default.
 
 Flags, variables (`SOCKETSWARM_DRAIN_TIMEOUT`) and keys of the TOML file (`drain_timeout`) are made from the options of
-`config`, so that none can be missing in one of them. Every value is read from text by the same function wherever it
-stands, and remembers where that was: a mistake is told with its place. Which can work is the business of `config`.
+`options`, so that none can be missing in one of them. Every value is read from text by the same function wherever it
+stands, and remembers where that was: a mistake is told with its place. Which can work is the business of `options`.
 
 Only values that win are read: a wrong variable that a flag overrides stops nobody. A variable that is set to nothing
 counts as not set, because that is how compose files and shells leave one out.
@@ -18,8 +18,8 @@ from typing import Any, Literal, get_args
 
 from server import certificates
 from server.certificates import CertificateError, Tls
-from server.config import ADDRESSES, OPTIONS, ConfigError, Problem, ServerConfig, one_line
-from server.options import OCTAL, PREFIX, Option
+from server.option_kinds import OCTAL, PREFIX, Option
+from server.options import ADDRESSES, OPTIONS, ConfigError, Problem, ServerConfig, one_line
 from server.protocol import MAX_TOKEN, is_token
 from server.units import Kind
 

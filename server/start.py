@@ -8,10 +8,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from server import scoreboard
-from server.config import MAX_WORKERS, ServerConfig, printable
 from server.failure_codes import SERVER_CODES
 from server.listening import systemd
 from server.listening.listener import Group, Listeners
+from server.options import MAX_WORKERS, ServerConfig, printable
 from server.pid_file import PidFile
 from server.scoreboard import EventLog, Scoreboard, ServerState
 from server.status.page_process import open_page, url_of

@@ -19,10 +19,10 @@ from functools import partial
 from msgspec.structs import replace
 
 from server import scoreboard
-from server.config import ConfigError, ServerConfig, one_line, printable
 from server.fleet import HANDSHAKE_S, LOOK_AGAIN_S, Change, Deaths, Fleet, Fork, Resize, Slot, Wait, WorkerProcess
 from server.listening.listener import Group, Listeners
 from server.listening.systemd import Manager
+from server.options import ConfigError, ServerConfig, one_line, printable
 from server.pid_file import PidFile
 from server.processes import Wakeups, fork, has_terminal, how_it_ended, is_accident, no_longer_than, show_title
 from server.scoreboard import EventLog, Scoreboard, ServerState

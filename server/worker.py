@@ -26,12 +26,12 @@ from typing import Literal
 import uvloop
 
 from server import scoreboard
-from server.at_accept import take_first_upload
 from server.batch import AT_ONCE, RECEIVE_BYTES
-from server.config import ServerConfig
 from server.connection import CLOSED, LINGER_S, OPEN, Connection, Excess, Phase
 from server.durable import make_batch
+from server.first_upload import take_first_upload
 from server.listening.listener import Door
+from server.options import ServerConfig
 from server.protocol import Limits
 from server.scoreboard import Scoreboard
 from server.storage.quota import Quota

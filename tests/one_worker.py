@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from server.config import ServerConfig
 from server.failure_codes import SERVER_CODES
 from server.listening.listener import Door
+from server.options import ServerConfig
 from server.protocol import ServerConnection
 from server.scoreboard import Scoreboard
 from server.storage.store import FileStore, StoreError

@@ -21,7 +21,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from reports.analysis.evidence import Evidence, Floats
-from reports.known import total
+from reports.missing_values import total
 from reports.run_folder import HostTick, LoadTick, ProcessSample, Role
 from reports.texts import cores_of
 

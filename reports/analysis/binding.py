@@ -6,7 +6,7 @@ the first that was at its limit is named. Where nothing was, the load asked for 
 
 from collections.abc import Sequence
 
-from reports.known import most
+from reports.missing_values import most
 from reports.summary import CAPACITY, Model, PhaseSummary, TcpSummary
 from reports.texts import percent
 from server.failure_codes import NO_LOCAL_PORT

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from reports.analysis import histograms
 from reports.analysis.evidence import Evidence
 from reports.analysis.histograms import Samples
-from reports.known import total
+from reports.missing_values import total
 from reports.run_folder import Ending
 from reports.summary import LoadSummary, ModeSummary, PhaseSummary, ServerSummary, ThresholdResult, Verdict
 from reports.texts import at_least, duration, percent, significant

@@ -23,7 +23,7 @@ from typing import TypeVar
 import numpy as np
 
 from reports.analysis.evidence import Evidence
-from reports.known import total
+from reports.missing_values import total
 from reports.summary import Contrast, LineFit, PhaseSummary, Ratio, SweepFit
 
 LEAST_VALUES = 4  # of K: any line fits two, and three leave one to doubt it by

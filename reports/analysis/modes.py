@@ -16,7 +16,7 @@ from reports import run_folder
 from reports.analysis import histograms
 from reports.analysis.evidence import Count, Evidence, count
 from reports.analysis.histograms import Samples
-from reports.known import mean, most, total
+from reports.missing_values import mean, most, total
 from reports.run_folder import UploadsLine
 from reports.summary import Latency, ModeSummary, PhaseSummary, SizeSummary
 

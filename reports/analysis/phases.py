@@ -24,7 +24,7 @@ from reports.analysis.accounts import (
 from reports.analysis.drift import drift
 from reports.analysis.evidence import Evidence, Floats, Span, count, interval_s, spans
 from reports.analysis.histograms import Samples
-from reports.known import most
+from reports.missing_values import most
 from reports.run_folder import HistogramsLine, Phase, UploadsLine
 from reports.summary import MISSED_TICKS_LIMIT, Latency, PhaseSummary
 

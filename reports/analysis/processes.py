@@ -7,7 +7,7 @@ from reports.analysis.accounts import Account, Track
 from reports.analysis.connection_cost import uss_per_connection
 from reports.analysis.evidence import Evidence, stored
 from reports.analysis.server_cpu import reported_cpu
-from reports.known import known, most, total
+from reports.missing_values import known, most, total
 from reports.summary import PhaseSummary, ProcessSummary, ServerSummary
 
 

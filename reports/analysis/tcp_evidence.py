@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from reports.analysis.evidence import Evidence
-from reports.known import most
+from reports.missing_values import most
 from reports.run_folder import AcceptQueue, HostTick
 from reports.summary import TcpSummary
 

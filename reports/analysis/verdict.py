@@ -18,7 +18,7 @@ from reports.analysis import histograms
 from reports.analysis.evidence import LONGEST_GAP, Evidence, count, interval_s, stored
 from reports.analysis.histograms import Samples
 from reports.analysis.invariants import SAMPLES_MISSING_LIMIT, broken
-from reports.known import most
+from reports.missing_values import most
 from reports.run_folder import ProcessTick
 from reports.summary import (
     CAPACITY,

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from reports.known import most
+from reports.missing_values import most
 from reports.summary import Latency, ModeSummary, SizeSummary, Summary
 
 MIB = 1 << 20

@@ -1,240 +1,216 @@
-"""The charts, drawn with bokeh; no other file imports it.
+"""What the charts show, as values: which lines, under which names, in which colours. Drawing is drawing.py's.
 
-All charts are one bokeh document on one x axis: to zoom or to point in one is to do so in all. Legends, titles and
-notes are HTML around them (templates/report.html.j2), where they wrap on a phone and can be read by a screen reader.
-
-The page has a script for each chart, right behind its place: a browser shows the first while it still reads the rest,
-and all are there before the page counts as loaded, so that a printer finds them.
+A chart that shows everything shows nothing: of many processes the costliest get a line each, the rest become a mean
+with its range; of many size classes the busiest one's latency is drawn; events of every run get no mark.
 """
 
-import itertools
-import math
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import numpy as np
-from bokeh.core.properties import value
-from bokeh.core.serialization import Serializer
-from bokeh.document import Document
-from bokeh.document.events import RootAddedEvent
-from bokeh.events import DoubleTap
-from bokeh.models import (
-    BasicTicker,
-    BoxZoomTool,
-    ColumnDataSource,
-    CrosshairTool,
-    CustomJS,
-    FixedTicker,
-    HoverTool,
-    Model,
-    NumeralTickFormatter,
-    Range1d,
-    glyphs,
-)
-from bokeh.models.annotations import Span
-from bokeh.models.renderers import DataRenderer
-from bokeh.plotting import figure
-from bokeh.resources import INLINE
-from jinja2.utils import htmlsafe_json_dumps
 
-from reports.pages import envelope
-from reports.pages.chart_lines import Chart, Line, Mark
-from reports.pages.palette import FONT, light, mode_colour
-from reports.summary import PhaseSummary
-from reports.texts import plain
+from reports import run_folder
+from reports.analysis.summarise import Analysis
+from reports.analysis.timeline import Band, Curve, LatencyCurves, Timeline
+from reports.pages.costliest import Family, families
+from reports.pages.palette import mode_colour
+from reports.summary import ProcessSummary
+from reports.texts import percent, plain
 
-HEIGHT_PX = 210
-MOST_DOTS = 100  # more would be a line
-HEADROOM = 1.25  # of the range of values, for the names of the phases
-FRAME: dict[str, Any] = {
-    "sizing_mode": "stretch_width",
-    "toolbar_location": None,
-    "tools": [],
-    "min_border_left": 64,
-    "min_border_right": 8,
-    "background_fill_alpha": 0,
-    "border_fill_alpha": 0,
-    "outline_line_alpha": 0,
-}
-"""What all charts have around them: nothing, and room for the labels of the y axis."""
-PHONE_PX, LETTER_PX = 300, 7  # width of a plot on a phone, and of a letter in it
+MOST_MARKS = 200
+
+# What happens in every run: begins of kinds of events.
+ROUTINE = ("phase", "users", "server-", "worker-started", "worker-ready", "run-")
+
+STATE_COLOURS = {"established": "worker-0", "TIME_WAIT": "worker-2", "close-wait": "bad", "syn-received": "warn"}
+
+Dash = Literal["solid", "dashed", "dotted"]
+ProcessCurve = tuple[ProcessSummary, Curve]
 
 
 @dataclass(frozen=True, slots=True)
-class _Canvas:
-    """What all charts of a report share."""
+class Key:
+    """An entry of a legend, which is HTML: it wraps on a phone."""
 
-    end_s: float
-    phases: Sequence[PhaseSummary]
-    marks: Sequence[Mark]
-    x_range: Range1d
-    crosshair: Span
-
-
-def draw(
-    charts: Sequence[Chart], end_s: float, phases: Sequence[PhaseSummary], marks: Sequence[Mark]
-) -> dict[str, str]:
-    """HTML by title, of those of the charts that have lines: from 0 to `end_s`, over shaded phases, with marks of
-    events."""
-    end_s = end_s or 1.0
-    x_range = Range1d(start=0, end=end_s, bounds=(0, end_s), min_interval=min(1.0, end_s))
-    crosshair = Span(dimension="height", line_width=1, line_color=light("muted"))
-    canvas = _Canvas(end_s, phases, marks, x_range, crosshair)
-    drawn = [chart for chart in charts if chart.lines]
-    if not drawn:
-        return {}
-    figures = [_figure(canvas, chart) for chart in drawn]
-    figures[-1].xaxis.axis_label = "seconds since the start of the run"
-    return dict(zip((chart.title for chart in drawn), embedded(figures), strict=True))
+    label: str
+    colour: str
+    """A name of the palette."""
+    dash: Dash = "solid"
 
 
-def library() -> str:
-    """HTML of bokeh's JavaScript, which comes before any chart."""
-    return INLINE.clone(components=["bokeh"]).render_js()
+@dataclass(frozen=True, slots=True)
+class Line:
+    key: Key
+    curve: Curve
+    width: float = 1.6
+    bands: tuple[Band, ...] = ()
+    """Around it, the widest first: the lowest and the highest of what it is the mean of, or higher percentiles."""
 
 
-def embedded(figures: Sequence[figure]) -> list[str]:
-    """HTML of each, for behind the library and templates/charts.html.j2, in this order. Together they are one document,
-    which they are added to as bokeh's own server would, by patches: each knows the models of those before it."""
-    document, known = Document(), set[Model]()
-    found = []
-    for plot in figures:
-        events = Serializer(references=known, deferred=False).encode([RootAddedEvent(document, plot)])
-        known |= plot.references()
-        found.append(
-            f'<div class="chart" style="min-height: {plot.height}px"></div>'
-            f"<script>socketswarmChart({htmlsafe_json_dumps(figures[0].id)}, {htmlsafe_json_dumps(events)})</script>"
-        )
-    return found
+@dataclass(frozen=True, slots=True)
+class Chart:
+    title: str
+    note: str
+    lines: list[Line]
+    tick_format: str
+    """How a value is written, in the words of numeral.js."""
+    empty: str
+    """Why there is nothing to see, when there is not."""
+    log: bool = False
+    dots: bool = False
+    """Show where values are known: too rarely for the line between them to be one."""
+
+    @property
+    def keys(self) -> list[Key]:
+        return [line.key for line in self.lines]
 
 
-# --- one chart --------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """An event that a reader of the charts should see."""
+
+    at_s: float
+    text: str
 
 
-def _figure(canvas: _Canvas, chart: Chart) -> figure:
-    low, high = _limits(chart)
-    plot = figure(
-        height=HEIGHT_PX,
-        x_range=canvas.x_range,
-        y_range=Range1d(start=low, end=high),
-        y_axis_type="log" if chart.log else "linear",
-        **FRAME,
+def charts(analysis: Analysis) -> list[Chart]:
+    """All charts in the order of the page; one without lines says why. A recording without a load has no charts of
+    one."""
+    timeline = analysis.timeline
+    load = [_uploads_chart(timeline), _latency_chart(timeline.latency)] if analysis.run.model != "none" else []
+    return [
+        *load,
+        Chart(
+            "CPU",
+            "per process, as a share of one core",
+            _process_lines([(curves.process, curves.share) for curves in timeline.processes]),
+            "0%",
+            f"Nothing to draw: {run_folder.PROCESSES} has fewer than two ticks, the recorder did not run.",
+        ),
+        Chart(
+            "Memory",
+            "per process, USS in MiB: what its end would give back; read every few seconds, at the dots",
+            _process_lines([(curves.process, _mebibytes(curves.uss_bytes)) for curves in timeline.processes]),
+            "0,0.[0]",
+            "Nothing to draw: USS of no process could be read.",
+            dots=True,
+        ),
+        Chart(
+            "Connections",
+            "at the server's end by state, read every few seconds, and all sockets of the machine in TIME_WAIT",
+            [
+                Line(
+                    Key(state, STATE_COLOURS.get(state, "muted"), "dashed" if state == "TIME_WAIT" else "solid"), curve
+                )
+                for state, curve in timeline.connections.items()
+            ],
+            "0,0",
+            "Nothing to draw: the kernel did not tell of the connections of this port.",
+            dots=True,
+        ),
+        Chart(
+            "Accept queue",
+            "connections that wait to be accepted, looked at once a tick",
+            [Line(Key("waiting", "worker-0"), timeline.accept_queue)] if len(timeline.accept_queue.t_s) else [],
+            "0,0",
+            "Nothing to draw: the kernel did not tell of the listening sockets of this port.",
+        ),
+    ]
+
+
+def _uploads_chart(timeline: Timeline) -> Chart:
+    return Chart(
+        "Uploads",
+        "acknowledged per second",
+        [Line(Key(mode, mode_colour(mode)), curve, 2) for mode, curve in timeline.uploads_per_s.items()],
+        "0,0",
+        f"Nothing to draw: {run_folder.UPLOADS} counts no upload in a phase of this run.",
     )
-    style_axes(plot, chart.tick_format)
-    plot.xaxis.formatter = NumeralTickFormatter(format="0,0.[0]")
-    if chart.tick_format == "0,0" and not chart.log:
-        plot.yaxis.ticker = BasicTicker(min_interval=1)  # of whole things
-    if chart.log:
-        plot.yaxis.ticker = FixedTicker(ticks=log_ticks(*_limits(chart)))
-    _shade_phases(plot, canvas, high)
-    drawn = [_draw_line(plot, line, chart.dots) for line in chart.lines]
-    _mark_events(plot, canvas.marks)
-    _add_tools(plot, canvas, chart, drawn)
-    return plot
 
 
-def _limits(chart: Chart) -> tuple[float, float]:
-    """Both ends of the y axis. It begins at 0, or below the lowest value above 0 where it is logarithmic, and leaves
-    room for the names of the phases above the highest."""
-    curves = [curve for line in chart.lines for curve in (line.curve, *itertools.chain(*line.bands))]
-    values = np.concatenate([curve.values for curve in curves])
-    highest = float(np.nanmax(values)) or 1.0
-    if not chart.log:
-        return 0, highest * HEADROOM
-    lowest = float(np.min(values[values > 0], initial=highest)) / HEADROOM
-    return lowest, highest * (highest / lowest) ** (HEADROOM - 1)
+def _mebibytes(curve: Curve) -> Curve:
+    return Curve(curve.t_s, curve.values / (1 << 20))
 
 
-def style_axes(plot: figure, tick_format: str) -> None:
-    """Make the axes look as in all charts. `tick_format` is that of the y axis, in the words of numeral.js."""
-    for axis in plot.axis:
-        axis.update(
-            axis_line_alpha=0,
-            minor_tick_line_alpha=0,
-            major_tick_line_alpha=0,
-            major_label_text_font=FONT,
-            major_label_text_font_size="11px",
-            axis_label_text_font=FONT,
-            axis_label_text_font_size="11px",
-            axis_label_text_font_style="normal",
-            major_label_text_color=light("muted"),
-            axis_label_text_color=light("muted"),
-        )
-    plot.xgrid.grid_line_alpha = 0
-    plot.ygrid.update(grid_line_color=light("muted"), grid_line_alpha=0.2)
-    plot.yaxis.formatter = NumeralTickFormatter(format=tick_format)
+def marks(analysis: Analysis) -> list[Mark]:
+    events = [event for event in analysis.events if not event.kind.startswith(ROUTINE)]
+    return [Mark(analysis.seconds(event), plain(event.text)) for event in events[:MOST_MARKS]]
 
 
-def log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers, 3 to 9 of them in most ranges, at least one in any. bokeh's LogTicker spaces them evenly where
-    there are few decades, and so leaves the lower half of the axis bare."""
-    first, last = math.log10(low), math.log10(high)
-    mantissas = (1.0,) if last - first > 3 else (1, 2, 5) if last - first > 1 else (1, 1.5, 2, 3, 4, 6, 8)
-    ticks = [mantissa * 10.0**decade for decade in range(math.floor(first), math.ceil(last)) for mantissa in mantissas]
-    return [tick for tick in ticks if low <= tick <= high]
+# --- latency ----------------------------------------------------------------------------------------------------------
 
 
-def _shade_phases(plot: figure, canvas: _Canvas, top: float) -> None:
-    """Measure phases in the colour of their mode, others grey; named at the top where the name fits on a phone too.
-    Those of one colour are drawn as one: a sweep has many."""
-    by_colour: defaultdict[str, list[PhaseSummary]] = defaultdict(list)
-    for phase in canvas.phases:
-        by_colour[light(mode_colour(phase.mode) if phase.kind == "measure" else "muted")].append(phase)
-    for colour, phases in by_colour.items():
-        source = ColumnDataSource({"x0": [phase.start_s for phase in phases], "x1": [phase.end_s for phase in phases]})
-        strip = glyphs.VStrip(fill_color=colour, fill_alpha=0.08, line_color=colour, line_alpha=0.35)
-        plot.add_glyph(source, strip, level="underlay")
-        _name_phases(plot, [phase for phase in phases if _fits(phase, canvas.end_s)], colour, top)
+def _latency_chart(latency: Sequence[LatencyCurves]) -> Chart:
+    """Percentiles of different names cannot be merged: the size class with most uploads is drawn alone."""
+    uploads: Counter[str] = Counter()
+    for curves in latency:
+        uploads[curves.size_class] += curves.uploads if curves.duration != "service" else 0
+    busiest = max(uploads, key=lambda size_class: uploads[size_class], default="")
+    lines = [line for curves in latency if curves.size_class == busiest for line in _latency_lines(curves)]
+    is_open = any(curves.duration == "response" for curves in latency)
+    what = "responses, and the server's part of them (service)," if is_open else "transactions"
+    note = f"{what} of {busiest} only, each second, in µs, log scale"
+    if len(uploads) > 1:
+        note += f" ({percent(uploads[busiest] / uploads.total())} of uploads)"
+    return Chart("Latency", note, lines, "0,0", "Nothing to draw: no second had an acknowledged upload.", log=True)
 
 
-def _fits(phase: PhaseSummary, end_s: float) -> bool:
-    return phase.duration_s / end_s * PHONE_PX >= LETTER_PX * len(phase.name)
+def _latency_lines(curves: LatencyCurves) -> list[Line]:
+    """The median in its bands. The service has only a p99, which is what a load that waits for its replies would have
+    shown."""
+    colour = mode_colour(curves.mode)
+    what = f"{curves.mode}," if curves.duration == "transaction" else f"{curves.mode}, {curves.duration}"
+    if curves.duration == "service":
+        return [Line(Key(f"{what} p99", colour, "dotted"), curves.p99, 1.4)]
+    bands = ((curves.p50, curves.p99), (curves.p50, curves.p95))
+    return [Line(Key(f"{what} p50, in bands up to p95 and p99", colour), curves.p50, 2, bands)]
 
 
-def _name_phases(plot: figure, phases: Sequence[PhaseSummary], colour: str, top: float) -> None:
-    names = {"x": [phase.start_s for phase in phases], "text": [plain(phase.name) for phase in phases]}
-    name = glyphs.Text(y=top, text_font=value(FONT), text_font_size="11px", text_baseline="top", x_offset=4, y_offset=4)
-    name.update(text_color=colour)
-    plot.add_glyph(ColumnDataSource(names), name)
+# --- processes --------------------------------------------------------------------------------------------------------
 
 
-def _draw_line(plot: figure, line: Line, dots: bool) -> tuple[DataRenderer, bool]:
-    """(the line, whether it has a band). It knows the widest of its bands, to tell of it where a reader points."""
-    curve, bands = envelope.reduce(line.curve, line.bands)
-    columns = {"x": curve.t_s, "y": curve.values}
-    for low, high in reversed(bands):
-        columns |= {"low": low.values, "high": high.values}
-        area = glyphs.VArea(fill_color=light(line.key.colour), fill_alpha=0.25 / len(bands))
-        plot.add_glyph(ColumnDataSource(envelope.area(low, high)), area)
-    glyph = glyphs.Line(line_width=line.width, line_dash=line.key.dash, line_join="round")
-    glyph.update(line_color=light(line.key.colour))
-    source = ColumnDataSource(columns)
-    drawn = plot.add_glyph(source, glyph)
-    drawn.name = line.key.label
-    if dots and len(curve.t_s) <= MOST_DOTS:
-        plot.add_glyph(source, glyphs.Scatter(size=5, fill_color=glyph.line_color, line_color=None))
-    return drawn, bool(bands)
+def _process_lines(curves: Sequence[ProcessCurve]) -> list[Line]:
+    """Workers, then others."""
+    drawable = [(process, curve) for process, curve in curves if len(curve.t_s)]
+    workers, others = families([process for process, _ in drawable])
+    shown = [drawable[index] for index in workers.shown]
+    lines = [Line(_worker_key(process, i), curve) for i, (process, curve) in enumerate(shown)]
+    lines += _rest(workers, drawable, "worker-3")
+    loads = 0
+    for process, curve in (drawable[index] for index in others.shown):
+        lines.append(Line(_key(process, loads), curve))
+        loads += process.role.startswith("load-")
+    return lines + _rest(others, drawable, "load-1")
 
 
-def _mark_events(plot: figure, marks: Sequence[Mark]) -> None:
-    if not marks:
-        return
-    source = ColumnDataSource({"x": [mark.at_s for mark in marks], "text": [mark.text for mark in marks]})
-    drawn = plot.add_glyph(source, glyphs.VSpan(line_color=light("bad"), line_width=1.2, line_dash=[2, 3]))
-    plot.add_tools(HoverTool(renderers=[drawn], tooltips=[("what", "@text"), ("at", "@x{0,0.0} s")]))
+def _label(process: ProcessSummary) -> str:
+    return f"{process.name} ({process.pid})"
 
 
-def _add_tools(plot: figure, canvas: _Canvas, chart: Chart, drawn: Sequence[tuple[DataRenderer, bool]]) -> None:
-    """What a reader points at is told with its band, if it has one."""
-    tick = chart.tick_format
-    band = ("band", f"@low{{{tick}}} to @high{{{tick}}}")
-    for with_band, more in ((True, [band]), (False, [])):
-        if renderers := [renderer for renderer, has_band in drawn if has_band == with_band]:
-            tooltips = [("what", "$name"), ("is", f"@y{{{tick}}}"), *more, ("at", "@x{0,0.0} s")]
-            plot.add_tools(HoverTool(renderers=renderers, tooltips=tooltips, line_policy="nearest"))
-    zoom = BoxZoomTool(dimensions="width")
-    plot.add_tools(CrosshairTool(overlay=canvas.crosshair), zoom)
-    plot.toolbar.active_drag = zoom
-    plot.js_on_event(DoubleTap, CustomJS(args={"range": canvas.x_range}, code="range.reset()"))
+def _worker_key(process: ProcessSummary, number: int) -> Key:
+    return Key(_label(process), f"worker-{number % 4}", "solid" if number < 4 else "dashed")
+
+
+def _key(process: ProcessSummary, loads: int) -> Key:
+    """The key of a process that is no worker; `loads` load processes were drawn before it."""
+    if process.role.startswith("load-"):
+        return Key(_label(process), f"load-{loads % 2}")
+    if process.role in ("recorder", "hiccup-meter"):
+        return Key(_label(process), "recorder", "dotted")
+    return Key(_label(process), "master", "dashed")
+
+
+def _rest(family: Family, drawable: Sequence[ProcessCurve], colour: str) -> list[Line]:
+    """One line for all that are not shown, if there are any: their mean, in a band from the lowest to the highest."""
+    if not family.rest:
+        return []
+    curves = [drawable[index][1] for index in family.rest]
+    t_s = np.unique(np.concatenate([curve.t_s for curve in curves]))
+    rows = [np.interp(t_s, curve.t_s, curve.values, left=np.nan, right=np.nan) for curve in curves]
+    values = np.ma.masked_invalid(np.array(rows))
+    lowest, highest, mean = (found.filled(np.nan) for found in (values.min(0), values.max(0), values.mean(0)))
+    extent = (Curve(t_s, lowest), Curve(t_s, highest))
+    key = Key(f"{len(curves)} more {family.what}: mean and range", colour, "dotted")
+    return [Line(key, Curve(t_s, mean), bands=(extent,))]

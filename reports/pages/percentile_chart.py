@@ -6,8 +6,8 @@ from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, Range1d, glyp
 from bokeh.plotting import figure
 
 from reports.analysis.histograms import PercentileCurve
-from reports.pages.chart_lines import Dash, Key
-from reports.pages.charts import FRAME, HEADROOM, embedded, log_ticks, style_axes
+from reports.pages.charts import Dash, Key
+from reports.pages.drawing import FRAME, HEADROOM, embedded, log_ticks, style_axes
 from reports.pages.palette import light, mode_colour
 from reports.run_folder import SIZE_CLASSES
 

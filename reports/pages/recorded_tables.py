@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from reports import run_folder
 from reports.analysis.summarise import Analysis
-from reports.known import mean
+from reports.missing_values import mean
 from reports.pages.costliest import Family, families
 from reports.pages.table import Column, Row, Table, rounded, share, text_column, whole
 from reports.summary import ProcessSummary, ServerSummary, Summary, TcpSummary

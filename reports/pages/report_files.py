@@ -10,8 +10,8 @@ from markupsafe import Markup
 from reports import run_folder
 from reports.analysis.summarise import Analysis, analyse
 from reports.pages import layout
-from reports.pages.chart_lines import charts, marks
-from reports.pages.charts import draw, library
+from reports.pages.charts import charts, marks
+from reports.pages.drawing import draw, library
 from reports.pages.palette import FONT, PALETTE
 from reports.pages.percentile_chart import draw_percentiles
 from reports.pages.report_texts import View, view

@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from server.addresses import Address, write_host_port
-from server.config import AcceptMode, find_folder_problem
 from server.listening import steering, unix_sockets
 from server.listening.unix_sockets import PathError
+from server.options import AcceptMode, find_folder_problem
 from server.ports import sockets
 
 log = logging.getLogger("server")

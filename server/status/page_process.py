@@ -26,8 +26,8 @@ from functools import partial
 import msgspec
 
 from server.addresses import Address
-from server.config import ServerConfig
 from server.listening.listener import Group
+from server.options import ServerConfig
 from server.processes import fork, how_it_ended
 from server.scoreboard import ServerState
 

@@ -15,7 +15,7 @@ import os
 import stat
 from pathlib import PurePosixPath
 
-from server.config import Collision
+from server.options import Collision
 from server.storage.folders import try_to_remove
 
 _NAME_MAX = 255  # bytes, of every file system that matters here (limits.h)

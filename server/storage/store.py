@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from server.config import Collision, Durability
+from server.options import Collision, Durability
 from server.storage.folders import INCOMING, OPEN_FOLDER, open_slot, sync_names, try_to_remove
 from server.storage.naming import Naming
 from server.storage.quota import Quota

@@ -11,7 +11,7 @@ from slow import first_of
 
 from reports import run_folder
 from reports.analysis.summarise import analyse
-from reports.pages import chart_lines
+from reports.pages import charts
 from reports.run_folder import HistogramsLine
 from server import scoreboard
 
@@ -118,7 +118,7 @@ def test_the_recorder_is_killed(tmp_path):
     )
     assert float(to_s) >= (info.phases[-1].end_ns - info.started_mono_ns) / 1e9 - 0.1
     assert event.text in (folder / run_folder.REPORT_MD).read_text()
-    marks = [(mark.at_s, mark.text) for mark in chart_lines.marks(analyse(folder))]
+    marks = [(mark.at_s, mark.text) for mark in charts.marks(analyse(folder))]
     assert (pytest.approx(from_s), event.text) in marks
     for curves in analyse(folder).timeline.processes:
         assert max(curves.share.t_s, default=0.0) <= from_s  # no line where nothing is known

@@ -10,7 +10,7 @@ import pytest
 import servers
 
 from loadtest.options import OPTIONS as LOAD_OPTIONS
-from server.config import OPTIONS as SERVER_OPTIONS
+from server.options import OPTIONS as SERVER_OPTIONS
 from server.protocol import ClientConnection, Reply, Timing, UploadHeader, decode_header, digest_of
 
 ROOT = Path(__file__).parents[2]

@@ -1,59 +1,51 @@
-"""What is drawn, as far as it can be told without a browser; tests/browser/test_report.py looks at the rest."""
-
-import itertools
-import json
-import math
-import re
-
-import pytest
-from bokeh.models import Range1d
-from bokeh.plotting import figure
+"""Which lines and marks the charts show, and in which colours."""
 
 from reports.analysis.summarise import analyse
-from reports.pages.chart_lines import charts, marks
-from reports.pages.charts import draw, embedded, log_ticks
+from reports.pages.charts import charts, marks
+from reports.pages.palette import PALETTE
 from tests.unit.reports import run_folders
 
 
-@pytest.mark.parametrize("lowest", [1, 3.05, 210, 9_990, 4e6])
-@pytest.mark.parametrize("factor", [1.5625, 3, 10, 40, 900, 1e6])
-def test_a_logarithmic_axis_has_ticks_all_along(lowest, factor):
-    ticks = log_ticks(lowest, lowest * factor)
-    edges = [lowest, *ticks, lowest * factor]
-    assert ticks
-    assert edges == sorted(edges)
-    assert len(ticks) <= 10
-    widest = max(math.log(right / left) for left, right in itertools.pairwise(edges))
-    assert widest <= max(0.55 * math.log(factor), math.log(1.5) + 1e-9)
+def test_many_workers_become_a_few_lines_and_one_band(tmp_path):
+    folder = run_folders.write(tmp_path / "run", workers=32, killed_at_s=17.3)
+    cpu = charts(analyse(folder))[2]
+    labels = [key.label for key in cpu.keys]
+    assert "worker 0 (1001)" in labels, "who died is drawn"
+    assert "worker 0 (2000)" in labels, "and who came instead"
+    assert "27 more workers: mean and range" in labels
+    assert {"supervisor (1000)", "load (20)", "recorder (30)"} < set(labels)
+    assert len(labels) == 10
+    looks = [(key.colour, key.dash) for key in cpu.keys if key.label.startswith("worker")]
+    assert len(looks) == len(set(looks)) == 6
 
 
-def test_nothing_to_draw_is_no_chart():
-    assert draw([], 0.0, [], []) == {}
+def test_every_colour_that_is_used_has_a_name(tmp_path):
+    folder = run_folders.write(tmp_path / "run", workers=9, plan=(("a", "measure", 0), ("b", "measure", 3)))
+    keys = [key for chart in charts(analyse(folder)) for key in chart.keys]
+    assert {key.colour for key in keys} <= set(PALETTE)
 
 
-def test_charts_without_lines_are_left_out(tmp_path):
-    analysis = analyse(run_folders.write(tmp_path / "run", with_server=False))
-    shown = [chart for chart in charts(analysis) if chart.title != "Latency"]
-    drawn = draw(shown, analysis.timeline.end_s, analysis.summary.phases, marks(analysis))
-    assert list(drawn) == ["Uploads", "CPU", "Memory"]
+def test_latency_of_the_open_model_is_response_with_the_service_beside_it(tmp_path):
+    folder = run_folders.write(tmp_path / "run", model="open")
+    latency = charts(analyse(folder))[1]
+    long = [(key.label, key.dash) for key in latency.keys if key.colour == "long"]
+    assert long == [("long, response p50, in bands up to p95 and p99", "solid"), ("long, service p99", "dotted")]
+    assert latency.note.startswith("responses, and the server's part of them (service), of ≤4 KiB only")
+    assert "(90.0 % of uploads)" in latency.note
 
 
-def test_what_charts_share_is_told_once():
-    x_range = Range1d(start=0, end=7)
-    first, second = (embedded_events(chart) for chart in embedded([figure(x_range=x_range) for _ in range(2)]))
-    told = {"type": "object", "name": "Range1d", "id": x_range.id, "attributes": {"end": 7}}
-    assert first["attributes"]["x_range"] == told
-    assert second["attributes"]["x_range"] == {"id": x_range.id}
+def test_latency_of_the_closed_model_is_bands_of_transactions(tmp_path):
+    latency = charts(analyse(run_folders.write(tmp_path / "run")))[1]
+    assert [key.label for key in latency.keys] == [
+        f"{mode}, p50, in bands up to p95 and p99" for mode in ("long", "short")
+    ]
+    assert latency.note.startswith("transactions of ≤4 KiB only")
+    [long, _] = latency.lines
+    assert float(long.curve.values[-1]) == 200
+    assert [[float(edge.values[-1]) for edge in band] for band in long.bands] == [[200, 600], [200, 400]]
 
 
-def embedded_events(chart: str) -> dict:
-    """The figure that a chart's script adds."""
-    _, events = json.loads(re.search(r"socketswarmChart\((.*)\)</script>", chart)[1].join("[]"))
-    return events[0]["model"]
-
-
-def test_a_chart_cannot_end_its_script():
-    plot = figure()
-    plot.line([0], [0], name="</script><script>alert(1)")
-    [chart] = embedded([plot])
-    assert chart.count("</script>") == 1
+def test_what_happens_in_every_run_gets_no_mark(tmp_path):
+    analysis = analyse(run_folders.write(tmp_path / "run", killed_at_s=17.3))
+    assert [mark.at_s for mark in marks(analysis)] == [17.3, 17.35]
+    assert marks(analysis)[0].text == "worker 0 (pid 1001) was killed by signal 9"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from stores import Keep, Storing, keep_in_pieces, keep_in_pieces_durably, keep_whole, keep_whole_durably
 
-from server.config import Collision
+from server.options import Collision
 from server.storage.folders import prepare_store
 from server.storage.store import FileStore
 

@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 from servers import eventually
 
 from server import durable, scoreboard
-from server.at_accept import take_first_upload
 from server.batch import ARENA_BYTES, AT_ONCE, RECEIVE_BYTES
-from server.config import Collision, Durability
 from server.connection import LINGER_BYTES, LINGER_S, OPEN, Connection, Phase
 from server.durable import DurableBatch, make_batch
 from server.failure_codes import SERVER_CODES
+from server.first_upload import take_first_upload
+from server.options import Collision, Durability
 from server.protocol import LENGTH_BYTES, Limits, Reply, digest_of
 from server.storage.folders import prepare_store
 from server.storage.store import FileStore, StoreError

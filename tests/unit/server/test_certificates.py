@@ -9,7 +9,7 @@ from certificates import Authority, locked
 from cryptography import x509
 
 from server import certificates
-from server.config import ConfigError
+from server.options import ConfigError
 from server.settings import Settings, Sources
 
 

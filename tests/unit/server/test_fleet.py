@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from server import scoreboard
-from server.config import ServerConfig
 from server.fleet import (
     HANDSHAKE_S,
     LONG_LIFE_S,
@@ -28,6 +27,7 @@ from server.fleet import (
     WorkerProcess,
     respawn_delay_s,
 )
+from server.options import ServerConfig
 from server.scoreboard import SEATS
 
 ROOM = 5

@@ -16,9 +16,9 @@ import pytest
 from servers import DEADLINE_S, eventually
 
 from server.addresses import Address
-from server.config import AcceptMode
 from server.listening import unix_sockets
 from server.listening.listener import AddressError, Group, Listeners, PortInUseError, format_address
+from server.options import AcceptMode
 
 
 @pytest.fixture

@@ -187,8 +187,8 @@ def test_opening_something_else_is_an_error(tmp_path: Path) -> None:
 
 
 def test_the_largest_number_of_workers_fits(tmp_path: Path) -> None:
-    from server.config import MAX_WORKERS
     from server.failure_codes import SERVER_CODES
+    from server.options import MAX_WORKERS
 
     board = Scoreboard.create(tmp_path / "large", MAX_WORKERS, SERVER_CODES)
     record = board.record(MAX_WORKERS - 1)

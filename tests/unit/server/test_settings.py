@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.config import OPTIONS, ConfigError, ServerConfig
-from server.options import Option
+from server.option_kinds import Option
+from server.options import OPTIONS, ConfigError, ServerConfig
 from server.settings import Setting, Settings, Sources, needs_restart
 
 SOURCES = ("flag", "environment", "file")  # the strongest first

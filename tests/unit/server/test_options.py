@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from servers import AS_NOBODY, needs_nobody
 
-from server import config as config_module
+from server import options as config_module
 from server.addresses import parse_addresses
-from server.config import MAX_WORKERS, OPTIONS, ConfigError, ServerConfig, find_store_problem, one_line
+from server.options import MAX_WORKERS, OPTIONS, ConfigError, ServerConfig, find_store_problem, one_line
 from server.units import format_age, format_size, parse_duration, parse_size, write_duration, write_size
 
 ROOT = Path(__file__).parents[3]

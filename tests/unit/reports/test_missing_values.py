@@ -2,7 +2,7 @@
 
 import pytest
 
-from reports.known import known, mean, most, total
+from reports.missing_values import known, mean, most, total
 
 
 @pytest.mark.parametrize(
