@@ -30,14 +30,14 @@ def core_of(pid: int) -> int:
 def main() -> None:
     parent = os.getppid()
     os.set_blocking(1, False)
+    before_ns = time.monotonic_ns()  # goes on over reports: being held up in one counts, too
     while os.getppid() == parent:
         try:
             os.sched_setaffinity(0, {core_of(parent)})
         except OSError:
             pass  # it has just ended, or the core is none of ours
         delays_us = array.array("I")
-        end_ns = before_ns = time.monotonic_ns()
-        end_ns += REPORT_NS
+        end_ns = before_ns + REPORT_NS
         while before_ns < end_ns:
             time.sleep(SLEEP_NS / 1e9)
             now_ns = time.monotonic_ns()
