@@ -57,6 +57,13 @@ def build(tmp_path):
     return make
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """As `build` makes it of a run without changes, only to be read."""
+    folder = run_folders.write(tmp_path_factory.mktemp("plain") / "run")
+    return report_files.build(folder), folder
+
+
 @pytest.mark.parametrize("model", ["closed", "open"])
 def test_all_outputs_show_the_same_numbers(build, model):
     terminal, folder = build(
@@ -84,8 +91,8 @@ def test_all_outputs_show_the_same_numbers(build, model):
     assert all(cell in terminal for row in shown.offered.rows for cell in row.cells)
 
 
-def test_sections_without_content_are_left_out(build):
-    _, folder = build()
+def test_sections_without_content_are_left_out(plain):
+    _, folder = plain
     text = (folder / run_folder.REPORT_MD).read_text()
     assert re.findall("^## (.*)$", text, re.MULTILINE) == [
         "Long against short",
@@ -111,8 +118,8 @@ def test_the_terminal_says_what_became_of_each_condition(build):
     assert "passed: fails if failures > 0 (long 0, short 0, whole run 0)" in lines
 
 
-def test_the_terminal_ends_with_the_path_of_the_report(build):
-    terminal, folder = build()
+def test_the_terminal_ends_with_the_path_of_the_report(plain):
+    terminal, folder = plain
     lines = terminal.splitlines()
     assert lines[0].startswith("VALID: the server held the offered load")
     assert lines[-1] == str(folder / run_folder.REPORT_HTML)
@@ -124,8 +131,8 @@ def test_costs_that_are_unknown_are_not_zero(build):
     assert "not recorded" in terminal
 
 
-def test_summary_is_data_with_a_schema_version(build):
-    _, folder = build()
+def test_summary_is_data_with_a_schema_version(plain):
+    _, folder = plain
     summary = json.loads((folder / run_folder.SUMMARY).read_text())
     assert summary["schema_version"] == SUMMARY_VERSION
     assert summary["verdict"] == "VALID"
@@ -133,8 +140,8 @@ def test_summary_is_data_with_a_schema_version(build):
     assert summary["server"]["cpu_total_s"] > 10
 
 
-def test_the_page_stands_alone(build):
-    _, folder = build()
+def test_the_page_stands_alone(plain):
+    _, folder = plain
     tags = Tags((folder / run_folder.REPORT_HTML).read_text()).tags
     assert sum(attributes.get("class") == "chart" for _, attributes in tags) == 7, "one chart each"
     for tag, attributes in tags:
