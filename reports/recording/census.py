@@ -37,53 +37,68 @@ class Census:
     """
 
     def __init__(self) -> None:
-        self._parents: dict[Process, Process] = {}
+        self._parents: dict[int, tuple[Process, Process]] = {}  # by pid, as psutil takes a while to hash a Process
+        self._pids: list[int] = []
+        self._roots: list[Member] = []
+        self._found: list[Member] = []
 
-    def take(self, roots: Sequence[Member]) -> list[Member]:
+    def take(self, roots: Sequence[Member], *, identities: bool = True) -> list[Member]:
         """Each root that lives, with its descendants, parents first, every process once.
 
         A root inside another root's tree is no part of that tree, nor are its descendants; of two roles of a root the
         first counts. The recorder's own children are nobody's.
+
+        While the machine has the same pids nobody was born, ended or adopted. With `identities` creation times are read
+        anew, too: between two looks a pid comes back only after the kernel has gone through all others, and this would
+        be a third of what the recorder costs.
         """
-        children = self._children()
-        apart = {root.process for root in roots}
+        pids = psutil.pids()
+        if identities or pids != self._pids or roots != self._roots:
+            self._pids, self._roots = pids, list(roots)
+            self._found = [one for one in self._look(roots) if not identities or one.process.is_running()]
+        return self._found
+
+    def _look(self, roots: Sequence[Member]) -> list[Member]:
+        there = {process.pid: process for process in psutil.process_iter()}
+        children = self._children(there)
+        apart = {root.process.pid for root in roots}
         found: dict[Process, Role] = {}
         for root, role in roots:
-            if not root.is_running():
+            if there.get(root.pid) != root:
                 continue
             found.setdefault(root, role)
             if role != "recorder":
-                for process in _descendants(root, children, apart):
+                for process in _descendants(root.pid, children, apart):
                     found.setdefault(process, _DESCENDANT_ROLE.get(role, role))
         return [Member(process, role) for process, role in found.items()]
 
-    def _children(self) -> Mapping[Process, Sequence[Process]]:
-        there = {process.pid: process for process in psutil.process_iter()}
-        self._parents = {
-            process: parent for process in there.values() if (parent := self._parent(process, there)) is not None
-        }
+    def _children(self, there: Mapping[int, Process]) -> Mapping[int, Sequence[Process]]:
+        """The children of each pid."""
         children = defaultdict(list)
-        for process, parent in self._parents.items():
-            children[parent].append(process)
+        before, self._parents = self._parents, {}
+        for pid, process in there.items():
+            known = before.get(pid)
+            # A process gets another parent only when the old one has ended.
+            if known is None or known[0] is not process or there.get(known[1].pid) is not known[1]:
+                parent = _parent(process, there)
+                known = None if parent is None else (process, parent)
+            if known is not None:
+                self._parents[pid] = known
+                children[known[1].pid].append(process)
         return children
 
-    def _parent(self, process: Process, there: Mapping[int, Process]) -> Process | None:
-        """It is another one only when the old one has ended. None once the process itself has."""
-        known = self._parents.get(process)
-        if known is not None and there.get(known.pid) is known:
-            return known
-        try:
-            return there.get(process.ppid())
-        except psutil.Error:
-            return None
+
+def _parent(process: Process, there: Mapping[int, Process]) -> Process | None:
+    """None once the process has ended."""
+    try:
+        return there.get(process.ppid())
+    except psutil.Error:
+        return None
 
 
-def _descendants(
-    parent: Process, children: Mapping[Process, Sequence[Process]], without: set[Process]
-) -> Iterator[Process]:
-    """The living processes under `parent`, parents first, without the trees of those in `without`."""
+def _descendants(parent: int, children: Mapping[int, Sequence[Process]], without: set[int]) -> Iterator[Process]:
+    """The processes under `parent`, parents first, without the trees of those in `without`."""
     for process in children.get(parent, ()):
-        # Where a pid was given to another process since the last look, psutil forgets the old one now.
-        if process not in without and process.is_running():
+        if process.pid not in without:
             yield process
-            yield from _descendants(process, children, without)
+            yield from _descendants(process.pid, children, without)

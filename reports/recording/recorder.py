@@ -54,12 +54,13 @@ from server.ports.holders import listening_root
 _SECOND_NS = 1_000_000_000
 _LOOK_EVERY_NS = _SECOND_NS
 """Between two looks for a server that is not there: who owns a socket is found by walking all of /proc."""
-_SLOW_EVERY_NS = 2 * _SECOND_NS
-"""Between two readings of what is dear: USS and PSS, for which the kernel walks all pages of a process (0.2 to 1 ms
-each), the states of connections, for which it walks all sockets, and its own many counters; and of what nobody follows
-from tick to tick."""
-_SLOW_SHARE = 0.0005
-"""Of a core, that reading USS and PSS may take. Of many or large processes they are read less often."""
+_SLOW_EVERY_NS = 10 * _SECOND_NS
+"""Between two readings of what nobody follows from tick to tick, the kernel's many counters, and the states of
+connections, for which it walks all sockets."""
+_MEMORY_EVERY_NS = 2 * _SECOND_NS
+_MEMORY_SHARE = 0.0005
+"""Of a core, that reading USS and PSS may take: for these the kernel walks all pages of a process, in 0.2 to 1 ms each.
+Of many or large processes they are read less often than every `_MEMORY_EVERY_NS`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +112,7 @@ def _run(
     outlives: bool,
 ) -> None:
     due = time.monotonic_ns()
-    recorder.tick(slow=True)
-    slow_due = due + recorder.slow_pause_ns
+    recorder.tick(whole=True)
     started(recorder.last_seen)
     while outlives or not recorder.over:
         due, missed = next_due(due, time.monotonic_ns(), interval_ns)
@@ -122,11 +122,8 @@ def _run(
             recorder.obey(order)
         if orders.finished:
             break
-        slow = due >= slow_due
-        recorder.tick(slow=slow)
-        if slow:
-            slow_due = due + recorder.slow_pause_ns
-    recorder.tick(slow=True)
+        recorder.tick()
+    recorder.tick(whole=True)
 
 
 def next_due(due_ns: int, now_ns: int, interval_ns: int) -> tuple[int, int]:
@@ -268,8 +265,7 @@ class Recorder:
         self.last_seen: ServerInfo | None = None
         self.over = False
         """Whether the process that the subject names has ended: there is no server left to record."""
-        self.slow_pause_ns = _SLOW_EVERY_NS
-        """From one reading of what is dear to the next."""
+        self._slow_due_ns = self._memory_due_ns = 0
         if not self._here:
             self.report("server-elsewhere", f"{subject.host} is not this machine: no process of the server is recorded")
         self.follow(os.getpid(), "recorder")
@@ -302,14 +298,19 @@ class Recorder:
         elif all(process != root.process for root in self._roots):
             self._roots.append(Member(process, role))
 
-    def tick(self, *, slow: bool) -> None:
-        """Write a line of processes and a line of the host, and copy the server's new events."""
+    def tick(self, *, whole: bool = False) -> None:
+        """Write a line of processes and a line of the host, and copy the server's new events. A `whole` one has all
+        figures, others have what is due."""
+        now = time.monotonic_ns()
+        if slow := whole or now >= self._slow_due_ns:
+            self._slow_due_ns = now + _SLOW_EVERY_NS
         self._look_for_server()
         server = self._server
         ended = server is not None and has_ended(server.process)  # asked first: what is read from now on is final
-        # What is slow comes before the clock, so that all counters are read right after it.
-        there = self._census.take([*([Member(server.process, "server-master")] if server else []), *self._roots])
-        footprints = self._footprints(there) if slow else {}
+        # Memory comes before the clock, so that all counters are read right after it.
+        roots = [*([Member(server.process, "server-master")] if server else []), *self._roots]
+        there = self._census.take(roots, identities=slow)
+        footprints = self._footprints(there) if whole or now >= self._memory_due_ns else {}
         slots = server.slots() if server else None
         slot_of = {pid: view.slot for view in slots or () for pid in (view.pid, *view.retiring) if pid}
         if server:
@@ -335,7 +336,8 @@ class Recorder:
     def _footprints(self, members: list[Member]) -> dict[psutil.Process, Footprint | None]:
         start_ns = time.thread_time_ns()
         found = {member.process: footprint(member.process) for member in members}
-        self.slow_pause_ns = max(_SLOW_EVERY_NS, round((time.thread_time_ns() - start_ns) / _SLOW_SHARE))
+        pause_ns = max(_MEMORY_EVERY_NS, round((time.thread_time_ns() - start_ns) / _MEMORY_SHARE))
+        self._memory_due_ns = time.monotonic_ns() + pause_ns
         return found
 
     def _look_for_server(self) -> None:

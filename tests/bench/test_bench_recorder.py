@@ -95,7 +95,7 @@ class Nowhere:
 
 recorder = Recorder(Nowhere(), Subject("127.0.0.1", int(sys.argv[1])), load_pid=None)
 for number in range(1, int(sys.argv[3]) + 1):
-    recorder.tick(slow=number % 100 == 0)
+    recorder.tick(whole=number % 100 == 0)
     if number == int(sys.argv[2]):
         print(psutil.Process().memory_info().rss)
 print(psutil.Process().memory_info().rss)

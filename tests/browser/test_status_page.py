@@ -116,10 +116,10 @@ def test_it_tells_what_happened_to_workers_and_uploads(show: Any) -> None:
     assert codes == ["bad_length", "digest_mismatch", "name_rejected"]
     facts = page.locator("dl").first.inner_text().split("\n")
     shown = dict(zip(facts[::2], facts[1::2], strict=True))
-    assert shown["max store"] == "1 GiB"
+    assert shown["max store"] == "1GiB"
     assert shown["max connections"] == "500"
     assert shown["idle timeout"] == "75s"
-    assert shown["min rate"] == "1 KiB/s"
+    assert shown["min rate"] == "1KiB/s"
 
 
 def test_it_renews_itself(show: Any) -> None:
