@@ -70,7 +70,6 @@ def sample_process(
         uss_bytes=memory and memory.uss,
         pss_bytes=memory and memory.pss,
         fds=_read(lambda: _open_files(process)) if rss else None,
-        run_delay_ns=run_delay_ns(process.pid),
         **(_slow_figures(process) if slow else {}),
     )
 
@@ -87,6 +86,7 @@ def _slow_figures(process: psutil.Process) -> dict[str, Any]:
             "involuntary_switches": switches and switches.involuntary,
             "read_bytes": disk and disk.read_bytes,
             "write_bytes": disk and disk.write_bytes,
+            "run_delay_ns": run_delay_ns(process.pid),
             "cores": _read(lambda: ranges(process.cpu_affinity())),
         }
 

@@ -77,7 +77,7 @@ def test_threads_that_come_are_seen():
 
 def test_what_nobody_follows_is_read_on_slow_ticks():
     often, seldom = this_now(), this_now(slow=True)
-    for name in ("threads", "voluntary_switches", "involuntary_switches", "read_bytes", "write_bytes"):
+    for name in ("threads", "voluntary_switches", "involuntary_switches", "read_bytes", "write_bytes", "run_delay_ns"):
         assert getattr(often, name) is None
         assert getattr(seldom, name) is not None
 
