@@ -168,7 +168,7 @@ class LoadOptions:
     target: Target
     wire: WireFactory
     tls: ssl.SSLContext | None
-    """Of a `tls://` target."""
+    """What a `tls://` target is verified with, and what is shown to it."""
     plan: tuple[PlannedPhase, ...]
     drain_s: float
     profile: Profile | None

@@ -8,7 +8,7 @@ import os
 
 
 def run_delay_ns(pid: int, proc: str = "/proc") -> int | None:
-    """Of the living threads of a process, since each was born; a thread that ends takes its share with it.
+    """The sum over the living threads of a process, each since its birth; one that ends takes its share with it.
 
     The second number of /proc/PID/task/*/schedstat. None when no thread could be read, or the kernel does not count (it
     then says `0 0 0`).

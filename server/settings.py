@@ -187,7 +187,7 @@ def _where_to_listen(found: Mapping[str, Setting]) -> dict[str, Setting]:
 
 
 def _weaker(one: Setting, other: Setting, say: str) -> Setting:
-    """Of two that contradict each other the stronger source's counts: the other, as that source has set it aside."""
+    """Which of two options that contradict each other is left out: the one of the weaker source."""
     if one.source == other.source:
         both = one.origin if one.origin == other.origin else f"{one.origin} and {other.origin}"
         raise ConfigError(f"{say}, not both (from {both})")

@@ -385,7 +385,7 @@ class Supervisor:
         self._tell_manager(partial(self._manager.ready, status or text))
 
     def _tell_manager(self, tell: Callable[[], None]) -> None:
-        """Of reloads it hears only when it knows that we are ready: the end of one would say so."""
+        """Tell the service manager, if it knows that we are ready: it would take the end of a reload for that."""
         if self._announced:
             tell()
 

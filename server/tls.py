@@ -166,7 +166,7 @@ class TlsLayer(asyncio.BufferedProtocol):
             self._worker.loop.call_soon(self._go_on)
 
     def write_eof(self) -> None:
-        """Of TCP, when TLS is over."""
+        """End the TCP connection's sending side, and TLS before it."""
         self._say_goodbye()
         self._transport.write_eof()
 

@@ -78,7 +78,8 @@ def _missing_ticks(measured: Sequence[PhaseSummary]) -> list[str]:
 
 
 def _unaccounted(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
-    """Looked at only where the plan was over: who stops a run does not stop all load processes in the same instant."""
+    """Whether each arrival was counted once. Only where the plan was over: who stops a run does not stop all load
+    processes in the same instant."""
     if evidence.run.ended is None or evidence.run.ended.how != "completed":
         return []
     known = [phase for phase in measured if phase.offered is not None]

@@ -46,8 +46,8 @@ COUNTERS = {
 
 
 def accept_queues(port: int) -> list[AcceptQueue] | None:
-    """Of each listening socket of the port, in the order in which they were opened; None where the kernel does not
-    tell."""
+    """The accept queue of each listening socket of the port, in the order in which they were opened; None where the
+    kernel does not tell."""
     try:
         rows = list(sockets.diagnosed(1 << sockets.LISTEN, local=port))
     except OSError:

@@ -59,8 +59,8 @@ _SLOW_EVERY_NS = 10 * _SECOND_NS
 connections, for which it walks all sockets."""
 _MEMORY_EVERY_NS = 2 * _SECOND_NS
 _MEMORY_SHARE = 0.0005
-"""Of a core, that reading USS and PSS may take: for these the kernel walks all pages of a process, in 0.2 to 1 ms each.
-Of many or large processes they are read less often than every `_MEMORY_EVERY_NS`."""
+"""The share of a core that reading USS and PSS may take: for these the kernel walks all pages of a process, in 0.2 to
+1 ms each. Of many or large processes they are read less often than every `_MEMORY_EVERY_NS`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,7 +330,7 @@ class Recorder:
 
     @property
     def _port(self) -> int | None:
-        """Of the server, if it is on this machine."""
+        """The server's port, if it is on this machine."""
         return self._subject.port if self._here else None
 
     def _footprints(self, members: list[Member]) -> dict[psutil.Process, Footprint | None]:
