@@ -119,7 +119,7 @@ def _job(options: dict[str, Any], arguments: Sequence[str], *, brief: bool = Fal
 
 
 def _exit(job: Callable[[], int]) -> NoReturn:
-    """With the job's exit code, or with an error in one line."""
+    """End with the job's exit code, or with an error in one line."""
     try:
         sys.exit(job())
     except OptionError as error:

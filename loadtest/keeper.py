@@ -323,7 +323,7 @@ class _Run:
     # ── the plan ──
 
     def _await_load(self) -> None:
-        """Until all load processes are ready: one that is not would miss part of the load."""
+        """Wait until all load processes are ready: one that is not would miss part of the load."""
         expected = self._runner.worker_count if isinstance(self._runner, MasterRunner) else 1
         if not until(lambda: len(self._roster) >= expected, READY_TIMEOUT_S):
             self.fail(f"only {len(self._roster)} of {expected} load processes were ready in {READY_TIMEOUT_S:g} s")

@@ -196,7 +196,7 @@ class Link:
             return data, now_ns
 
     def limit(self, timeout_s: float) -> None:
-        """From now on the peer may be silent for so long, if it could for longer."""
+        """Let the peer be silent for no longer than this from now on."""
         self._waiter.timeout_s = min(self._waiter.timeout_s, timeout_s)
 
     def close(self, *, reset: bool = False) -> None:
@@ -228,7 +228,7 @@ class UnixLink(Link):
         return -1
 
     def established(self) -> bool:
-        """As of TCP, but that an end is only seen behind all that came before it."""
+        """Whether the connection is still there; an end is only seen behind all that came before it."""
         try:
             return self.peek() != b""
         except OSError:

@@ -189,5 +189,5 @@ class _Test:
 
 
 def _send(environment: Environment, run: str, message: str, data: dict[str, Any]) -> None:
-    """To the keeper, with the run that it is about."""
+    """Send something to the keeper, with the run that it is about."""
     cast(Runner, environment.runner).send_message(message, {messages.RUN: run, **data})

@@ -241,7 +241,7 @@ def from_folder(folder: Path, seed: int, *, with_digests: bool) -> PayloadSet:
 
 
 def is_folder(path: Path) -> bool:
-    """As `Path.is_dir`, which raises for a name that is too long, or in a folder that may not be looked into."""
+    """Whether it is a folder. `Path.is_dir` raises for a name that is too long, or where nobody may look."""
     try:
         return path.is_dir()
     except OSError:

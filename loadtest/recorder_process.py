@@ -113,7 +113,7 @@ class RecorderProcess:
 
 
 def build_report(folder: Path) -> None:
-    """In a process of its own: it needs 160 MiB that Locust should not have."""
+    """Build the report in a process of its own: it needs 160 MiB that Locust should not have."""
     command = [sys.executable, "-m", "reports", "build", str(folder)]
     try:
         built = subprocess.run(

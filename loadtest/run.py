@@ -56,7 +56,7 @@ class Job:
     store: Path | None
     """None: in memory if there is room, see `_store_parent`."""
     fields: dict[str, str | bool]
-    """As `options.FIELDS`."""
+    """The load's options by field, as `options.FIELDS` names them."""
     folder: Path
     command: list[str]
     """That repeats the run."""

@@ -210,7 +210,7 @@ class Telemetry:
 
 
 def batch_of(tallied: Iterable[Tallied]) -> Batch:
-    """As plain data: `phase -> name -> counts`. Histograms are sparse (index, count)."""
+    """The counts as plain data: `phase -> name -> counts`. Histograms are sparse (index, count)."""
     batch: Batch = {}
     for part in tallied:
         batch.setdefault(part.phase, {})[part.name] = {

@@ -43,7 +43,7 @@ def _spelled(reason: str) -> str:
 
 
 class TlsLink:
-    """As `link.Link`, encrypted. TlsError for whatever TLS has against the other end."""
+    """A `link.Link` that is encrypted. TlsError for whatever TLS has against the other end."""
 
     __slots__ = ("_accepted", "_early", "_ended", "_incoming", "_link", "_outgoing", "_tls", "handshake_ns", "stamps")
 
@@ -115,7 +115,7 @@ class TlsLink:
             self._link.send(self._outgoing.read())
 
     def receive(self) -> tuple[bytes, int]:
-        """As `Link.receive`; the time is that of the record's last byte."""
+        """What arrived, decrypted, and when: the time of the record's last byte."""
         if self._early:
             early, self._early = self._early, b""
             return early, time.monotonic_ns()
@@ -132,7 +132,7 @@ class TlsLink:
         self._link.limit(timeout_s)
 
     def close(self, *, reset: bool = False) -> None:
-        """As `Link.close`; the server is told before, if it is still there."""
+        """Tell the server, if it is still there, and close."""
         if not reset and not self._ended:
             self._say_goodbye()
         self._link.close(reset=reset)

@@ -131,7 +131,7 @@ class UploadUser(User):
         raise StopUser
 
     def _pause(self, phase: RunningPhase, payload: Payload) -> None:
-        """Until the next upload: the mean, give or take half, so that users do not march in step."""
+        """Pause until the next upload: the mean, give or take half, so that users do not march in step."""
         load = self._load
         pause_ns = round(load.options.wait_s * self._random.uniform(0.5, 1.5) * 1e9)
         load.think(phase, payload, pause_ns)

@@ -228,7 +228,7 @@ class HostTick(Line, frozen=True, kw_only=True):
     kernel: dict[str, int] = {}
     """TCP counters of the whole machine, as the kernel names them; see reports/recording/kernel_tcp.py."""
     network: dict[str, NetworkBytes] = {}
-    """By the name of the interface."""
+    """Bytes by the name of the interface."""
 
 
 class Percentiles(msgspec.Struct, frozen=True, kw_only=True):

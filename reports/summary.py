@@ -316,7 +316,8 @@ class ServerSummary(msgspec.Struct, frozen=True, kw_only=True):
     rss_peak_bytes: int | None
     """The largest sum of RSS, which is read at every tick: an upper bound of what was used."""
     uss_per_connection_bytes: float | None
-    """From a run whose number of connections rose or fell by 100 at least; None where the data do not carry it."""
+    """What a connection takes, from a run in which their number rose or fell by 100 at least; None where the data do not
+    carry it."""
 
 
 class TcpSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -334,7 +335,7 @@ class TcpSummary(msgspec.Struct, frozen=True, kw_only=True):
     counters: dict[str, int]
     """What the kernel counted meanwhile, by its own names."""
     sent_bytes: dict[str, int]
-    """By the name of the network interface."""
+    """Bytes by the name of the network interface."""
 
 
 class LoadSummary(msgspec.Struct, frozen=True, kw_only=True):

@@ -250,7 +250,7 @@ class Connection(asyncio.BufferedProtocol):
             self.due_s = now_s if unsent else min(header_s, slow_s, silent_s)
 
     def _end_silent(self) -> None:
-        """Between uploads without a word: it would be read as the answer to the next one."""
+        """Cut off who is silent; between uploads without a word, which would be read as the answer to the next."""
         if self._is_full or self._phase >= LINGERING:
             self.abort()
         elif self._parser.in_upload:

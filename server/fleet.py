@@ -68,7 +68,7 @@ class Slot:
     number: int
     worker: WorkerProcess | None = None
     successor: WorkerProcess | None = None
-    """In a reload, until it is ready."""
+    """Who takes over in a reload, until it is ready."""
     retiring: list[WorkerProcess] = field(default_factory=list)
     due_s: float = 0.0
     """When it gets a worker, if it has none."""
@@ -136,7 +136,7 @@ def respawn_delay_s(quick_deaths: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Until then, a monotonic time, there is nothing to do, unless something happens."""
+    """There is nothing to do until then, a monotonic time, unless something happens."""
 
     until_s: float
 
@@ -246,7 +246,7 @@ class Fleet:
         yield Change.END_RELOAD if is_over else Wait(now_s + LOOK_AGAIN_S)
 
     def want(self, workers: int) -> str | None:
-        """As many as can be. Returns why there cannot be so many, or so few."""
+        """Ask for so many workers, or as many as can be. Returns why there cannot be so many, or so few."""
         room = len(self._places)
         self.wanted = min(room, max(1, workers))
         if workers < 1:

@@ -54,7 +54,7 @@ class Wakeups:
         return signals, {int.from_bytes(pids[start : start + 4], "little") for start in range(0, len(pids), 4)}
 
     def become_worker(self) -> None:
-        """In the child: keep only what `tell_ready` needs."""
+        """Keep only what `tell_ready` needs, in the child."""
         for fd in (self._signals_read, self._signals_write, self._ready_read):
             os.close(fd)
 
@@ -122,7 +122,7 @@ def fork(become: Callable[[], None], name: str) -> int:
 
 
 def _live(become: Callable[[], None], name: str, parent: int, mask: set[int | signal.Signals]) -> NoReturn:
-    """In the child: never return into the supervisor's code."""
+    """Be the child, which never returns into the supervisor's code."""
     code = 1
     try:
         die_with(parent)
@@ -155,7 +155,7 @@ def die_with(parent: int) -> None:
 
 
 def show_title(title: str) -> None:
-    """As `ps` shows this process. Its environment stays readable in /proc: tools find processes by it."""
+    """Set what `ps` shows of this process. Its environment stays readable in /proc: tools find processes by it."""
     os.environ["SPT_NOENV"] = "1"
     from setproctitle import setproctitle
 

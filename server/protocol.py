@@ -238,7 +238,7 @@ class ServerConnection:
         self._size = 0  # of the file whose body is arriving
         self._finished = False
         self.consumed = 0
-        """At UploadComplete: how much of what was fed is used. Who takes no further event may feed the rest later."""
+        """How much of what was fed is used, at UploadComplete: who takes no further event may feed the rest later."""
 
     @property
     def in_upload(self) -> bool:

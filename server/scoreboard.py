@@ -95,14 +95,14 @@ class ServerState(msgspec.Struct, frozen=True, kw_only=True):
     store: str | None
     """Folder that uploads go to, as people can read it; None when they are discarded."""
     options: dict[str, str]
-    """By name, as people write them."""
+    """Its options by name, as people write them."""
     scoreboard: str
     events: str
     started_wall_ns: int
     page: str | None = None
     """Where its status page is, if it has one."""
     draining: bool = False
-    """From the moment it was told to stop."""
+    """Whether it was told to stop."""
 
 
 class SlotView(msgspec.Struct, frozen=True, gc=False):

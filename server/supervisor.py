@@ -234,7 +234,7 @@ class Supervisor:
         return worker
 
     def _be_worker(self, worker: WorkerProcess, births: int) -> None:
-        """In the child: keep only what a worker needs, and serve."""
+        """Serve, in the child, which keeps only what a worker needs."""
         # As its parent does, which may not run again before this one is ready: whoever sees that must see who it is.
         worker.record[scoreboard.PID], worker.record[scoreboard.BIRTHS] = os.getpid(), births
         doors = self._listeners.keep_only(worker.slot)

@@ -221,7 +221,7 @@ class TlsLayer(asyncio.BufferedProtocol):
             self.close()
 
     def _read_into(self, buffer: memoryview) -> int:
-        """As many records as are here and fit; returns their bytes."""
+        """Decrypt as many records as are here and fit; returns their bytes."""
         filled = 0
         try:
             while filled < len(buffer) and (self._incoming.pending or self._tls.pending()):

@@ -116,7 +116,7 @@ class Count:
     bytes: int
     connections: int
     failures: dict[str, int]
-    """By code, the most frequent first."""
+    """Failures by code, the most frequent first."""
     late: int
     """Uploads that were acknowledged only after the end of their phase."""
 

@@ -15,7 +15,7 @@ from reports.summary import TcpSummary
 
 
 def tcp_summary(evidence: Evidence) -> TcpSummary | None:
-    """From the first to the last tick of the host; None without two of them."""
+    """What happened from the first to the last tick of the host; None without two of them."""
     ticks = evidence.host
     if len(ticks) < 2:
         return None

@@ -62,7 +62,7 @@ class ProcessCurves:
 class Timeline:
     end_s: float
     uploads_per_s: dict[str, Curve]
-    """By mode."""
+    """A curve for each mode."""
     latency: list[LatencyCurves]
     processes: list[ProcessCurves]
     connections: dict[str, Curve]

@@ -129,7 +129,7 @@ def _failed(runs: Sequence[Read]) -> float:
 
 
 def _with_lost(one: Against, runs: Sequence[Read], baseline: str, tolerance: float) -> Against:
-    """With what no metric of acknowledged uploads shows: uploads that failed, and runs that were left out."""
+    """Add what no metric of acknowledged uploads shows: uploads that failed, and runs that were left out."""
     before, after = one.failed_share
     lost = {label: sum(run.info.label == label and not run.usable for run in runs) for label in (baseline, one.label)}
     return msgspec.structs.replace(

@@ -24,7 +24,7 @@ class Server:
 
     @classmethod
     def of(cls, pid: int) -> "Server | None":
-        """With this root process; None when there is none, or it has ended and was not reaped yet."""
+        """The server with this root process; None when there is none, or it has ended and was not reaped yet."""
         process = process_of(pid)
         return None if process is None or has_ended(process) else cls(process)
 
@@ -95,7 +95,7 @@ def has_ended(process: psutil.Process) -> bool:
 
 
 def _command(process: psutil.Process) -> list[str]:
-    """As `ps` shows it; empty once it has ended."""
+    """Its command as `ps` shows it; empty once it has ended."""
     try:
         # What is no UTF-8 could not be written down.
         return [os.fsencode(word).decode(errors="replace") for word in process.cmdline()]

@@ -53,9 +53,9 @@ from server.ports.holders import listening_root
 
 _SECOND_NS = 1_000_000_000
 _LOOK_EVERY_NS = _SECOND_NS
-"""Between two looks for a server that is not there: who owns a socket is found by walking all of /proc."""
+"""Time between two looks for a server that is not there: who owns a socket is found by walking all of /proc."""
 _SLOW_EVERY_NS = 10 * _SECOND_NS
-"""Between two readings of what nobody follows from tick to tick, the kernel's many counters, and the states of
+"""Time between two readings of what nobody follows from tick to tick, the kernel's many counters, and the states of
 connections, for which it walks all sockets."""
 _MEMORY_EVERY_NS = 2 * _SECOND_NS
 _MEMORY_SHARE = 0.0005

@@ -120,7 +120,7 @@ def sample_host(stamp: dict[str, int], port: int | None, slots: Iterable[SlotVie
 
 
 def network_bytes() -> dict[str, NetworkBytes]:
-    """By interface, without those that never moved a byte."""
+    """Bytes by interface, without those that never moved one."""
     interfaces = _read(lambda: psutil.net_io_counters(pernic=True, nowrap=False)) or {}
     return {
         name: NetworkBytes(received=counts.bytes_recv, sent=counts.bytes_sent)

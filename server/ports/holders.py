@@ -131,7 +131,7 @@ def look(ports: Collection[int], udp: bool = False) -> list[Holding]:
 
 
 def look_closely(ports: Collection[int], udp: bool) -> list[Holding]:
-    """As `look`, but where a port cannot be bound although nobody listens, sockets that are only bound count too."""
+    """What `look` finds; where a port cannot be bound though nobody listens, sockets that are only bound count too."""
     tables = _tables(ports, udp)
     for port, table in tables.items():
         if not (udp or table.listening or is_free(Holding(port, udp, (), (), 0))):
@@ -166,7 +166,7 @@ def still_holds(process: Process) -> bool:
 
 
 _known_roots: dict[int, tuple[Process, str]] = {}
-"""By port: what `listening_root` found last, and the path in /proc of a listening socket that it has open."""
+"""What `listening_root` found last, by port, and the path in /proc of a listening socket that it has open."""
 
 
 def listening_root(port: int) -> int | None:

@@ -94,7 +94,7 @@ class Source:
         return describe(self.state(), self._board, self._events)
 
     def state(self) -> ServerState:
-        """As the supervisor told it last."""
+        """What the supervisor told last."""
         with self._lock:
             while True:
                 try:
@@ -329,7 +329,7 @@ class _Beat:
                 dispatcher.queue_cv.notify()
 
     def service(self) -> None:
-        """In one of the threads."""
+        """Answer the request, in one of the threads."""
         self._is_under_way = False
         try:
             self._channel.send(b"\n")

@@ -109,7 +109,7 @@ class StatusHelper:
         os.execve("/proc/self/exe", command, os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
 
     def close(self) -> None:
-        """In a worker: this is none of its business."""
+        """Let go of it in a worker, whose business it is not."""
         if self._group is not None:
             self._group.close()
         if self._channel is not None:

@@ -316,7 +316,7 @@ class IncomingFile:
         self.file_name = published
 
     def _preallocate(self) -> None:
-        """As far ahead as it has come: so a client must send something for what it takes from others (fallocate(2))."""
+        """Reserve as much as has come: so a client must send something for what it takes from others (fallocate(2))."""
         ahead = min(self._size, PREALLOCATE_MOST, self._expected - self._size)
         start, length = ctypes.c_int64(self._size), ctypes.c_int64(ahead)
         self._allocated = self._size + ahead
