@@ -316,8 +316,8 @@ class ServerSummary(msgspec.Struct, frozen=True, kw_only=True):
     rss_peak_bytes: int | None
     """The largest sum of RSS, which is read at every tick: an upper bound of what was used."""
     uss_per_connection_bytes: float | None
-    """What a connection takes, from a run in which their number rose or fell by 100 at least; None where the data do not
-    carry it."""
+    """What a connection takes, from a run in which their number rose or fell by 100 at least; None where the data do
+    not carry it."""
 
 
 class TcpSummary(msgspec.Struct, frozen=True, kw_only=True):
