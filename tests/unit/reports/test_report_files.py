@@ -3,16 +3,15 @@
 import json
 import re
 import signal
-import subprocess
-import sys
 from html.parser import HTMLParser
 
 import msgspec
 import pytest
 from click.testing import CliRunner
+from in_process import called
 
 from reports import run_folder
-from reports.__main__ import cli
+from reports.__main__ import cli, main
 from reports.analysis.summarise import analyse
 from reports.pages import report_files
 from reports.pages.report_texts import view
@@ -215,11 +214,11 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(build, monkeypatch):
 
 def test_the_command_line_builds_and_refuses(tmp_path):
     folder = run_folders.write(tmp_path / "run")
-    command = [sys.executable, "-m", "reports", "build"]
-    done = subprocess.run([*command, folder], capture_output=True, text=True, timeout=60, check=True)
+    done = called(main, tmp_path, "build", folder)
+    assert done.returncode == 0
     assert done.stdout.rstrip().endswith("report.html")
     assert done.stderr == ""
-    refused = subprocess.run([*command, tmp_path / "x"], capture_output=True, text=True, timeout=60, check=False)
+    refused = called(main, tmp_path, "build", tmp_path / "x")
     assert refused.returncode == 1
     assert refused.stderr.count("\n") == 1
     assert "there is no run folder" in refused.stderr
