@@ -18,7 +18,7 @@ from server import scoreboard
 USERS = 4
 START = [*LOADTEST, "run", "--workers", "2", "--plan", "long", "--payloads", "4KiB,64KiB"]
 RUN = [*START, "--users", str(USERS)]
-RATE, MEASURE_S = 100, 4
+RATE, MEASURE_S = 100, 6
 
 
 def workers(job):
@@ -61,7 +61,7 @@ def test_a_worker_is_killed(tmp_path, model):
 
 
 def test_the_server_is_killed(tmp_path):
-    with started(tmp_path, *RUN, "--phase-seconds", "4") as job:
+    with started(tmp_path, *RUN, "--phase-seconds", "6") as job:
         server = job.in_phase("long-1").server.pid
         os.kill(server, signal.SIGKILL)
         assert job.wait() == 4, job.said()
