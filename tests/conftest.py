@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 
 import hypothesis
 
@@ -12,3 +13,4 @@ hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 # Tests start a thousand processes; without kept bytecode each compiles all of ours that it imports.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False  # and each pytest process would rewrite the assertions of all tests: 6 s of CPU

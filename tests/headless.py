@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hdrh.histogram import HdrHistogram
-from loads import LOCUST, Command, is_too_busy, started
+from loads import LOCUST, Command, started
 from servers import DEADLINE_S, Server, free_port
 
 from reports import run_folder
@@ -75,12 +75,6 @@ def outcome(job: Command) -> Outcome:
     assert found is not None, job.said()
     assert job.process.returncode == found.exit_code, job.said()
     return found
-
-
-def ends_fine(job: Command) -> bool:
-    """Wait for its end: whether all was acknowledged, and all that can be said against it is that the machine was too
-    busy: for the latencies, say, or for the last uploads of a phase to end in it."""
-    return job.wait() == 0 or is_too_busy(outcome(job))
 
 
 def summary(folder: Path) -> Any:

@@ -21,7 +21,8 @@ import psutil
 from servers import ROOT, all_pids, eventually
 
 from reports import run_folder
-from reports.run_folder import RunFolderError, RunInfo, UploadsLine
+from reports.pages import report_files
+from reports.run_folder import Outcome, RunFolderError, RunInfo, UploadsLine
 from server import scoreboard
 
 USERS_PY = ROOT / "loadtest" / "users.py"
@@ -171,7 +172,7 @@ _BUSY = "|".join(
 """Broken invariants that say no more than that a process had to wait for its core or its disk."""
 
 
-def is_too_busy(outcome: run_folder.Outcome) -> bool:
+def is_too_busy(outcome: Outcome) -> bool:
     """Whether all that can be said against a run is that the machine kept the load, or its recorder, from going on."""
     kept = outcome.verdict == "INVALID" and re.fullmatch(f"({_BUSY})(; ({_BUSY}))*", outcome.reason) is not None
     return outcome.verdict == "NOISY" or kept
@@ -220,6 +221,14 @@ def assert_complete(folder: Path) -> RunInfo:
     assert all(phase.end_ns for phase in info.phases)
     assert_report(folder)
     return info
+
+
+def built(folder: Path) -> Outcome:
+    """What its report makes of a run that built none itself. Here it costs a third: bokeh is imported already."""
+    report_files.build(folder)
+    outcome = run_folder.read_outcome(folder)
+    assert outcome is not None
+    return outcome
 
 
 def assert_load_told(folder: Path) -> None:

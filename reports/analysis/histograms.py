@@ -105,11 +105,21 @@ class Samples:
         return int(self.histogram.get_total_count())
 
     def at(self, percentile: float) -> float | None:
-        """This percentile in microseconds, the maximum for 100; None without samples."""
-        return float(self.histogram.get_value_at_percentile(percentile)) if self.number else None
+        """This percentile in microseconds, the maximum for 100; None without samples. As the library's own, which adds
+        up the buckets one by one."""
+        if not self.number:
+            return None
+        rank = self.histogram.get_target_count_at_percentile(percentile)
+        bucket = np.searchsorted(np.cumsum(np.asarray(self.histogram.counts)), rank)
+        return float(_longest(self.histogram, int(bucket)))
 
     def is_bound(self, value_us: float) -> bool:
         return self.bound_from is not None and value_us >= self.bound_from
+
+
+def _longest(histogram: HdrHistogram, bucket: int) -> int:
+    """The largest value that is counted in this bucket."""
+    return int(histogram.get_highest_equivalent_value(histogram.get_value_from_index(bucket)))
 
 
 def with_unanswered(answered: HdrHistogram, unanswered: HdrHistogram) -> Samples:
@@ -177,5 +187,4 @@ def _points(histogram: HdrHistogram) -> tuple[Floats, Floats]:
     total = counts.sum()
     beyond = np.geomspace(0.5, SAMPLES_BEYOND / total, POINTS)
     ranks = np.searchsorted(np.cumsum(counts[taken]), (1 - beyond) * total, side="left").clip(max=len(taken) - 1)
-    values = [histogram.get_highest_equivalent_value(histogram.get_value_from_index(int(taken[r]))) for r in ranks]
-    return beyond, np.array(values, dtype=np.float64)
+    return beyond, np.array([_longest(histogram, int(taken[rank])) for rank in ranks], dtype=np.float64)

@@ -5,6 +5,7 @@ paper.
 import itertools
 import re
 import zlib
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,11 @@ FLAGS = [
 ]
 WIDTHS = (390, 820, 1440)
 SCHEMES = ("light", "dark")
+ONCE_MORE = [(820, "light"), (390, "dark"), (1440, "dark")]
+SHOWN = [
+    pytest.param(*each, marks=pytest.mark.slow if each in ONCE_MORE else ())
+    for each in itertools.product(WIDTHS, SCHEMES)
+]
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no browser: {CHROMIUM} is not installed")
@@ -72,8 +78,8 @@ def report(tmp_path_factory):
     return folder / run_folder.REPORT_HTML
 
 
-@pytest.fixture
-def show(browser, report):
+@contextmanager
+def opening(browser, report):
     """Open the report; at the end no error was logged and nothing but the file was asked for."""
     opened, complaints, requests = [], [], []
 
@@ -95,7 +101,26 @@ def show(browser, report):
     assert {url for url in requests if not url.startswith("data:")} == {report.as_uri()}
 
 
-@pytest.mark.parametrize(("width", "scheme"), list(itertools.product(WIDTHS, SCHEMES)))
+@pytest.fixture
+def show(browser, report):
+    with opening(browser, report) as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def shown(browser, report):
+    """A page that several tests look at, each of which leaves it as it was."""
+    with opening(browser, report) as make:
+        yield make()
+
+
+@pytest.fixture(scope="module")
+def wide(browser, report):
+    with opening(browser, report) as make:
+        yield make(1600)
+
+
+@pytest.mark.parametrize(("width", "scheme"), SHOWN)
 def test_it_fits_and_is_legible(show, width, scheme):
     page = show(width, scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "only tables may scroll sideways"
@@ -130,8 +155,8 @@ def luminance(colour: list[int]) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-def test_what_a_label_says_is_shown_and_not_run(show):
-    page = show()
+def test_what_a_label_says_is_shown_and_not_run(shown):
+    page = shown
     assert page.title().startswith("VALID: <script>")
     assert page.locator("h1").inner_text() == "<script>document.title='taken over'</script> & co"
 
@@ -146,8 +171,8 @@ def test_a_condition_that_was_broken_stands_out(show):
     assert row.bounding_box()["x"] + row.bounding_box()["width"] <= 390, "seen without scrolling, on a phone too"
 
 
-def test_the_charts_share_one_axis_and_go_back_on_double_click(show):
-    page = show()
+def test_the_charts_share_one_axis_and_go_back_on_double_click(shown):
+    page = shown
     chart = page.locator(".bk-Figure").first
     chart.scroll_into_view_if_needed()
     box = chart.bounding_box()
@@ -173,8 +198,8 @@ def test_the_charts_share_one_axis_and_go_back_on_double_click(show):
     page.wait_for_function(f"{starts}.every(start => start == 0)")
 
 
-def test_pointing_at_an_event_tells_it(show):
-    page = show(1600)
+def test_pointing_at_an_event_tells_it(wide):
+    page = wide
     chart = page.locator(".bk-Figure").first
     chart.scroll_into_view_if_needed()
     box = chart.bounding_box()
@@ -186,8 +211,8 @@ def test_pointing_at_an_event_tells_it(show):
     playwright.expect(tooltip.first).to_be_visible()
 
 
-def test_pointing_at_a_latency_tells_its_band(show):
-    page = show(1440)
+def test_pointing_at_a_latency_tells_its_band(wide):
+    page = wide
     chart = page.locator(".bk-Figure").nth(1)
     chart.scroll_into_view_if_needed()
     x, y, low, high = page.evaluate(
@@ -216,12 +241,14 @@ def test_pointing_at_one_chart_draws_a_line_through_all_of_one_axis(show):
     page.wait_for_function(f"{lines}.length == {CHARTS - 1} && new Set({lines}).size == 1 && {lines}[0].location > 0")
 
 
-def test_all_processes_are_there_when_they_are_asked_for(show):
-    page = show()
+def test_all_processes_are_there_when_they_are_asked_for(shown):
+    page = shown
     workers = page.get_by_role("row").filter(has_text=re.compile(r"^\s*worker \d+"))
     playwright.expect(workers).to_have_count(6)
     page.get_by_text("All 24 processes").click()
     playwright.expect(workers).to_have_count(6 + 21)
+    page.get_by_text("All 24 processes").click()
+    playwright.expect(workers).to_have_count(6)
 
 
 def test_on_paper_it_is_light_and_nothing_is_cut_off(show):

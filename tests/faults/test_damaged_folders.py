@@ -146,18 +146,34 @@ def name_of(value):
     return getattr(value, "__name__", value)
 
 
-@pytest.mark.parametrize("name", LINES)
-@pytest.mark.parametrize("damage", [missing, *first_of([*TORN, empty, garbage, zeros_at_the_end])], ids=name_of)
-def test_lines_that_are_damaged(folder, name, damage):
+@pytest.mark.parametrize("name", [name for name in LINES if name != run_folder.UPLOADS])
+def test_lines_that_are_missing(folder, name):
     """What is left of them makes a report."""
+    remove_what_was_built(folder)
+    missing(folder / name)
+    assert_built(build(folder), folder)
+
+
+def test_without_uploads_there_is_no_report(folder):
+    remove_what_was_built(folder)
+    missing(folder / run_folder.UPLOADS)
+    assert_refused(build(folder), f"{folder} has no uploads.jsonl: the load never started, so there is no report")
+    assert not any((folder / built).exists() for built in BUILT)
+
+
+@pytest.mark.parametrize("names", first_of([LINES, *([name] for name in LINES)]), ids="-".join)
+@pytest.mark.parametrize("damage", first_of([*TORN, empty, garbage, zeros_at_the_end]), ids=name_of)
+def test_lines_that_are_damaged(folder, names, damage):
+    """All files at once, as by one kill, and each by itself."""
+    remove_what_was_built(folder)
+    for name in names:
+        damage(folder / name)
+    assert_built(build(folder), folder)
+
+
+def remove_what_was_built(folder):
     for built in BUILT:
         (folder / built).unlink()
-    damage(folder / name)
-    if damage is missing and name == run_folder.UPLOADS:
-        assert_refused(build(folder), f"{folder} has no uploads.jsonl: the load never started, so there is no report")
-        assert not any((folder / built).exists() for built in BUILT)
-    else:
-        assert_built(build(folder), folder)
 
 
 @pytest.mark.parametrize("name", LINES)
@@ -211,20 +227,20 @@ def test_without_a_schema_it_is_the_first(folder):
     assert_built(build(folder), folder)
 
 
-@pytest.mark.parametrize("damage", [missing, empty, garbage], ids=name_of)
+@pytest.mark.parametrize("damage", first_of([garbage, missing, empty]), ids=name_of)
 def test_a_report_that_is_damaged_is_built_again(folder, damage):
     for name in BUILT:
         damage(folder / name)
     assert_built(build(folder), folder)
 
 
-@pytest.mark.parametrize("name", BUILT)
+@pytest.mark.parametrize("name", first_of(BUILT))
 def test_a_directory_in_place_of_a_report(folder, name):
     directory(folder / name)
     assert_refused(build(folder), f"the report cannot be written into {folder}: Is a directory")
 
 
-@pytest.mark.parametrize("cores", [[2, 1], [1, 2]])
+@pytest.mark.parametrize("cores", first_of([[2, 1], [1, 2]]))
 def test_cores_that_come_and_go(folder, cores):
     """As a virtual machine's may."""
     path = folder / run_folder.HOST
@@ -282,6 +298,10 @@ def test_what_a_shell_sees(folder, tmp_path):
     torn(0.5)(folder / run_folder.PROCESSES)
     assert_built(as_a_command(folder), folder)
     assert_refused(as_a_command(tmp_path / "nowhere"), "there is no run folder")
+
+
+@pytest.mark.slow  # of another refusal
+def test_what_a_shell_sees_of_a_damaged_run(folder):
     empty(folder / run_folder.RUN)
     assert_refused(as_a_command(folder), "run.json cannot be read")
 

@@ -95,7 +95,7 @@ def test_locust_is_killed(tmp_path):
 
 def test_the_recorder_is_killed(tmp_path):
     """The report says from when on nothing is known of costs, and its charts have a mark where their lines end."""
-    with started(tmp_path, *RUN, "--phase-seconds", "2", "--warm-up", "8s") as job:
+    with started(tmp_path, *RUN, "--phase-seconds", "1", "--warm-up", "5s") as job:
         recorder = job.find("-m reports record")
         job.in_phase("warm-up")
         os.kill(recorder, signal.SIGKILL)

@@ -9,7 +9,7 @@ from headless import histogram, host_of, load, measured, users
 from loads import acked, failures, started
 from servers import running
 
-RATE, MEASURE_S, STALL_S, USERS = 500, 12, 2.0, 20
+RATE, MEASURE_S, STALL_S, USERS = 500, 9, 2.0, 20
 
 
 def longer(durations, than_s):

@@ -10,12 +10,14 @@ from loads import (
     acked,
     assert_complete,
     assert_report,
+    built,
     failures,
     is_too_busy,
     pids_by_role,
     run,
     started,
 )
+from msgspec import structs
 from servers import eventually, free_port, running
 
 from loadtest import credentials
@@ -25,6 +27,7 @@ from reports import run_folder
 
 RUN = [*LOADTEST, "run", "--users", "2", "--workers", "2"]
 LONG = ["--plan", "long", "--phase-seconds", "600"]
+CAME_TRUE = "p50(transaction) > 1us"
 
 
 def test_to_the_end(tmp_path):
@@ -58,7 +61,7 @@ def with_all_options(tmp_path_factory):
     given = {
         "plan": "short",
         "uploads_per_connection": "2",
-        "phase_seconds": "3s",
+        "phase_seconds": "2s",
         "warm_up": "100ms",
         "drain": "5s",
         "arrival_rate": "20-60",
@@ -78,11 +81,11 @@ def with_all_options(tmp_path_factory):
         "label": "a 'quoted' --label",
     }
     options = [f"--{field.replace('_', '-')}={value}" for field, value in given.items()]
-    options += ["--compressible", "--no-verify-digest", "--fail-if", "failures > 50%", "--fail-if", "uploads/s < 1"]
-    given |= {"compressible": True, "verify_digest": False, "fail_if": "failures > 50%; uploads/s < 1"}
+    options += ["--compressible", "--no-verify-digest", "--fail-if", "failures > 50%", "--fail-if", CAME_TRUE]
+    given |= {"compressible": True, "verify_digest": False, "fail_if": f"failures > 50%; {CAME_TRUE}"}
     arguments = ["--workers", "1", "--store", "disk", *options]
     with started(cwd, *LOADTEST, "run", *arguments) as job:
-        assert job.ends_well(), job.said()
+        job.wait()
     return job, given, arguments
 
 
@@ -94,7 +97,7 @@ def test_all_options_reach_the_load(with_all_options):
     [folder] = job.runs()
     info = assert_complete(folder)
     assert info.load_options == given | secret
-    assert (info.model, info.users, info.thresholds) == ("open", 0, ["failures > 50%", "uploads/s < 1"])
+    assert (info.model, info.users, info.thresholds) == ("open", 0, ["failures > 50%", CAME_TRUE])
     assert info.command == ["python", "-m", "loadtest", "run", *arguments]  # to repeat the run
     assert {phase.uploads_per_connection for phase in info.phases if phase.kind == "measure"} == {2}
 
@@ -119,20 +122,22 @@ def test_some_uploads_failed(tmp_path):
         options = [*SHORT_RUN, "--payloads", "4KiB:3,16KiB:1", "--host", f"tcp://127.0.0.1:{server.port}"]
         with started(tmp_path, *LOADTEST, "run", *options) as job:
             assert job.ends_with_failures(), job.said()
-        with started(tmp_path, *LOADTEST, "run", *options, "--fail-if", "failures > 90%") as allowed:
-            assert allowed.ends_well(), allowed.said()
-    for folder in job.runs():
-        assert set(failures(folder)) == {"too_large"}
-        assert assert_complete(folder).ended.how == "completed"
+    [folder] = job.runs()
+    assert set(failures(folder)) == {"too_large"}
+    info = assert_complete(folder)
+    assert (info.ended.how, info.thresholds) == ("completed", [])
+    run_folder.write_whole(folder / run_folder.RUN, structs.replace(info, thresholds=["failures > 90%"]))
+    allowed = built(folder)
+    assert allowed.exit_code == 0 or is_too_busy(allowed)
 
 
-def test_a_condition_came_true(tmp_path):
-    with started(tmp_path, *RUN, *SHORT_RUN, "--fail-if", "p50(transaction) > 1us") as job:
-        code = job.wait()
+def test_a_condition_came_true(with_all_options):
+    job, _, _ = with_all_options
+    code = job.wait()
     assert code in (3, 4), job.said()
     outcome = run_folder.read_outcome(job.runs()[0])
     assert (outcome.exit_code, is_too_busy(outcome)) == (code, code == 4), job.said()
-    assert "p50(transaction) > 1us" in job.said()
+    assert CAME_TRUE in job.said()
 
 
 def test_nothing_was_measured(tmp_path):

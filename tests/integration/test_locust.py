@@ -13,6 +13,7 @@ from loads import (
     acked,
     assert_complete,
     assert_report,
+    built,
     events,
     failures,
     pids_by_role,
@@ -131,12 +132,13 @@ def test_a_master_and_two_workers_have_one_run_folder(tmp_path):
             "--expect-workers",
             "2",
         ]
-        options += ["--plan", "long", "--phase-seconds", "1", "--payloads", "4KiB"]
+        options += ["--plan", "long", "--phase-seconds", "1", "--payloads", "4KiB", "--no-report"]
         with started(tmp_path, *against(server, *options, users=4)) as master:
-            assert master.ends_well(), master.said()
+            assert master.wait() == 0, master.said()
         stored = server.stored()
 
     [folder] = tmp_path.glob("**/reports/runs/*")
+    assert built(folder).exit_code in (0, 4)  # 4 when the machine was too busy
     info = assert_complete(folder)
     assert (info.users, info.ended.how) == (4, "completed")
     assert failures(folder) == {}
@@ -164,7 +166,8 @@ def test_a_signal_in_a_run_leaves_its_report(tmp_path, number):
 
 
 def test_a_run_that_is_stopped_early_is_judged_by_what_was_measured(tmp_path):
-    with running() as server, started(tmp_path, *against(server, "--plan", "long", "--phase-seconds", "600")) as job:
+    options = ["--plan", "long", "--phase-seconds", "600", "--warm-up", "0"]
+    with running() as server, started(tmp_path, *against(server, *options)) as job:
         job.in_phase("long-1")
         [folder] = job.runs()
         lines = eventually(
@@ -294,7 +297,8 @@ def test_an_unknown_choice(tmp_path):
 def test_a_server_that_hangs_at_the_end_is_not_passed_over(tmp_path):
     """Locust kills what has not ended by the end of the drain; such an upload must not be counted nowhere."""
     with running() as server:
-        command = against(server, "--plan", "long", "--phase-seconds", "600", "--drain", "1s")
+        options = ["--plan", "long", "--phase-seconds", "600", "--warm-up", "0", "--drain", "1s", "--no-report"]
+        command = against(server, *options)
         with started(tmp_path, *command) as job:
             job.in_phase("long-1")
             [worker] = server.workers()
@@ -303,12 +307,13 @@ def test_a_server_that_hangs_at_the_end_is_not_passed_over(tmp_path):
             try:
                 eventually(lambda: len(all_wait_since(job.runs()[0], stopped_ns)) > 2, "all users wait, for over 1 s")
                 job.process.send_signal(signal.SIGTERM)
-                assert job.wait() == 4, job.said()
+                assert job.wait() == 1, job.said()
             finally:
                 os.kill(worker, signal.SIGCONT)
         [folder] = job.runs()
         assert failures(folder) == {"unfinished": 3}
-        assert run_folder.read_outcome(folder).verdict == "INVALID"
+        outcome = built(folder)
+        assert (outcome.verdict, outcome.exit_code) == ("INVALID", 4)
         assert "3 uploads were never answered" in (folder / run_folder.REPORT_MD).read_text()
 
 

@@ -6,9 +6,10 @@ import socket
 
 import pytest
 from benches import NGINX, nginx
-from headless import ends_fine, host_of, load, measured, script, together, users
-from loads import acked, assert_complete, failures, started
+from headless import host_of, load, measured, script, together, users
+from loads import acked, assert_complete, built, failures, started
 from servers import ROOT, eventually, free_port, running
+from slow import first_of
 
 from loadtest import payloads
 from reports import run_folder
@@ -26,12 +27,13 @@ def test_a_web_server(tmp_path):
         eventually(lambda: accepts(port), "the web server listens")
         host, modes = f"http://127.0.0.1:{port}", ["--uploads-per-connection", "0,1"]
         commands = {
-            "open": load(f"{host}/dir", *modes, "--arrival-rate", 100),
+            "open": load(f"{host}/dir", *modes, "--arrival-rate", 100, "--no-report"),
             "closed": load(f"{host}/dir/", *modes, *users(3), "--wait", "10ms", "--no-report"),
             "refused": load(f"{host}/elsewhere", "--plan", "long", "--arrival-rate", 50, "--no-report"),
         }
         opened, closed, refused = together(tmp_path, commands)
-    assert ends_fine(opened), opened.said()
+    assert opened.wait() == 0, opened.said()
+    assert built(opened.runs()[0]).exit_code in (0, 4)  # 4 when the machine was too busy
     assert_complete(opened.runs()[0])
     assert [acked(opened.runs()[0], phase.name) for phase in measured(opened.runs()[0])] == [100, 100]
     assert "the server shows no scoreboard" in (opened.runs()[0] / run_folder.REPORT_MD).read_text()
@@ -59,7 +61,7 @@ def test_a_protocol_of_ones_own(tmp_path):
     assert acked(folder) == 100 - refused
 
 
-@pytest.mark.parametrize("where", ["__init__(self, target)", "encode(self, name, size_bytes, *, close)"])
+@pytest.mark.parametrize("where", first_of(["encode(self, name, size_bytes, *, close)", "__init__(self, target)"]))
 def test_a_wire_that_fails_before_anything_waits(tmp_path, where):
     """Users without a pause leave the others their turn: batches go out, and a signal ends the run."""
     shutil.copy(ROOT / "tests" / "line_wire.py", tmp_path)

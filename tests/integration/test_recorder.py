@@ -14,6 +14,7 @@ import psutil
 import pytest
 import servers
 from servers import eventually, free_port
+from slow import first_of
 
 from reports.run_folder import read_events, read_host, read_processes
 
@@ -315,7 +316,7 @@ def test_orders(tmp_path):
     assert len(last.processes) == 3
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", first_of([signal.SIGTERM, signal.SIGINT]))
 def test_signals_finish_with_a_last_sample(tmp_path, number):
     with recorder(tmp_path, free_port(), interval="60") as process:
         process.send_signal(number)

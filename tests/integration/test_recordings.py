@@ -281,8 +281,7 @@ def test_the_disk_is_full_at_the_end(tmp_path):
     ],
 )
 def test_mistakes(tmp_path, arguments, code, problem):
-    command = [*RECORD, "--out", str(tmp_path / "run"), *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S)
+    done = called(main, ROOT, "record", "--out", tmp_path / "run", *arguments)
     assert done.returncode == code
     assert problem in done.stderr
     assert "Traceback" not in done.stderr
@@ -290,9 +289,7 @@ def test_mistakes(tmp_path, arguments, code, problem):
 
 def test_a_folder_that_holds_a_run_is_left_alone(tmp_path):
     (tmp_path / run_folder.RUN).write_text("{}")
-    done = subprocess.run(
-        [*RECORD, "--out", str(tmp_path), "--", "true"], cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S
-    )
+    done = called(main, ROOT, "record", "--out", tmp_path, "--", "true")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "holds a run already; give another folder with --out" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == [run_folder.RUN]

@@ -12,7 +12,7 @@ import pytest
 from certificates import Authority
 from headless import load, measured, serving, summary, together, users
 from in_process import called
-from loads import LOADTEST, acked, assert_complete, events, failures, started
+from loads import LOADTEST, acked, assert_complete, built, events, failures, started
 from secure import Certificates, Store, over_tls
 from servers import DEADLINE_S, ROOT, free_port, running
 from slow import first_of
@@ -149,7 +149,7 @@ def test_mistakes(tmp_path, command, options, said):
 def test_locust(tmp_path, issued, token_file, names):
     """In both models, over TLS and over a unix socket; what the kernel does not tell of one is not in its run."""
     stores = {name: Store(token=TOKEN) for name in ("tls", "unix", "open")}
-    token = ["--token-file", token_file]
+    short, token = [*SHORT, "--no-report"], ["--token-file", token_file]
     identity = [*token, "--ca", issued.ca, "--cert", issued.client()[2]]
     with (
         secured(issued.server(asks=True), stores["tls"].serve) as secure,
@@ -157,14 +157,15 @@ def test_locust(tmp_path, issued, token_file, names):
         serving(stores["unix"].serve, tmp_path / "socket") as unix,
     ):
         commands = {
-            "tls": load(tls(secure), *SHORT, *identity, *users(3), "--wait", "10ms"),
-            "open": load(tls(opened), *SHORT, *token, "--ca", issued.ca, "--arrival-rate", 50),
-            "unix": load(unix, *SHORT, *token, *users(3), "--wait", "10ms"),
+            "tls": load(tls(secure), *short, *identity, *users(3), "--wait", "10ms"),
+            "open": load(tls(opened), *short, *token, "--ca", issued.ca, "--arrival-rate", 50),
+            "unix": load(unix, *short, *token, *users(3), "--wait", "10ms"),
         }
         jobs = dict(zip(names, together(tmp_path, {name: commands[name] for name in names}), strict=True))
     for name, job in jobs.items():
-        assert job.ends_well(), job.said()
+        assert job.wait() == 0, job.said()
         [folder] = job.runs()
+        assert built(folder).exit_code in (0, 4)  # 4 when the machine was too busy
         assert_complete(folder)
         assert failures(folder) == {}
         assert acked(folder)

@@ -172,7 +172,8 @@ def test_two_runs_in_one_session(page, server):
     page.wait_for("running")
     assert page.post("/stop")["success"] is True
     # The second begins while the first one's report is still being built, and ends by itself.
-    assert page.start(user_count=3, phase_seconds="1", plan="short", verify_digest="false")["success"] is True
+    fields = {"user_count": 3, "phase_seconds": "6", "warm_up": "0", "plan": "short", "verify_digest": "false"}
+    assert page.start(**fields, shape="ramp")["success"] is True
     second = page.finished(number + 1)
     first = page.job.runs()[number - 1]
     page.wait_for("stopped")
@@ -188,6 +189,15 @@ def test_two_runs_in_one_session(page, server):
     assert acked(second, "short-1")
     assert first.name.endswith("-first") and second.name.endswith("-page")
     assert acked(first) + acked(second) == server.stored() - stored
+
+    # The shape's time began when the run before had its report. And it is not in the way of the next run.
+    numbers = [event.details["users"] for event in events(second, "users-changed")]
+    assert numbers[0] < numbers[-1] == 3
+    assert re.search('"hide_common_options": (null|false)', page.get("/"))
+    answer = page.post("/swarm", spawn_rate=1, host=page.host, payloads="4KX")
+    assert (answer["success"], answer["message"][:29]) == (False, "Missing or invalid user_count")
+    page.wait_for("stopped")
+    assert len(page.job.runs()) == number + 1
 
 
 @dataclass(frozen=True)
@@ -249,14 +259,14 @@ def test_users_can_be_added_to_a_run(closed_run):
 def test_the_open_model(page, server):
     """Its users are 0, which Locust takes for a test like any other."""
     stored, number = server.stored(), len(page.job.runs()) + 1
-    assert page.start(**OPEN, phase_seconds="2", warm_up="0", plan="short", label="open")["success"] is True
+    assert page.start(**OPEN, phase_seconds="1", warm_up="0", plan="short", label="open")["success"] is True
     folder = page.finished(number)
     page.wait_for("stopped")
     info = assert_complete(folder)
     assert (info.model, info.users, info.ended.how) == ("open", 0, "completed")
-    assert [phase.offered for phase in info.phases if phase.kind == "measure"] == [100]
-    assert (failures(folder), acked(folder), acked(folder, "short-1")) == ({}, 100, 100)
-    assert server.stored() - stored == 100
+    assert [phase.offered for phase in info.phases if phase.kind == "measure"] == [50]
+    assert (failures(folder), acked(folder), acked(folder, "short-1")) == ({}, 50, 50)
+    assert server.stored() - stored == 50
 
 
 def test_the_open_model_is_stopped(open_run):
@@ -276,26 +286,6 @@ def test_the_open_model_gets_no_users_later(open_run):
 def test_a_wire_cannot_be_set_during_a_run_either(closed_run):
     """It would be imported by the next one."""
     assert closed_run.answers["wire"] == (False, "wire can be set on the command line only")
-
-
-def test_a_shape(page):
-    """Its time begins when the run before has its report. And it is not in the way of the next run."""
-    number = len(page.job.runs()) + 2
-    assert page.start(warm_up="600")["success"] is True
-    page.loading(number - 1)
-    assert page.post("/stop")["success"] is True
-    assert page.start(user_count=4, shape="ramp", phase_seconds="6", warm_up="0")["success"] is True
-    folder = page.finished(number)
-    page.wait_for("stopped")
-    assert assert_complete(folder).ended.how == "completed"
-    numbers = [event.details["users"] for event in events(folder, "users-changed")]
-    assert numbers[0] < numbers[-1] == 4
-
-    assert re.search('"hide_common_options": (null|false)', page.get("/"))
-    answer = page.post("/swarm", spawn_rate=1, host=page.host, payloads="4KX")
-    assert (answer["success"], answer["message"][:29]) == (False, "Missing or invalid user_count")
-    page.wait_for("stopped")
-    assert len(page.job.runs()) == number
 
 
 def test_trust_is_shown_while_a_run_goes_on(page, closed_run, open_run):
@@ -321,23 +311,32 @@ def test_it_listens_on_loopback_only(tmp_path):
         job.wait()
 
 
-def test_ending_locust_in_a_run_leaves_its_report(server, tmp_path):
-    with web_page(tmp_path, f"tcp://127.0.0.1:{server.port}") as page:
+@pytest.fixture(scope="module")
+def seen_by_others(server, tmp_path_factory):
+    """(what the page said to who names a folder of this machine, the runs there were then, the run that came after): of
+    a page that is not on localhost, and was ended in that run."""
+    folder = tmp_path_factory.mktemp("others")
+    (folder / "secret").write_text("s")
+    with web_page(folder, f"tcp://127.0.0.1:{server.port}", web_host="127.0.0.2") as page:
+        answer = page.start(payload_dir=str(folder))
+        before = page.job.runs()
         page.start()
         page.loading(1)
         page.job.process.send_signal(signal.SIGTERM)
         page.job.wait()
-        assert assert_complete(page.job.runs()[0]).ended.how == "stopped"
+    return answer, before, page.job.runs()[0]
 
 
-def test_a_folder_of_this_machine_is_not_for_everybody_who_sees_the_page(server, tmp_path):
+def test_ending_locust_in_a_run_leaves_its_report(seen_by_others):
+    _, _, folder = seen_by_others
+    assert assert_complete(folder).ended.how == "stopped"
+
+
+def test_a_folder_of_this_machine_is_not_for_everybody_who_sees_the_page(seen_by_others):
     """Who could name it and the host would have its files."""
-    (tmp_path / "secret").write_text("s")
-    host = f"tcp://127.0.0.1:{server.port}"
-    with web_page(tmp_path, host, web_host="127.0.0.2") as page:
-        answer = page.start(payload_dir=str(tmp_path))
-        assert (answer["success"], answer["message"]) == (False, "payload_dir can be set on the command line only")
-        assert page.job.runs() == []
+    answer, runs, _ = seen_by_others
+    assert (answer["success"], answer["message"]) == (False, "payload_dir can be set on the command line only")
+    assert runs == []
 
 
 def test_a_start_waits_for_the_end_of_the_test_before(page, server):

@@ -9,7 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -118,7 +118,7 @@ class Scenario:
     late: int = 0
     """Uploads of each phase that are acknowledged half a second after it."""
 
-    @property
+    @cached_property
     def phases(self) -> list[Phase]:
         """Back to back from second 1 on; those that were cut off or never came are left open or out."""
         found, start_s = [], 1.0
@@ -188,13 +188,23 @@ def write(folder: Path, scenario: Scenario | None = None, **changes: object) -> 
     scenario = replace(scenario or Scenario(), **changes)
     folder.mkdir(parents=True, exist_ok=True)
     run_folder.write_whole(folder / run_folder.RUN, run_info(scenario))
-    append(folder / run_folder.UPLOADS, *uploads(scenario))
-    append(folder / run_folder.LOAD, *load_ticks(scenario))
-    append(folder / run_folder.EVENTS, *events(scenario))
-    times = [t for t in np.arange(0.0, scenario.until_s + 1e-9, scenario.interval_s) if not _in_gap(scenario, t)]
-    append(folder / run_folder.PROCESSES, *(process_tick(scenario, float(t)) for t in times))
-    append(folder / run_folder.HOST, *(host_tick(scenario, float(t)) for t in times))
+    for name, lines in files(scenario).items():
+        with (folder / name).open("ab") as file:
+            file.write(lines)
     return folder
+
+
+@lru_cache(maxsize=32)
+def files(scenario: Scenario) -> dict[str, bytes]:
+    """Files of lines by name. Many tests have the same ones."""
+    times = [t for t in np.arange(0.0, scenario.until_s + 1e-9, scenario.interval_s) if not _in_gap(scenario, t)]
+    return {
+        run_folder.UPLOADS: encoded_lines(uploads(scenario)),
+        run_folder.LOAD: encoded_lines(load_ticks(scenario)),
+        run_folder.EVENTS: encoded_lines(events(scenario)),
+        run_folder.PROCESSES: encoded_lines(process_tick(scenario, float(t)) for t in times),
+        run_folder.HOST: encoded_lines(host_tick(scenario, float(t)) for t in times),
+    }
 
 
 def summarise(folder: Path, **changes: object) -> Summary:
@@ -204,12 +214,16 @@ def summarise(folder: Path, **changes: object) -> Summary:
 
 def append(path: Path, *lines: msgspec.Struct) -> None:
     with path.open("ab") as file:
-        file.writelines(msgspec.json.encode(line) + b"\n" for line in lines)
+        file.write(encoded_lines(lines))
 
 
 def rewrite(path: Path, lines: Iterable[msgspec.Struct]) -> None:
     """Other lines for a file of the folder."""
-    path.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
+    path.write_bytes(encoded_lines(lines))
+
+
+def encoded_lines(lines: Iterable[msgspec.Struct]) -> bytes:
+    return b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
 
 
 def _in_gap(scenario: Scenario, t: float) -> bool:

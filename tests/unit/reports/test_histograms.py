@@ -12,11 +12,14 @@ from tests.unit.reports import run_folders
 
 @settings(max_examples=25, deadline=None)  # hdrh takes its time
 @given(st.lists(st.integers(0, 3_600_000_000)))
-def test_the_mean_is_hdrhs_own(values_us):
+def test_mean_and_percentiles_are_hdrhs_own(values_us):
     histogram = histograms.empty()
     for value_us in values_us:
         histogram.record_value(value_us)
     assert histograms.mean(histogram) == pytest.approx(histogram.get_mean_value(), rel=1e-12)
+    for percentile in (50, 95, 99, 100):
+        expected = histogram.get_value_at_percentile(percentile) if values_us else None
+        assert histograms.Samples(histogram).at(percentile) == expected
 
 
 def test_a_curve_for_each_mode_and_size_class(tmp_path):

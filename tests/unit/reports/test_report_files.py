@@ -3,16 +3,15 @@
 import json
 import re
 import signal
-import subprocess
-import sys
 from html.parser import HTMLParser
 
 import msgspec
 import pytest
 from click.testing import CliRunner
+from in_process import called
 
 from reports import run_folder
-from reports.__main__ import cli
+from reports.__main__ import cli, main
 from reports.analysis.summarise import analyse
 from reports.pages import report_files
 from reports.pages.report_texts import view
@@ -64,6 +63,14 @@ def plain(tmp_path_factory):
     return report_files.build(folder), folder
 
 
+@pytest.fixture(scope="module")
+def unusual(tmp_path_factory):
+    """The same of a run with conditions, a label with spaces and no server that was found."""
+    changes = {"thresholds": ("uploads/s < 500", "failures > 0"), "with_server": False, "label": "two words; rm -rf"}
+    folder = run_folders.write(tmp_path_factory.mktemp("unusual") / "run", **changes)
+    return report_files.build(folder), folder
+
+
 @pytest.mark.parametrize("model", ["closed", "open"])
 def test_all_outputs_show_the_same_numbers(build, model):
     terminal, folder = build(
@@ -111,11 +118,21 @@ def test_sections_without_content_are_left_out(plain):
     assert "Offered and achieved" not in page
 
 
-def test_the_terminal_says_what_became_of_each_condition(build):
-    terminal, _ = build(thresholds=("uploads/s < 500", "failures > 0"))
+def test_the_terminal_says_what_became_of_each_condition(unusual):
+    terminal, _ = unusual
     lines = terminal.splitlines()
     assert "failed: fails if uploads/s < 500 (short: 400/s)" in lines
     assert "passed: fails if failures > 0 (long 0, short 0, whole run 0)" in lines
+
+
+def test_costs_that_are_unknown_are_not_zero(unusual):
+    terminal, _ = unusual
+    assert "not recorded" in terminal
+
+
+def test_the_repeat_command_is_quoted_for_a_shell(unusual):
+    _, folder = unusual
+    assert "--label &#39;two words; rm -rf&#39;" in (folder / run_folder.REPORT_HTML).read_text()
 
 
 def test_the_terminal_ends_with_the_path_of_the_report(plain):
@@ -124,11 +141,6 @@ def test_the_terminal_ends_with_the_path_of_the_report(plain):
     assert lines[0].startswith("VALID: the server held the offered load")
     assert lines[-1] == str(folder / run_folder.REPORT_HTML)
     assert "\n\n\n" not in terminal
-
-
-def test_costs_that_are_unknown_are_not_zero(build):
-    terminal, _ = build(with_server=False)
-    assert "not recorded" in terminal
 
 
 def test_summary_is_data_with_a_schema_version(plain):
@@ -150,10 +162,9 @@ def test_the_page_stands_alone(plain):
         assert (attributes.get("href") or "data:").startswith("data:")
 
 
-def test_what_strangers_chose_is_text_and_nothing_else(build):
-    terminal, folder = build(
-        label=HOSTILE, plan=((HOSTILE, "measure", 0),), ended=run_folder.Ending(how="stopped", reason=HOSTILE)
-    )
+def test_what_strangers_chose_is_text_and_nothing_else(tmp_path):
+    ended = run_folder.Ending(how="stopped", reason=HOSTILE)
+    folder = run_folders.write(tmp_path / "run", label=HOSTILE, plan=((HOSTILE, "measure", 0),), ended=ended)
     event = Event(**run_folders.stamp(5), source="server", kind=HOSTILE, text=HOSTILE)
     run_folders.append(folder / run_folder.EVENTS, event)
     run = msgspec.structs.replace(
@@ -176,9 +187,9 @@ def test_what_strangers_chose_is_text_and_nothing_else(build):
             assert len(re.findall(r"(?<!\\)\|", line)) in (5, 8, 12), "no cell breaks its row"
 
 
-def test_charts_without_data_say_why(build):
+def test_charts_without_data_say_why(tmp_path):
     nothing = Rate(0, 0, 0, 0, 1)
-    _, folder = build(cut_off_at_s=0.4, ended=None, long=nothing)
+    folder = run_folders.write(tmp_path / "run", cut_off_at_s=0.4, ended=None, long=nothing)
     for name in (run_folder.PROCESSES, run_folder.HOST, run_folder.EVENTS):
         (folder / name).unlink()
     report_files.build(folder)
@@ -197,13 +208,8 @@ def test_an_hour_of_twenty_processes_is_drawn(tmp_path):
     assert report_files.build(folder).startswith("VALID")
 
 
-def test_the_repeat_command_is_quoted_for_a_shell(build):
-    _, folder = build(label="two words; rm -rf")
-    assert "--label &#39;two words; rm -rf&#39;" in (folder / run_folder.REPORT_HTML).read_text()
-
-
-def test_a_folder_that_cannot_be_written_is_one_clear_line(build, monkeypatch):
-    _, folder = build()
+def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path, monkeypatch):
+    folder = run_folders.write(tmp_path / "run")
 
     def refuse(*_):
         raise OSError(28, "No space left on device")
@@ -215,11 +221,11 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(build, monkeypatch):
 
 def test_the_command_line_builds_and_refuses(tmp_path):
     folder = run_folders.write(tmp_path / "run")
-    command = [sys.executable, "-m", "reports", "build"]
-    done = subprocess.run([*command, folder], capture_output=True, text=True, timeout=60, check=True)
+    done = called(main, tmp_path, "build", folder)
+    assert done.returncode == 0
     assert done.stdout.rstrip().endswith("report.html")
     assert done.stderr == ""
-    refused = subprocess.run([*command, tmp_path / "x"], capture_output=True, text=True, timeout=60, check=False)
+    refused = called(main, tmp_path, "build", tmp_path / "x")
     assert refused.returncode == 1
     assert refused.stderr.count("\n") == 1
     assert "there is no run folder" in refused.stderr
