@@ -1,12 +1,14 @@
 """The real server for tests, and a plain client to talk to it.
 
 `running()` starts `python -m server --port 0`, or with `--listen`, as a process of its own, and makes every test that
-uses it a test of the end as well: exit code, no process left, runtime folder gone, no temporary file left.
+uses it a test of the end as well: exit code, no process left, runtime folder gone, no temporary file left. Where nothing
+tells the difference, that process is forked from one that has imported all it needs (see `nursery`).
 
 `Client` is a blocking socket joined to `protocol.ClientConnection`: what it sends is framed by the same code that real
 clients use, and `sock` is there for whoever wants to send something else.
 """
 
+import atexit
 import json
 import os
 import random
@@ -22,10 +24,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import pytest
+from nursery import Forked, Nursery
 
 from server import scoreboard
 from server.protocol import ClientConnection, Reply, UploadHeader
@@ -91,7 +95,7 @@ def _session_of(pid: int) -> int | None:
 class Server:
     """A running server. `line` is what it printed when it was ready; `store` is None when it discards."""
 
-    process: "subprocess.Popen[str]"
+    process: "subprocess.Popen[str] | Forked"
     store: Path | None
     log: IO[str]
     line: str = ""
@@ -167,6 +171,14 @@ class Server:
         return self.wait()
 
 
+@cache
+def _nursery() -> Nursery:
+    """One for each process of the tests."""
+    nursery = Nursery()
+    atexit.register(nursery.end)
+    return nursery
+
+
 @contextmanager
 def running(
     *options: object,
@@ -177,9 +189,11 @@ def running(
     cwd: Path = ROOT,
     fds: Sequence[int] = (),
     exit_code: int = 0,
+    forked: bool = True,
 ) -> Iterator[Server]:
     """A server that is ready. Without `store` it discards. `prefix` is a command that becomes it, such as `prlimit`;
-    `script` is what Python runs, in `cwd`; it inherits `fds`.
+    `script` is what Python runs, in `cwd`; it inherits `fds`. With neither `prefix` nor `fds`, and if it may be
+    `forked`, it comes from the nursery.
 
     At the end it is told to stop, unless it has ended already, and everything it should have cleaned up is checked.
     With `exit_code` -9 (the test kills it) its runtime folder is nobody's duty and is removed here.
@@ -187,18 +201,23 @@ def running(
     where = ["--discard"] if store is None else ["--store", str(store)]
     how_many = [] if workers is None else ["--workers", str(workers)]
     listen = [] if "--listen" in options else ["--port", "0"]
-    command = [*prefix, sys.executable, *script, *listen, *how_many, *where]
+    script = [*script, *listen, *how_many, *where, *map(str, options)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(
-            [*command, *map(str, options)],
-            cwd=cwd,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            start_new_session=True,
-            pass_fds=fds,
+        process = (
+            _nursery().start(script, cwd, environment, log)
+            if forked and not prefix and not fds
+            else subprocess.Popen(
+                [*prefix, sys.executable, *script],
+                cwd=cwd,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+                pass_fds=fds,
+            )
         )
         server = Server(process, store, log)
         try:

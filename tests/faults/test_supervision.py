@@ -222,7 +222,7 @@ def test_a_reload_is_refused_when_what_is_new_does_not_go_with_what_cannot_chang
     file = tmp_path / "server.toml"
     file.write_text("discard = true\n")
     without_flag = "import sys; from server.__main__ import main; sys.argv.remove('--discard'); main()"
-    with running("--config", str(file), script=("-c", without_flag)) as server:
+    with running("--config", str(file), script=("-c", without_flag), forked=False) as server:
         workers = server.workers()
         file.write_text(f'store = "{tmp_path}/store"\ndurability = "power"\n')
         server.process.send_signal(signal.SIGHUP)
