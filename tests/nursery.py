@@ -137,7 +137,7 @@ def _run(script: str, *arguments: str) -> None:
     if script == "-m":
         name, *arguments = arguments
         sys.argv = [name, *arguments]
-        sys.path[0] = os.getcwd()
+        sys.path[0] = str(Path.cwd())
         runpy.run_module(name, run_name="__main__", alter_sys=True)
     else:
         sys.argv = [script, *arguments]

@@ -1,8 +1,8 @@
 """The real server for tests, and a plain client to talk to it.
 
 `running()` starts `python -m server --port 0`, or with `--listen`, as a process of its own, and makes every test that
-uses it a test of the end as well: exit code, no process left, runtime folder gone, no temporary file left. Where nothing
-tells the difference, that process is forked from one that has imported all it needs (see `nursery`).
+uses it a test of the end as well: exit code, no process left, runtime folder gone, no temporary file left. Where
+nothing tells the difference, that process is forked from one that has imported all it needs (see `nursery`).
 
 `Client` is a blocking socket joined to `protocol.ClientConnection`: what it sends is framed by the same code that real
 clients use, and `sock` is there for whoever wants to send something else.
@@ -177,6 +177,18 @@ def _nursery() -> Nursery:
     nursery = Nursery()
     atexit.register(nursery.end)
     return nursery
+
+
+def command(*words: object, cwd: Path = ROOT) -> "subprocess.CompletedProcess[str]":
+    """What `python WORD...` says until it ends, with nothing to read: `-m server`, `-m server.ports`, or a script. It
+    comes from the nursery."""
+    with tempfile.TemporaryFile("w+") as log:
+        process = _nursery().start(list(map(str, words)), cwd, dict(os.environ), log)
+        with process.stdout:
+            out = process.stdout.read()
+        code = process.wait(DEADLINE_S)
+        log.seek(0)
+        return subprocess.CompletedProcess(["python", *words], code, out, log.read())
 
 
 @contextmanager

@@ -555,7 +555,7 @@ def test_a_worker_that_cannot_be_forked_is_forked_later() -> None:
 
 
 def test_workers_have_titles_and_keep_their_environment() -> None:
-    with running(workers=2) as server:
+    with running(workers=2, forked=False) as server:
         assert titles(server) == {f"socketswarm: worker {slot} [{server.port}]" for slot in (0, 1)}
         for pid in server.workers():
             assert b"PATH=" in Path(f"/proc/{pid}/environ").read_bytes()

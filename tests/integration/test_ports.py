@@ -16,7 +16,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
-from servers import DEADLINE_S, eventually, free_port
+from servers import DEADLINE_S, command, eventually, free_port
 
 from server import scoreboard
 from server.ports import holders, sockets
@@ -156,14 +156,7 @@ def real_server() -> Iterator[Program]:
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "server.ports", *map(str, arguments)],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    return command("-m", "server.ports", *arguments)
 
 
 def bindable(port: int, address: str = "127.0.0.1") -> bool:
@@ -472,7 +465,7 @@ def run_as_nobody(*arguments: object) -> subprocess.CompletedProcess[str]:
 def test_an_ancestor_is_never_signalled(start: Start) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        done = run("release", port, "--force", "--any-user")  # this test's process is its parent
+        done = run("release", port, "--force", "--any-user")  # this test started it
     assert done.returncode == 3
     assert "started it" in done.stdout
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from pages import PATIENCE_S, ask, helper, metrics, page_port, total
-from servers import DEADLINE_S, ROOT, Client, Server, eventually, running, upload
+from servers import DEADLINE_S, ROOT, Client, Server, command, eventually, running, upload
 
 PAGE = ("--status-port", "0")
 FAULTY = ROOT / "tests" / "faulty_server.py"
@@ -83,8 +83,7 @@ def test_status_json_is_what_the_command_prints() -> None:
     with running(*PAGE) as server:
         helper(server)
         answer = ask(server, "/status.json")
-        command = [sys.executable, "-m", "server", "status", "--json", "--pid", str(server.pid)]
-        printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        printed = command("-m", "server", "status", "--json", "--pid", server.pid).stdout
         page = server.state().page
     moving = ("uptime_s", "silent_s")
     shown, said = (re.sub(rf'"({"|".join(moving)})": [0-9.e-]+', "", text) for text in (answer.text, printed))
