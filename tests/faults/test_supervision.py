@@ -252,7 +252,7 @@ def test_a_reload_reads_the_file_again(tmp_path: Path) -> None:
         assert server.workers() == workers
 
 
-@pytest.mark.parametrize("option", ["--config", "--token-file", "--tls-cert"])
+@pytest.mark.parametrize("option", first_of(["--config", "--token-file", "--tls-cert"]))
 def test_a_file_that_has_become_a_pipe_refuses_the_reload(tmp_path: Path, option: str) -> None:
     """And keeps the supervisor from its workers for no longer than that."""
     content = {"--config": b"", "--token-file": b"token", "--tls-cert": Authority(tmp_path).server().read_bytes()}
