@@ -16,7 +16,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
-from servers import DEADLINE_S, command, eventually, free_port
+from servers import DEADLINE_S, command, eventually, free_port, session
 
 from server import scoreboard
 from server.ports import holders, sockets
@@ -95,32 +95,22 @@ class Program:
 
     def everybody(self) -> set[int]:
         """Pids of all living processes of this program's session."""
-        pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
-        return {pid for pid in pids if session_of(pid) == self.pid}
+        return session(self.pid)
 
     def end(self) -> None:
         """KILL the whole session, and wait until all of it is gone."""
 
         def gone() -> bool:
-            for pid in self.everybody():
+            living = self.everybody()
+            for pid in living:
                 with suppress(ProcessLookupError):  # it has just ended
                     os.kill(pid, signal.SIGKILL)
-            return not self.everybody()
+            return not living
 
         eventually(gone, "all of it is gone")
         self.process.wait()
         assert self.process.stdout is not None
         self.process.stdout.close()
-
-
-def session_of(pid: int) -> int | None:
-    """Session of a living process; None for zombies and the dead."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    fields = text[text.rindex(")") + 2 :].split()
-    return None if fields[0] == "Z" else int(fields[3])
 
 
 def state_of(pid: int) -> str:
