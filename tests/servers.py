@@ -181,9 +181,15 @@ class Server:
 @cache
 def _nursery() -> Nursery:
     """One for each process of the tests."""
-    nursery = Nursery()
-    atexit.register(nursery.end)
-    return nursery
+    return Nursery()
+
+
+@atexit.register
+def end_nursery() -> None:
+    """For tests in which this process shall have no children but their own, and no server from the nursery."""
+    if _nursery.cache_info().currsize:
+        _nursery().end()
+        _nursery.cache_clear()
 
 
 def command(*words: object, cwd: Path = ROOT) -> "subprocess.CompletedProcess[str]":
