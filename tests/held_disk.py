@@ -1,9 +1,9 @@
 """`python -m server` on a disk that somebody holds, for tests/integration/test_durability.py:
 
-    python held_disk.py HOLD python -m server OPTION...
+    python held_disk.py HOLD SERVER-OPTION...
 
 While the file HOLD is there no fsync returns, or each fails if an errno's name is in it; HOLD.asked appears when one
-waits or fails. To be used as a prefix of the server's command: it is the server, in the same process.
+waits or fails.
 """
 
 import errno
@@ -41,5 +41,5 @@ def hold_disk(hold: Path) -> None:
 
 if __name__ == "__main__":
     hold_disk(Path(sys.argv[1]))
-    del sys.argv[1:5]  # HOLD python -m server
+    del sys.argv[1]
     main(prog_name="python -m server")

@@ -1,12 +1,14 @@
 """The real server for tests, and a plain client to talk to it.
 
 `running()` starts `python -m server --port 0`, or with `--listen`, as a process of its own, and makes every test that
-uses it a test of the end as well: exit code, no process left, runtime folder gone, no temporary file left.
+uses it a test of the end as well: exit code, no process left, runtime folder gone, no temporary file left. Where
+nothing tells the difference, that process is forked from one that has imported all it needs (see `nursery`).
 
 `Client` is a blocking socket joined to `protocol.ClientConnection`: what it sends is framed by the same code that real
 clients use, and `sock` is there for whoever wants to send something else.
 """
 
+import atexit
 import json
 import os
 import random
@@ -22,10 +24,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import pytest
+from nursery import Forked, Nursery
 
 from server import scoreboard
 from server.protocol import ClientConnection, Reply, UploadHeader
@@ -48,10 +52,11 @@ T = TypeVar("T")
 
 def eventually(condition: Callable[[], T], what: str, within_s: float = DEADLINE_S) -> T:
     """The first true value of `condition()`; AssertionError naming `what` when the deadline passes without one."""
-    deadline = time.monotonic() + within_s
+    begun_s = time.monotonic()
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"not in time: {what}"
-        time.sleep(0.005)
+        waited_s = time.monotonic() - begun_s
+        assert waited_s < within_s, f"not in time: {what}"
+        time.sleep(min(0.005 + waited_s / 50, 0.025))  # who waits for seconds need not keep a core busy with looking
     return value
 
 
@@ -75,23 +80,29 @@ def all_pids() -> set[int]:
 
 def session(leader: int) -> set[int]:
     """Pids of all living processes in the session that `leader` made; zombies count as dead."""
-    return {pid for pid in all_pids() if _session_of(pid) == leader}
+    return {pid for pid in all_pids() if _is_in(leader, pid) and _is_living(pid)}
 
 
-def _session_of(pid: int) -> int | None:
+def _is_in(leader: int, pid: int) -> bool:
+    try:
+        return os.getsid(pid) == leader
+    except ProcessLookupError:
+        return False
+
+
+def _is_living(pid: int) -> bool:
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
-        return None
-    fields = text[text.rindex(")") + 2 :].split()
-    return None if fields[0] == "Z" else int(fields[3])
+        return False
+    return text[text.rindex(")") + 2] != "Z"
 
 
 @dataclass
 class Server:
     """A running server. `line` is what it printed when it was ready; `store` is None when it discards."""
 
-    process: "subprocess.Popen[str]"
+    process: "subprocess.Popen[str] | Forked"
     store: Path | None
     log: IO[str]
     line: str = ""
@@ -167,6 +178,32 @@ class Server:
         return self.wait()
 
 
+@cache
+def _nursery() -> Nursery:
+    """One for each process of the tests."""
+    return Nursery()
+
+
+@atexit.register
+def end_nursery() -> None:
+    """For tests in which this process shall have no children but their own, and no server from the nursery."""
+    if _nursery.cache_info().currsize:
+        _nursery().end()
+        _nursery.cache_clear()
+
+
+def command(*words: object, cwd: Path = ROOT) -> "subprocess.CompletedProcess[str]":
+    """What `python WORD...` says until it ends, with nothing to read: `-m server`, `-m server.ports`, or a script. It
+    comes from the nursery."""
+    with tempfile.TemporaryFile("w+") as log:
+        process = _nursery().start(list(map(str, words)), cwd, dict(os.environ), log)
+        with process.stdout:
+            out = process.stdout.read()
+        code = process.wait(DEADLINE_S)
+        log.seek(0)
+        return subprocess.CompletedProcess(["python", *words], code, out, log.read())
+
+
 @contextmanager
 def running(
     *options: object,
@@ -177,9 +214,11 @@ def running(
     cwd: Path = ROOT,
     fds: Sequence[int] = (),
     exit_code: int = 0,
+    forked: bool = True,
 ) -> Iterator[Server]:
     """A server that is ready. Without `store` it discards. `prefix` is a command that becomes it, such as `prlimit`;
-    `script` is what Python runs, in `cwd`; it inherits `fds`.
+    `script` is what Python runs, in `cwd`; it inherits `fds`. With neither `prefix` nor `fds`, and if it may be
+    `forked`, it comes from the nursery.
 
     At the end it is told to stop, unless it has ended already, and everything it should have cleaned up is checked.
     With `exit_code` -9 (the test kills it) its runtime folder is nobody's duty and is removed here.
@@ -187,18 +226,23 @@ def running(
     where = ["--discard"] if store is None else ["--store", str(store)]
     how_many = [] if workers is None else ["--workers", str(workers)]
     listen = [] if "--listen" in options else ["--port", "0"]
-    command = [*prefix, sys.executable, *script, *listen, *how_many, *where]
+    script = [*script, *listen, *how_many, *where, *map(str, options)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(
-            [*command, *map(str, options)],
-            cwd=cwd,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            start_new_session=True,
-            pass_fds=fds,
+        process = (
+            _nursery().start(script, cwd, environment, log)
+            if forked and not prefix and not fds
+            else subprocess.Popen(
+                [*prefix, sys.executable, *script],
+                cwd=cwd,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+                pass_fds=fds,
+            )
         )
         server = Server(process, store, log)
         try:
@@ -232,12 +276,13 @@ def _end_by_force(server: Server) -> None:
     """Whatever a failed test left: nothing may outlive it."""
 
     def gone() -> bool:
-        for pid in session(server.pid):
+        living = session(server.pid)
+        for pid in living:
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
-        return not session(server.pid)
+        return not living
 
     eventually(gone, "the server is dead")
     server.process.wait()

@@ -84,7 +84,14 @@ def show(browser: Any, server: Server) -> Iterator[Any]:
     assert {url for url in requests if not url.startswith("data:")} == {page, f"{page}status.css"}
 
 
-@pytest.mark.parametrize(("width", "scheme"), list(itertools.product(WIDTHS, SCHEMES)))
+LIGHT_AND_DARK = ((400, "light"), (820, "dark"), (1600, "light"))
+ALIKE = set(itertools.product(WIDTHS, SCHEMES)) - set(LIGHT_AND_DARK)
+
+
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [*LIGHT_AND_DARK, *(pytest.param(*each, marks=pytest.mark.slow) for each in sorted(ALIKE))],
+)
 def test_it_fits_and_is_legible(show: Any, width: int, scheme: str) -> None:
     page = show(width, scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "only tables may scroll sideways"

@@ -4,7 +4,7 @@ Under load, workers and supervisor are treated as machines and people treat them
 is told to reload and to have more or fewer workers, processes stand still and go on. Afterwards every acknowledged
 upload is in the store with its digest, and only uploads failed that were in flight at a worker that was killed.
 
-20 s in the tests; `make soak` takes SOAK_SECONDS=600.
+12 s in the tests; `make soak` takes SOAK_SECONDS=600.
 """
 
 import itertools
@@ -22,7 +22,7 @@ from crowd import Crowd, crowd
 from servers import Client, Server, eventually, running
 from slow import first_of
 
-SECONDS = float(os.environ.get("SOAK_SECONDS", "20"))
+SECONDS = float(os.environ.get("SOAK_SECONDS", "12"))
 LONG, SHORT = 8, 8
 KILLED_LATELY_S = 15.0  # a client that waits for its core may see it that late
 

@@ -222,7 +222,7 @@ def test_a_reload_is_refused_when_what_is_new_does_not_go_with_what_cannot_chang
     file = tmp_path / "server.toml"
     file.write_text("discard = true\n")
     without_flag = "import sys; from server.__main__ import main; sys.argv.remove('--discard'); main()"
-    with running("--config", str(file), script=("-c", without_flag)) as server:
+    with running("--config", str(file), script=("-c", without_flag), forked=False) as server:
         workers = server.workers()
         file.write_text(f'store = "{tmp_path}/store"\ndurability = "power"\n')
         server.process.send_signal(signal.SIGHUP)
@@ -252,7 +252,7 @@ def test_a_reload_reads_the_file_again(tmp_path: Path) -> None:
         assert server.workers() == workers
 
 
-@pytest.mark.parametrize("option", ["--config", "--token-file", "--tls-cert"])
+@pytest.mark.parametrize("option", first_of(["--config", "--token-file", "--tls-cert"]))
 def test_a_file_that_has_become_a_pipe_refuses_the_reload(tmp_path: Path, option: str) -> None:
     """And keeps the supervisor from its workers for no longer than that."""
     content = {"--config": b"", "--token-file": b"token", "--tls-cert": Authority(tmp_path).server().read_bytes()}
@@ -555,7 +555,7 @@ def test_a_worker_that_cannot_be_forked_is_forked_later() -> None:
 
 
 def test_workers_have_titles_and_keep_their_environment() -> None:
-    with running(workers=2) as server:
+    with running(workers=2, forked=False) as server:
         assert titles(server) == {f"socketswarm: worker {slot} [{server.port}]" for slot in (0, 1)}
         for pid in server.workers():
             assert b"PATH=" in Path(f"/proc/{pid}/environ").read_bytes()

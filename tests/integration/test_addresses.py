@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from certificates import Authority
 from crowd import crowd
-from servers import AS_NOBODY, ROOT, Client, eventually, needs_nobody, port_of, running, upload
+from servers import AS_NOBODY, ROOT, Client, command, eventually, needs_nobody, port_of, running, upload
 
 from server.status import reader
 
@@ -30,14 +30,12 @@ def path(tmp_path: Path) -> Path:
 
 def failing(*options: object, code: int = 1, prefix: tuple[str, ...] = ()) -> str:
     """The one line that a server ends with which cannot start."""
-    done = subprocess.run(
-        [*prefix, sys.executable, "-m", "server", "--discard", *map(str, options)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    words = ["-m", "server", "--discard", *map(str, options)]
+    if prefix:
+        real = [*prefix, sys.executable, *words]
+        done = subprocess.run(real, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    else:
+        done = command(*words)
     assert done.returncode == code, done.stderr
     assert done.stdout == ""
     [line] = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
@@ -150,7 +148,7 @@ def test_a_port_in_use_names_who_has_it() -> None:
 
 
 def test_uploads_over_a_unix_socket(path: Path, tmp_path: Path) -> None:
-    with running("--listen", f"unix://{path}", store=tmp_path / "store", workers=2) as server:
+    with running("--listen", f"unix://{path}", store=tmp_path / "store", workers=2, forked=False) as server:
         assert (server.state().port, server.state().addresses) == (0, [f"unix://{path}"])
         with Client(str(path)) as client:
             for size in (0, 4096, 3 * MIB):

@@ -5,7 +5,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -249,8 +248,8 @@ class Disk:
 @contextmanager
 def on_held_disk(tmp_path: Path, *options: str) -> Iterator[tuple[Server, Disk]]:
     disk = Disk(tmp_path)
-    prefix = ("env", f"PYTHONPATH={ROOT}", sys.executable, str(ROOT / "tests" / "held_disk.py"), str(disk.hold_file))
-    with running("--durability", "power", *options, store=tmp_path / "store", prefix=prefix) as server:
+    script = (str(ROOT / "tests" / "held_disk.py"), str(disk.hold_file))
+    with running("--durability", "power", *options, store=tmp_path / "store", script=script) as server:
         try:
             yield server, disk
         finally:

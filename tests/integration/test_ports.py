@@ -16,7 +16,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
-from servers import DEADLINE_S, eventually, free_port
+from servers import DEADLINE_S, command, eventually, free_port, session
 
 from server import scoreboard
 from server.ports import holders, sockets
@@ -95,32 +95,22 @@ class Program:
 
     def everybody(self) -> set[int]:
         """Pids of all living processes of this program's session."""
-        pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
-        return {pid for pid in pids if session_of(pid) == self.pid}
+        return session(self.pid)
 
     def end(self) -> None:
         """KILL the whole session, and wait until all of it is gone."""
 
         def gone() -> bool:
-            for pid in self.everybody():
+            living = self.everybody()
+            for pid in living:
                 with suppress(ProcessLookupError):  # it has just ended
                     os.kill(pid, signal.SIGKILL)
-            return not self.everybody()
+            return not living
 
         eventually(gone, "all of it is gone")
         self.process.wait()
         assert self.process.stdout is not None
         self.process.stdout.close()
-
-
-def session_of(pid: int) -> int | None:
-    """Session of a living process; None for zombies and the dead."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    fields = text[text.rindex(")") + 2 :].split()
-    return None if fields[0] == "Z" else int(fields[3])
 
 
 def state_of(pid: int) -> str:
@@ -156,14 +146,7 @@ def real_server() -> Iterator[Program]:
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "server.ports", *map(str, arguments)],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    return command("-m", "server.ports", *arguments)
 
 
 def bindable(port: int, address: str = "127.0.0.1") -> bool:
@@ -472,7 +455,7 @@ def run_as_nobody(*arguments: object) -> subprocess.CompletedProcess[str]:
 def test_an_ancestor_is_never_signalled(start: Start) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        done = run("release", port, "--force", "--any-user")  # this test's process is its parent
+        done = run("release", port, "--force", "--any-user")  # this test started it
     assert done.returncode == 3
     assert "started it" in done.stdout
 

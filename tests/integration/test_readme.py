@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -49,14 +50,15 @@ def test_a_command_exists_with_its_options(room: str, command: str) -> None:
     else:
         subcommand = [word for word in words[3:4] if re.fullmatch("[a-z]+", word)]
         start, rest = [sys.executable, *words[1:3], *subcommand], words[3 + len(subcommand) :]
-    text = help_of(start)
+    text = help_of(*start)
     if program == "locust":  # prints its help before it reads our file; the options are the same as those of `run`
-        text += help_of([sys.executable, "-m", "loadtest", "run"])
+        text += help_of(sys.executable, "-m", "loadtest", "run")
     for option in (word for word in rest if re.match(r"--[\w-]+(=|$)", word)):  # not those within an argument
         assert re.search(rf"{option}\b", text), f"{option} is not in the help of {' '.join(start[1:])}"
 
 
-def help_of(command: list[str]) -> str:
+@cache
+def help_of(*command: str) -> str:
     done = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout

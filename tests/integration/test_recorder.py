@@ -275,6 +275,7 @@ IDLE = [sys.executable, "-c", "import sys; sys.stdin.read()"]
 
 def test_the_load_the_server_and_the_recorder_are_told_apart(tmp_path):
     """All three are children of the load here, as in a run that starts its own server."""
+    servers.end_nursery()
     with (
         server_script(PREFORK, 0, 1) as (server, port),
         server_script(LOAD, *IDLE) as (helper, grandchild),

@@ -30,7 +30,8 @@ LOST = (ConnectionError, RemoteProtocolError)
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all tests that do not harm it. Whatever they did, it must end cleanly."""
-    with running("--max-file-size", "8MiB", store=tmp_path_factory.mktemp("uploads") / "store", workers=2) as server:
+    store = tmp_path_factory.mktemp("uploads") / "store"
+    with running("--max-file-size", "8MiB", store=store, workers=2, forked=False) as server:
         yield server
 
 
@@ -541,6 +542,8 @@ def test_a_large_file_needs_no_memory() -> None:
 
 def other_server(*arguments: object, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     """A server that is not expected to run, and what it said."""
+    if not prefix:
+        return servers.command("-m", "server", *arguments)
     return subprocess.run(
         [*prefix, sys.executable, "-m", "server", *map(str, arguments)],
         cwd=servers.ROOT,
@@ -884,8 +887,7 @@ def test_term_to_the_whole_process_group_is_no_accident_of_the_workers(tmp_path:
 def test_a_store_serves_one_server_at_a_time(tmp_path: Path) -> None:
     store = tmp_path / "store"
     with running(store=store) as first:
-        command = [sys.executable, "-m", "server", "--port", "0", "--store", str(store)]
-        second = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        second = other_server("--port", "0", "--store", store)
         assert second.returncode == 1
         assert second.stderr.splitlines()[-1] == (
             f"Error: store {store} is used by another server; name another folder"

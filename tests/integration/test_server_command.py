@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import servers
 from servers import DEADLINE_S, ROOT, Client, Server, eventually, free_port, running, upload
 
 from server.logs import LINES
@@ -23,14 +24,7 @@ from server.status.reader import read_servers
 
 def command(*arguments: object, code: int = 0) -> "subprocess.CompletedProcess[str]":
     """`python -m server ARGUMENTS`, which ends by itself, without a traceback."""
-    done = subprocess.run(
-        [sys.executable, "-m", "server", *map(str, arguments)],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-    )
+    done = servers.command("-m", "server", *arguments)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return done

@@ -15,6 +15,7 @@ import pytest
 from certificates import Authority
 from crowd import crowd
 from servers import DEADLINE_S, ROOT, Client, eventually, free_port, running, upload
+from slow import first_of
 
 from server.listening import systemd
 
@@ -44,7 +45,7 @@ def listening(stack: ExitStack, path: Path | None = None) -> socket.socket:
 # ── Sockets that are lent ──
 
 
-@pytest.mark.parametrize("kind", ["tcp", "unix", "tls"])
+@pytest.mark.parametrize("kind", first_of(["tcp", "unix", "tls"]))
 def test_no_connection_is_lost_over_a_restart(stack: ExitStack, kind: str, tmp_path: Path) -> None:
     """Twice, under load: who connects while no server is there waits for the next one."""
     authority, path = Authority(tmp_path), tmp_path / "s"

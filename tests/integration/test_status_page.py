@@ -7,15 +7,24 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from pages import PATIENCE_S, ask, helper, metrics, page_port, total
-from servers import DEADLINE_S, ROOT, Client, Server, eventually, running, upload
+from servers import DEADLINE_S, ROOT, Client, Server, command, eventually, running, upload
 
 PAGE = ("--status-port", "0")
 FAULTY = ROOT / "tests" / "faulty_server.py"
 PATHS = ("/", "/status.json", "/metrics", "/healthz", "/status.css")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """With a page that answers, for tests that only ask."""
+    with running(*PAGE) as started:
+        helper(started)
+        yield started
 
 
 def raw(server: Server, request: bytes) -> bytes:
@@ -62,10 +71,8 @@ def test_metrics_are_what_clients_counted_and_never_run_backwards(tmp_path: Path
         assert total(now, "socketswarm_worker_state", state="ready") == 2
 
 
-def test_metrics_have_help_a_type_and_names_as_prometheus_wants_them() -> None:
-    with running(*PAGE) as server:
-        helper(server)
-        answer = ask(server, "/metrics")
+def test_metrics_have_help_a_type_and_names_as_prometheus_wants_them(server: Server) -> None:
+    answer = ask(server, "/metrics")
     assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", answer.text, re.MULTILINE))
     helps = dict(re.findall(r"^# HELP (\S+) (.+)$", answer.text, re.MULTILINE))
@@ -79,27 +86,23 @@ def test_metrics_have_help_a_type_and_names_as_prometheus_wants_them() -> None:
         assert not re.search("milli|micro|kilo|_ms|_kb|gauge|counter", name)
 
 
-def test_status_json_is_what_the_command_prints() -> None:
-    with running(*PAGE) as server:
-        helper(server)
-        answer = ask(server, "/status.json")
-        command = [sys.executable, "-m", "server", "status", "--json", "--pid", str(server.pid)]
-        printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        page = server.state().page
+def test_status_json_is_what_the_command_prints(server: Server) -> None:
+    answer = ask(server, "/status.json")
+    printed = command("-m", "server", "status", "--json", "--pid", server.pid).stdout
+    page = server.state().page
     moving = ("uptime_s", "silent_s")
     shown, said = (re.sub(rf'"({"|".join(moving)})": [0-9.e-]+', "", text) for text in (answer.text, printed))
     assert shown == said
     assert json.loads(answer.text)["servers"][0]["page"] == page
 
 
-def test_the_ready_line_and_the_state_name_the_page() -> None:
-    with running(*PAGE) as server:
-        page = f"http://127.0.0.1:{page_port(server)}/"
-        assert f", status page: {page}, store: " in server.line
-        title = Path(f"/proc/{helper(server)}/cmdline").read_bytes().rstrip(b"\0")
-        assert title.decode() == f"socketswarm: status [{server.port}]"
-        maps = Path(f"/proc/{server.pid}/maps").read_text()
-        assert not re.search("markupsafe|werkzeug", maps), "the supervisor loads no web framework"
+def test_the_ready_line_and_the_state_name_the_page(server: Server) -> None:
+    page = f"http://127.0.0.1:{page_port(server)}/"
+    assert f", status page: {page}, store: " in server.line
+    title = Path(f"/proc/{helper(server)}/cmdline").read_bytes().rstrip(b"\0")
+    assert title.decode() == f"socketswarm: status [{server.port}]"
+    maps = Path(f"/proc/{server.pid}/maps").read_text()
+    assert not re.search("markupsafe|werkzeug", maps), "the supervisor loads no web framework"
     with running() as server:
         assert server.state().page is None
         assert "page" not in server.line
@@ -110,8 +113,8 @@ def test_the_ready_line_and_the_state_name_the_page() -> None:
 
 def test_it_is_not_ready_before_the_workers_are(tmp_path: Path) -> None:
     """A worker that takes its time to start is let go on by the file `go`."""
-    command = [sys.executable, str(FAULTY), "slow", "--discard", "--port", "0", "--workers", "1", *PAGE]
-    process = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=-1, text=True)
+    slow = [sys.executable, str(FAULTY), "slow", "--discard", "--port", "0", "--workers", "1", *PAGE]
+    process = subprocess.Popen(slow, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=-1, text=True)
     assert process.stdout is not None
     server = Server(process, None, process.stdout)
     try:
@@ -176,8 +179,7 @@ def test_more_and_fewer_workers_are_known() -> None:
 def test_a_port_in_use_is_one_line_that_names_the_holder() -> None:
     with socket.create_server(("127.0.0.1", 0)) as held:
         port = held.getsockname()[1]
-        command = [sys.executable, "-m", "server", "--discard", "--port", "0", "--status-port", str(port)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+        done = command("-m", "server", "--discard", "--port", "0", "--status-port", port)
     assert (done.returncode, done.stdout) == (1, "")
     [line] = done.stderr.splitlines()
     assert re.match(rf"Error: port {port} is held by pid {os.getpid()} \(", line)
@@ -186,8 +188,7 @@ def test_a_port_in_use_is_one_line_that_names_the_holder() -> None:
 def test_its_port_can_be_freed_whoever_the_helper_has_become() -> None:
     with running(*PAGE) as server:
         helper(server)
-        command = [sys.executable, "-m", "server.ports", "release", str(page_port(server)), "--grace", "60s"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+        done = command("-m", "server.ports", "release", page_port(server), "--grace", "60s")
         assert done.returncode == 0, done.stdout
         assert server.process.wait(DEADLINE_S) == 0
 
@@ -209,8 +210,7 @@ def test_its_port_can_be_freed_whoever_the_helper_has_become() -> None:
     ],
 )
 def test_what_cannot_work_is_refused(options: tuple[str, ...], words: str) -> None:
-    command = [sys.executable, "-m", "server", "--discard", "--check-config", *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    done = command("-m", "server", "--discard", "--check-config", *options)
     assert done.returncode == 2
     assert words in done.stderr
 
@@ -218,33 +218,29 @@ def test_what_cannot_work_is_refused(options: tuple[str, ...], words: str) -> No
 # ── What it does not let itself be told ──
 
 
-def test_every_answer_has_the_headers_that_keep_browsers_in_check() -> None:
-    with running(*PAGE) as server:
-        helper(server)
-        for path in (*PATHS, "/nothing"):
-            answer = ask(server, path)
-            assert answer.status == (404 if path == "/nothing" else 200)
-            assert answer.headers["x-content-type-options"] == "nosniff"
-            assert answer.headers["cache-control"] == "no-store"
-            policy = answer.headers["content-security-policy"]
-            assert policy.startswith("default-src 'none'; style-src 'self'; ")
-            assert "script" not in policy
-            assert "unsafe" not in policy
-            assert "server" not in answer.headers
+def test_every_answer_has_the_headers_that_keep_browsers_in_check(server: Server) -> None:
+    for path in (*PATHS, "/nothing"):
+        answer = ask(server, path)
+        assert answer.status == (404 if path == "/nothing" else 200)
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["cache-control"] == "no-store"
+        policy = answer.headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'; style-src 'self'; ")
+        assert "script" not in policy
+        assert "unsafe" not in policy
+        assert "server" not in answer.headers
 
 
-def test_head_is_get_without_a_body_and_all_else_is_refused() -> None:
-    with running(*PAGE) as server:
-        helper(server)
-        for path in PATHS:
-            answer = ask(server, path, "HEAD")
-            assert (answer.status, answer.text) == (200, "")
-            assert int(answer.headers["content-length"]) > 0 or path == "/healthz"
-        for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "BREW"):
-            answer = ask(server, "/", method, b"x" * 10)
-            assert answer.status == 405
-            assert set(answer.headers["allow"].split(", ")) == {"GET", "HEAD"}
-        assert ask(server, "/", "POST", bytes(100_000)).status in (405, 413)
+def test_head_is_get_without_a_body_and_all_else_is_refused(server: Server) -> None:
+    for path in PATHS:
+        answer = ask(server, path, "HEAD")
+        assert (answer.status, answer.text) == (200, "")
+        assert int(answer.headers["content-length"]) > 0 or path == "/healthz"
+    for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "BREW"):
+        answer = ask(server, "/", method, b"x" * 10)
+        assert answer.status == 405
+        assert set(answer.headers["allow"].split(", ")) == {"GET", "HEAD"}
+    assert ask(server, "/", "POST", bytes(100_000)).status in (405, 413)
 
 
 @pytest.mark.parametrize(
@@ -263,34 +259,30 @@ def test_head_is_get_without_a_body_and_all_else_is_refused() -> None:
         "//evil.example/healthz",
     ],
 )
-def test_there_is_nothing_else(path: str) -> None:
-    with running(*PAGE) as server:
-        helper(server)
-        answer = raw(server, f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
-        assert re.match(rb"HTTP/1.1 (400|404) ", answer)
-        assert b"Location" not in answer
-        assert b"root:" not in answer
-        assert b"script" not in answer.partition(b"\r\n\r\n")[2]
+def test_there_is_nothing_else(server: Server, path: str) -> None:
+    answer = raw(server, f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+    assert re.match(rb"HTTP/1.1 (400|404) ", answer)
+    assert b"Location" not in answer
+    assert b"root:" not in answer
+    assert b"script" not in answer.partition(b"\r\n\r\n")[2]
 
 
-def test_only_names_of_loopback_are_answered() -> None:
-    with running(*PAGE) as server:
-        helper(server)
-        for host in ("127.0.0.1:1", "localhost", "LOCALHOST:80", "[::1]:9", "127.1.2.3"):
-            assert ask(server, "/healthz", Host=host).status == 200
-        for host in (
-            "evil.example",
-            "localhost.evil.example",
-            "10.0.0.1",
-            "",
-            "]",
-            "[::1",
-            "a b",
-            "127.0.0.1.evil.example",
-        ):
-            answer = ask(server, "/healthz", Host=host)
-            assert answer.status in (400, 421), host
-            assert "evil" not in answer.text
+def test_only_names_of_loopback_are_answered(server: Server) -> None:
+    for host in ("127.0.0.1:1", "localhost", "LOCALHOST:80", "[::1]:9", "127.1.2.3"):
+        assert ask(server, "/healthz", Host=host).status == 200
+    for host in (
+        "evil.example",
+        "localhost.evil.example",
+        "10.0.0.1",
+        "",
+        "]",
+        "[::1",
+        "a b",
+        "127.0.0.1.evil.example",
+    ):
+        answer = ask(server, "/healthz", Host=host)
+        assert answer.status in (400, 421), host
+        assert "evil" not in answer.text
 
 
 def test_a_page_on_another_address_goes_by_names_that_nobody_here_knows() -> None:
@@ -299,36 +291,33 @@ def test_a_page_on_another_address_goes_by_names_that_nobody_here_knows() -> Non
         assert ask(server, "/healthz", Host="somewhere.example").status == 200
 
 
-def test_what_is_no_request_is_refused_and_forgotten() -> None:
-    with running(*PAGE) as server:
-        pid = helper(server)
-        huge = b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 100_000 + b"\r\n\r\n"
-        many = b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: y\r\n" * 10_000 + b"\r\n"
-        for request in (huge, many):
-            try:
-                answer = raw(server, request)
-            except ConnectionError:  # it closed while there was more to come
-                continue
-            assert re.match(rb"HTTP/1.[01] 431 ", answer)
-            assert b"waitress" not in answer.lower()
-        for request in (
-            b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n",
-            b"\0" * 100 + b"\r\n\r\n",
-            b"GET\r\n\r\n",
-            b"GET / HTTP/9.9\r\n\r\n",
-        ):
-            assert b"waitress" not in raw(server, request).lower()
-        smuggled = (
-            b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
-        )
-        assert b"Traceback" not in raw(server, smuggled + b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
-        assert ask(server, "/healthz").status == 200
-        assert helper(server) == pid
+def test_what_is_no_request_is_refused_and_forgotten(server: Server) -> None:
+    pid = helper(server)
+    huge = b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 100_000 + b"\r\n\r\n"
+    many = b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: y\r\n" * 10_000 + b"\r\n"
+    for request in (huge, many):
+        try:
+            answer = raw(server, request)
+        except ConnectionError:  # it closed while there was more to come
+            continue
+        assert re.match(rb"HTTP/1.[01] 431 ", answer)
+        assert b"waitress" not in answer.lower()
+    for request in (
+        b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n",
+        b"\0" * 100 + b"\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+    ):
+        assert b"waitress" not in raw(server, request).lower()
+    smuggled = b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    assert b"Traceback" not in raw(server, smuggled + b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
+    assert ask(server, "/healthz").status == 200
+    assert helper(server) == pid
 
 
-def test_who_sends_slowly_or_never_reads_is_cut_off() -> None:
+def test_who_sends_slowly_or_never_reads_is_cut_off(server: Server) -> None:
     """However the seconds are filled; others are answered meanwhile."""
-    with running(*PAGE) as server, socket.create_connection(("127.0.0.1", page_port(server))) as slow:
+    with socket.create_connection(("127.0.0.1", page_port(server))) as slow:
         pid = helper(server)
         slow.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n")
 
