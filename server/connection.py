@@ -229,7 +229,7 @@ class Connection(asyncio.BufferedProtocol):
         patience = self._worker.patience
         unsent, before = self._transport.get_write_buffer_size(), self._unsent
         self._unsent = unsent
-        if unsent < before or self.unanswered:
+        if unsent < before or (self.unanswered and self._phase < LINGERING):
             self._heard_s = now_s  # it reads, or waits for us
         silent_s = self._heard_s + (LINGER_S if self._phase >= LINGERING and not unsent else patience.idle_s)
         header_s = slow_s = math.inf
