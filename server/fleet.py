@@ -42,6 +42,8 @@ class WorkerProcess:
     is_ready: bool = False
     drains_until_s: float = math.inf
     killed_because: str | None = None
+    """Why it was told to end in a way that looks like a death."""
+    is_killed: bool = False
 
     @property
     def place(self) -> str:

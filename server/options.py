@@ -86,7 +86,9 @@ ADDRESSES = Kind("ADDRESS,...", parse_addresses, write_addresses, is_text=True)
 class ServerConfig:
     """Sizes in bytes, times in seconds. `store` None means that uploads are counted and discarded."""
 
-    config: Path | None = option(None, FILE, "TOML file with any of these options, such as: workers = 8")
+    config: Path | None = option(
+        None, FILE, "TOML file with any of these options, such as: workers = 8", is_shown=False
+    )
     host: str = option("127.0.0.1", HOST, "address to listen on; loopback unless you say so")
     port: int = option(12345, NUMBER, "0 takes a free one", bounds=_PORTS)
     listen: tuple[Address, ...] = option(

@@ -13,6 +13,7 @@ import gc
 import logging
 import math
 import os
+import resource
 import select
 import signal
 import sys
@@ -160,6 +161,11 @@ def show_title(title: str) -> None:
     from setproctitle import setproctitle
 
     setproctitle(title)
+
+
+def cpu_of(usage: resource.struct_rusage, whose: str = "cpu") -> dict[str, float]:
+    """CPU time in seconds, by its names in events."""
+    return {f"{whose}_user_s": usage.ru_utime, f"{whose}_system_s": usage.ru_stime}
 
 
 def how_it_ended(status: int, killed_because: str | None) -> str:

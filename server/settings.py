@@ -121,7 +121,7 @@ def _file_layer(setting: Setting) -> _Layer:
         raise ConfigError(setting.problem(f"which cannot be read: {error.strerror}")) from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{name}: is not UTF-8: byte {error.start + 1} of it is no text") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # such as TOMLDecodeError, or a number of 5,000 digits
         raise ConfigError(f"{name}: is not TOML: {one_line(str(error))}") from None
     if unknown := values.keys() - _IN_FILE:
         raise ConfigError(*(f"{name}: unknown key {key!r}{_did_you_mean(key, _IN_FILE)}" for key in sorted(unknown)))

@@ -24,7 +24,7 @@ from server.listening.listener import Group, Listeners
 from server.listening.systemd import Manager
 from server.options import ConfigError, ServerConfig, one_line, printable
 from server.pid_file import PidFile
-from server.processes import Wakeups, fork, has_terminal, how_it_ended, is_accident, no_longer_than, show_title
+from server.processes import Wakeups, cpu_of, fork, has_terminal, how_it_ended, is_accident, no_longer_than, show_title
 from server.scoreboard import EventLog, Scoreboard, ServerState
 from server.settings import needs_restart
 from server.status.page_process import StatusHelper
@@ -100,11 +100,13 @@ class Supervisor:
     # ── the loop ──
 
     def _watch(self) -> None:
+        until_s = self._do_what_is_due()
         while not self._fleet.is_stopping or self._fleet.living:
-            signals, ready = self._wakeups.wait(self._do_what_is_due())
+            signals, ready = self._wakeups.wait(until_s)
             if ready:
                 self._on_ready(ready)  # before the signals: it must not be taken for one that could not start
             self._on_signals(signals)
+            until_s = self._do_what_is_due()
 
     def _do_what_is_due(self) -> float:
         """Returns until when that is all (monotonic), unless something happens."""
@@ -265,7 +267,7 @@ class Supervisor:
     def _bury(self, slot: Slot, worker: WorkerProcess, status: int, usage: resource.struct_rusage) -> None:
         scoreboard.clear_seat(worker.record)
         how = how_it_ended(status, worker.killed_because)
-        self._tell("worker-ended", worker, how, how=how, cpu_user_s=usage.ru_utime, cpu_system_s=usage.ru_stime)
+        self._tell("worker-ended", worker, how, how=how, **cpu_of(usage))
         self._empty_folder(worker)
         is_stopping = self._fleet.is_stopping
         if worker in slot.retiring:
@@ -319,9 +321,9 @@ class Supervisor:
                 self._kill(worker, why)
 
     def _kill(self, worker: WorkerProcess, why: str) -> None:
-        if worker.killed_because is None:
+        if not worker.is_killed:
             log.warning("worker %d (pid %d) is killed: %s", worker.slot, worker.pid, why)
-            worker.killed_because = why
+            worker.is_killed, worker.killed_because = True, why
             os.kill(worker.pid, signal.SIGKILL)
 
     def _retire(self, worker: WorkerProcess) -> None:
@@ -481,14 +483,8 @@ class Supervisor:
 
     def _note_end(self) -> None:
         own, workers = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-        self._events.note(
-            "server-ended",
-            f"server ended with exit code {self._exit_code}",
-            cpu_user_s=own.ru_utime,
-            cpu_system_s=own.ru_stime,
-            children_user_s=workers.ru_utime,
-            children_system_s=workers.ru_stime,
-        )
+        text = f"server ended with exit code {self._exit_code}"
+        self._events.note("server-ended", text, **cpu_of(own), **cpu_of(workers, "children"))
 
     def _tell(self, kind: str, worker: WorkerProcess, what: str, **fields: object) -> None:
         """Note what became of a worker."""

@@ -55,7 +55,10 @@ class Census:
         pids = psutil.pids()
         if identities or pids != self._pids or roots != self._roots:
             self._pids, self._roots = pids, list(roots)
-            self._found = [one for one in self._look(roots) if not identities or one.process.is_running()]
+            self._found = self._look(roots)
+            if identities and not all(one.process.is_running() for one in self._found):
+                psutil.process_iter.cache_clear()  # somebody has the pid of another: let psutil forget that one
+                self._found = self._look(roots)
         return self._found
 
     def _look(self, roots: Sequence[Member]) -> list[Member]:

@@ -52,14 +52,14 @@ def sample_process(
     `memory` is its footprint, on the ticks that have one.
     """
     process, role = member
-    cpu = _read(process.cpu_times)
-    if cpu is None:
+    cpu, create_time = _read(process.cpu_times), _read(process.create_time)
+    if cpu is None or create_time is None:
         return None
     resident = _read(process.memory_info)
     rss = (resident and resident.rss) or None  # 0 once it has given its memory back; a living one has some
     return ProcessSample(
         pid=process.pid,
-        create_time=process.create_time(),
+        create_time=create_time,
         role=role,
         slot=slot,
         cpu_user_s=cpu.user,

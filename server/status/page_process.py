@@ -28,7 +28,7 @@ import msgspec
 from server.addresses import Address
 from server.listening.listener import Group
 from server.options import ServerConfig
-from server.processes import fork, how_it_ended
+from server.processes import cpu_of, fork, how_it_ended
 from server.scoreboard import ServerState
 
 COMMAND = (sys.executable, "-P", "-m", "server.status.page")
@@ -167,7 +167,7 @@ class StatusHelper:
         self._channel.close()
         how = how_it_ended(status, self._killed_because)
         text = f"the status page (pid {pid}) {how}"
-        self._note("status-ended", text, pid=pid, how=how, cpu_user_s=usage.ru_utime, cpu_system_s=usage.ru_stime)
+        self._note("status-ended", text, pid=pid, how=how, **cpu_of(usage))
         self._pid, self._channel = 0, None
         if not self._over:
             self._again(text)

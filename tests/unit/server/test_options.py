@@ -253,7 +253,7 @@ def test_the_options_are_shown_as_people_write_them(tmp_path: Path) -> None:
 
 
 def test_of_secrets_only_that_there_is_one_is_shown() -> None:
-    hidden = {"token_file", "tls_cert", "tls_key", "tls_client_ca"}
+    hidden = {"config", "token_file", "tls_cert", "tls_key", "tls_client_ca"}
     assert VALID.shown().keys() == {option.name for option in OPTIONS} - hidden | {"tls", "token"}
 
 
