@@ -13,6 +13,7 @@ from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
+import psutil
 import pytest
 from certificates import Authority
 from crowd import crowd
@@ -387,6 +388,23 @@ def test_a_worker_in_an_endless_loop_is_replaced_and_it_is_told_why(tmp_path: Pa
             r"worker \d \(pid \d+\) is killed: it hung: its loop has not turned for \d s", server.messages()
         )
         assert upload(server.port, b"abc").code == "ok"
+
+
+def test_a_worker_that_hangs_before_it_is_ready_is_killed_when_it_is_told_a_second_time(tmp_path: Path) -> None:
+    """It was told to go before, which it did not hear."""
+    go = tmp_path / "go"
+    go.touch()
+    with faulty("slow", tmp_path, workers=1, exit_code=1) as server:
+        [first] = server.workers()
+        go.unlink()
+        os.kill(first, signal.SIGKILL)
+        eventually(lambda: server.slots()[0].pid not in (0, first), "it is replaced")
+        os.kill(server.slots()[0].pid, signal.SIGSTOP)
+        server.process.send_signal(signal.SIGTERM)
+        supervisor = psutil.Process(server.process.pid)
+        eventually(lambda: not supervisor.net_connections(), "it has waited for who starts, and told that one to go")
+        server.process.send_signal(signal.SIGTERM)
+        assert server.wait() == 1
 
 
 def test_a_long_upload_is_no_hang(tmp_path: Path) -> None:
