@@ -2,7 +2,7 @@
 meanwhile where they are replaced.
 
 What was used is the kernel's own count: of a control group (version 2) that each server is started in, in which nothing
-is rounded and nobody is lost, or where there is none, of /proc. Memory is compared when load and recorder have ended.
+is rounded and nobody is lost, or where there is none, of /proc. Memory is compared when the load has ended.
 """
 
 import http.client
@@ -160,9 +160,10 @@ def test_what_is_recorded_was_used(
         for thread in busy:
             thread.join()
         time.sleep(2)  # whoever was killed last is replaced
+        memory = pss(root)  # before the recorder goes: it shares libraries' pages with the servers
         recorder.send_signal(signal.SIGINT)
         assert recorder.wait(30) == 0
-        cpu_s, memory = used_s(root, group), pss(root)
+        cpu_s = used_s(root, group)
     cli(["build", str(folder)], standalone_mode=False)
     seen_s = json.loads((folder / run_folder.SUMMARY).read_text())["server"]["cpu_total_s"]
     *_, last = run_folder.read_processes(folder)
