@@ -120,6 +120,17 @@ def keep_busy(load: Load, port: int, over: threading.Event) -> None:
             load(port)
 
 
+def settled(folder: Path, since_ns: int) -> bool:
+    """Whether the last two ticks since then have the same processes with the same memory."""
+    ticks = [tick for tick in run_folder.read_processes(folder) if tick.mono_ns > since_ns]
+    there = [{sample.pid: sample.rss_bytes for sample in tick.processes if is_server(sample)} for tick in ticks[-2:]]
+    return len(there) == 2 and there[0] == there[1]
+
+
+def is_server(sample: run_folder.ProcessSample) -> bool:
+    return sample.role.startswith("server-")
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("server", "load", "kill"),
@@ -159,7 +170,8 @@ def test_what_is_recorded_was_used(
         over.set()
         for thread in busy:
             thread.join()
-        time.sleep(2)  # whoever was killed last is replaced
+        idle_ns = time.monotonic_ns()
+        eventually(lambda: settled(folder, idle_ns), "whoever was killed last is replaced, and all are at rest")
         memory = pss(root)  # before the recorder goes: it shares libraries' pages with the servers
         recorder.send_signal(signal.SIGINT)
         assert recorder.wait(30) == 0
@@ -167,7 +179,7 @@ def test_what_is_recorded_was_used(
     cli(["build", str(folder)], standalone_mode=False)
     seen_s = json.loads((folder / run_folder.SUMMARY).read_text())["server"]["cpu_total_s"]
     *_, last = run_folder.read_processes(folder)
-    seen = sum(sample.pss_bytes or 0 for sample in last.processes if sample.role.startswith("server-"))
+    seen = sum(sample.pss_bytes or 0 for sample in last.processes if is_server(sample))
     print(
         f"\n{request.node.callspec.id}: {seen_s:.2f} s of CPU recorded, {cpu_s:.2f} s used: {seen_s / cpu_s - 1:+.2%}; "
         f"PSS {seen / 2**20:.1f} MiB, {memory / 2**20:.1f} MiB: {seen / memory - 1:+.2%}"
