@@ -361,10 +361,10 @@ class _Run:
             )
         for planned in self._options.plan:
             gevent.sleep((start_ns - time.monotonic_ns()) / 1e9)
-            self._writer.begin(planned, start_ns)
+            self._begin(planned, start_ns)
             start_ns += round(planned.duration_s * 1e9)
         gevent.sleep((start_ns - time.monotonic_ns()) / 1e9)
-        self._writer.begin(self._drain(), start_ns)
+        self._begin(self._drain(), start_ns)
         until(lambda: not self._roster.has_shares, self._options.drain_s + FINAL_BATCHES_TIMEOUT_S)
         self._complete()
 
@@ -378,7 +378,11 @@ class _Run:
     def _announce(self, planned: PlannedPhase) -> None:
         """Tell the users first: what they did until now is then counted before the old phase ends."""
         self._tell(planned.name, planned.uploads_per_connection)
-        self._writer.begin(planned, time.monotonic_ns())
+        self._begin(planned, time.monotonic_ns())
+
+    def _begin(self, planned: PlannedPhase, start_ns: int) -> None:
+        self._writer.begin(planned, start_ns)
+        self._recorder.look()
 
     def _tell(self, phase: str, uploads_per_connection: int, client_id: str | None = None) -> None:
         data = {"name": phase, "uploads_per_connection": uploads_per_connection}

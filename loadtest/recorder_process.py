@@ -9,7 +9,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import gevent
 import msgspec
@@ -85,9 +85,15 @@ class RecorderProcess:
 
     def follow(self, pid: int, role: str) -> None:
         """Have another process recorded."""
-        order = json.dumps({"follow": pid, "role": role}) + "\n"
+        self._order({"order": "follow", "pid": pid, "role": role})
+
+    def look(self) -> None:
+        """Have all figures in the next tick: a phase begins."""
+        self._order({"order": "whole"})
+
+    def _order(self, order: dict[str, Any]) -> None:
         try:
-            self._orders.write(order.encode())
+            self._orders.write(json.dumps(order).encode() + b"\n")
             self._orders.flush()
         except OSError:
             pass  # it is gone; `finish` says so

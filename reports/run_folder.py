@@ -213,9 +213,6 @@ class HostTick(Line, frozen=True, kw_only=True):
 
     cores: list[CoreTimes]
     """None of them where they could not be read."""
-    memory_total_bytes: int | None
-    memory_available_bytes: int | None
-    load_1min: float | None
     tcp_in_use: int | None
     tcp_time_wait: int | None
     scoreboard: list[SlotCounters] | None
@@ -229,6 +226,8 @@ class HostTick(Line, frozen=True, kw_only=True):
     """TCP counters of the whole machine, as the kernel names them; see reports/recording/kernel_tcp.py."""
     network: dict[str, NetworkBytes] = {}
     """Bytes by the name of the interface."""
+    memory_available_bytes: int | None = None
+    load_1min: float | None = None
 
 
 class Percentiles(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ namespace, not of the server alone: what they say is what happened meanwhile.
 """
 
 from collections import Counter
+from operator import attrgetter
 
 from reports.run_folder import AcceptQueue
 from server.ports import sockets
@@ -52,7 +53,7 @@ def accept_queues(port: int) -> list[AcceptQueue] | None:
         rows = list(sockets.diagnosed(1 << sockets.LISTEN, local=port))
     except OSError:
         return None
-    rows.sort(key=lambda row: int(row.link[8:-1]))  # socket:[INODE]; inodes count up
+    rows.sort(key=attrgetter("inode"))
     return [AcceptQueue(waiting=row.queue, limit=row.limit or 0, dropped=row.dropped) for row in rows]
 
 

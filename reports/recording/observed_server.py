@@ -1,6 +1,7 @@
 """The server that is recorded, as it is found from outside: its root process, and what one of ours shows of itself."""
 
 import os
+import select
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,13 +27,31 @@ class Server:
     def of(cls, pid: int) -> "Server | None":
         """The server with this root process; None when there is none, or it has ended and was not reaped yet."""
         process = process_of(pid)
-        return None if process is None or has_ended(process) else cls(process)
+        if process is None:
+            return None
+        try:
+            server = cls(process, os.pidfd_open(pid))
+        except OSError:  # it has ended
+            return None
+        if server.has_ended or not process.is_running():  # the latter: somebody else has this pid by now
+            server.close()
+            return None
+        return server
 
-    def __init__(self, root: psutil.Process) -> None:
+    def __init__(self, root: psutil.Process, pidfd: int) -> None:
         self.process = root
+        self._pidfd = pidfd
+        self._end = select.poll()
+        self._end.register(pidfd, select.POLLIN)
         self.info = ServerInfo(pid=root.pid, create_time=root.create_time(), command=_command(root))
         self._scoreboard: Scoreboard | None = None
         self._events: EventTail | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Reaped or not. A pidfd tells in 3 µs, where psutil reads two files; and of all threads: a process whose first
+        one has ended lives on as what `ps` calls a zombie."""
+        return bool(self._end.poll(0))
 
     @property
     def is_ours(self) -> bool:
@@ -47,7 +66,7 @@ class Server:
             self._events = EventTail(state.events, events_after_ns)
             self._scoreboard = Scoreboard.open(state.scoreboard)
         except (OSError, ValueError):
-            self.close()
+            self._hide()
             return False
         self.info = msgspec.structs.replace(self.info, options=state.options)
         return True
@@ -78,20 +97,17 @@ class Server:
         if self._events:
             yield from self._events.read()
 
-    def close(self) -> None:
+    def _hide(self) -> None:
         if self._scoreboard:
             self._scoreboard.close()
         if self._events:
             self._events.close()
         self._scoreboard = self._events = None
 
-
-def has_ended(process: psutil.Process) -> bool:
-    """Reaped or not."""
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
+    def close(self) -> None:
+        """It is not to be asked anything after this."""
+        self._hide()
+        os.close(self._pidfd)
 
 
 def _command(process: psutil.Process) -> list[str]:

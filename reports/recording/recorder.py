@@ -35,7 +35,7 @@ import msgspec
 import psutil
 
 from reports.recording.census import Census, Member, process_of
-from reports.recording.observed_server import CHUNK_BYTES, Server, has_ended, is_local, split_lines
+from reports.recording.observed_server import CHUNK_BYTES, Server, is_local, split_lines
 from reports.recording.sampling import Footprint, footprint, sample_host, sample_process
 from reports.run_folder import (
     EVENTS,
@@ -54,9 +54,9 @@ from server.ports.holders import listening_root
 _SECOND_NS = 1_000_000_000
 _LOOK_EVERY_NS = _SECOND_NS
 """Time between two looks for a server that is not there: who owns a socket is found by walking all of /proc."""
-_SLOW_EVERY_NS = 10 * _SECOND_NS
+_SLOW_EVERY_NS = 20 * _SECOND_NS
 """Time between two readings of what nobody follows from tick to tick, the kernel's many counters, and the states of
-connections, for which it walks all sockets."""
+connections, for which it walks all sockets. What begins a phase has it read as well."""
 _MEMORY_EVERY_NS = 2 * _SECOND_NS
 _MEMORY_SHARE = 0.0005
 """The share of a core that reading USS and PSS may take: for these the kernel walks all pages of a process, in 0.2 to
@@ -89,7 +89,7 @@ def record(
     """Record into the run folder `out` (made when missing) until SIGTERM, SIGINT, SIGHUP, or the end of `control`;
     without one, of the process that the subject names. Returns the server that was seen last, if any.
 
-    `control` is a file descriptor that orders come from, one JSON line each: `{"follow": PID, "role": ROLE}`.
+    `control` is a file descriptor that orders come from, one JSON line each: see `Follow` and `Whole`.
     `started` is called when the first sample is on disk. `on_first_signal` may ask for the recording to go on until
     the next one. Raises RunFolderError when the folder cannot be written, vanishes, or its disk is full.
     """
@@ -180,11 +180,17 @@ class _Lines:
             appender.close()
 
 
-class Order(msgspec.Struct, frozen=True):
-    """A line from `control`: record this process too, and its descendants."""
+class Follow(msgspec.Struct, frozen=True, tag_field="order", tag="follow"):
+    """A line from `control`, `{"order": "follow", "pid": PID, "role": ROLE}`: record this process too, and its
+    descendants."""
 
-    follow: int
+    pid: int
     role: Role
+
+
+class Whole(msgspec.Struct, frozen=True, tag_field="order", tag="whole"):
+    """A line from `control`, `{"order": "whole"}`: the next tick has all figures, for a phase begins. It is not a tick
+    of its own, since CPU is counted in steps of 10 ms: rates between two ticks that are close would be noise."""
 
 
 def _ending_signals() -> list[signal.Signals]:
@@ -284,11 +290,14 @@ class Recorder:
     def obey(self, line: bytes) -> None:
         """Carry out one line from `control`. What cannot be carried out becomes an event."""
         try:
-            order = msgspec.json.decode(line, type=Order)
+            order = msgspec.json.decode(line, type=Follow | Whole)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             self.report("recorder-bad-order", f"not an order: {line[:200]!r}: {error}")
+            return
+        if isinstance(order, Follow):
+            self.follow(order.pid, order.role)
         else:
-            self.follow(order.follow, order.role)
+            self._slow_due_ns = self._memory_due_ns = 0
 
     def follow(self, pid: int, role: Role) -> None:
         """Record one more process and its descendants, for as long as it lives. Roles once given stay."""
@@ -306,7 +315,7 @@ class Recorder:
             self._slow_due_ns = now + _SLOW_EVERY_NS
         self._look_for_server()
         server = self._server
-        ended = server is not None and has_ended(server.process)  # asked first: what is read from now on is final
+        ended = server is not None and server.has_ended  # asked first: what is read from now on is final
         # Memory comes before the clock, so that all counters are read right after it.
         roots = [*([Member(server.process, "server-master")] if server else []), *self._roots]
         there = self._census.take(roots, identities=slow)

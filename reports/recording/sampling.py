@@ -101,14 +101,12 @@ def sample_host(stamp: dict[str, int], port: int | None, slots: Iterable[SlotVie
     """The whole machine now, the accept queues of a port of it, and the server's slots as they were read. What is dear
     is read on slow ticks only: counters lose nothing by that."""
     cores = _read(lambda: psutil.cpu_times(percpu=True))  # first: idle time is compared with the stamp
-    memory, load = _read(psutil.virtual_memory), _read(psutil.getloadavg)
+    memory = _read(psutil.virtual_memory) if slow else None
+    load = _read(psutil.getloadavg) if slow else None
     tcp = kernel_tcp.in_use()
     return HostTick(
         **stamp,
         cores=msgspec.convert([core._asdict() for core in cores or ()], list[CoreTimes]),
-        memory_total_bytes=memory and memory.total,
-        memory_available_bytes=(memory and memory.available) or None,  # 0 is psutil's word for unknown
-        load_1min=load and load[0],
         tcp_in_use=tcp.get("inuse"),
         tcp_time_wait=tcp.get("tw"),
         scoreboard=None if slots is None else msgspec.convert(list(slots), list[SlotCounters], from_attributes=True),
@@ -116,6 +114,8 @@ def sample_host(stamp: dict[str, int], port: int | None, slots: Iterable[SlotVie
         tcp_states=kernel_tcp.states(port) if slow and port is not None else None,
         kernel=kernel_tcp.counters() if slow else {},
         network=network_bytes() if slow else {},
+        memory_available_bytes=(memory and memory.available) or None,  # 0 is psutil's word for unknown
+        load_1min=load and load[0],
     )
 
 

@@ -34,7 +34,13 @@ class Row(NamedTuple):
     dropped: int | None
     """Connections that a listening socket had no room for since it was opened; None as above."""
     uid: int
-    link: str
+    inode: int
+    """They count up as sockets are opened."""
+
+    @property
+    def link(self) -> str:
+        """What a descriptor of it is a link to, in /proc/PID/fd."""
+        return f"socket:[{self.inode}]"
 
 
 def of_ports(ports: Collection[int], *, udp: bool = False) -> list[Row]:
@@ -67,7 +73,7 @@ def diagnosed(states: int, local: int = 0, remote: int = 0) -> Iterator[Row]:
             for drops, (state, here, there, address, queue, unsent, uid, inode) in _messages(netlink):
                 limit, dropped = (unsent, drops) if state == LISTEN else (None, None)
                 ports_of_it = socket.ntohs(here), socket.ntohs(there)
-                yield Row(family, state, *ports_of_it, address, queue, limit, dropped, uid, f"socket:[{inode}]")
+                yield Row(family, state, *ports_of_it, address, queue, limit, dropped, uid, inode)
 
 
 _NLMSGHDR = struct.Struct("=IH10x")
@@ -118,9 +124,7 @@ def listed(ports: Collection[int], protocol: str) -> Iterator[Row]:
                 words = [int(local[start : start + 8], 16) for start in range(0, len(local) - 5, 8)]
                 address = b"".join(word.to_bytes(4, sys.byteorder) for word in words)
                 here, there, queue = int(local[-4:], 16), int(remote[-4:], 16), int(queues[9:], 16)
-                yield Row(
-                    family, int(state, 16), here, there, address, queue, None, None, int(uid), f"socket:[{inode}]"
-                )
+                yield Row(family, int(state, 16), here, there, address, queue, None, None, int(uid), int(inode))
 
 
 def kernel_text(path: str) -> str:

@@ -300,10 +300,12 @@ def test_orders(tmp_path):
         return [event.kind for event in read_events(tmp_path) if event.kind != "recorder-missed-ticks"]
 
     with server_script(LOAD, *IDLE) as (other, child), recorder(tmp_path, free_port()) as process:
-        order = json.dumps({"follow": other.pid, "role": "load-worker"})
-        process.stdin.write(f'{order}\nnonsense\n{{"follow": 1, "role": "king"}}\n{order}\n{order[:10]}')
+        order = json.dumps({"order": "follow", "pid": other.pid, "role": "load-worker"})
+        process.stdin.write(
+            f'{order}\nnonsense\n{{"order": "follow", "pid": 1, "role": "king"}}\n{order}\n{order[:10]}'
+        )
         process.stdin.flush()
-        process.stdin.write(f'{order[10:]}\n{{"follow": 4194305, "role": "load-worker"}}\n')
+        process.stdin.write(f'{order[10:]}\n{{"order": "follow", "pid": 4194305, "role": "load-worker"}}\n')
         process.stdin.flush()
         eventually(lambda: len(refusals()) == 3, "three refusals")
         finish(process)
@@ -315,6 +317,23 @@ def test_orders(tmp_path):
     last = list(read_processes(tmp_path))[-1]
     assert roles(last) == {process.pid: "recorder", other.pid: "load-worker", child: "load-worker"}
     assert len(last.processes) == 3
+
+
+def test_the_tick_after_a_phase_begins_has_all_figures(tmp_path):
+    """Those of all ticks would cost more than what they tell is worth."""
+
+    def ticks():
+        return list(read_processes(tmp_path))
+
+    with recorder(tmp_path, free_port(), interval="0.05") as process:
+        eventually(lambda: len(ticks()) > 2, "ticks of no phase")
+        assert ticks()[2].processes[0].run_delay_ns is None
+        process.stdin.write('{"order": "whole"}\n')
+        process.stdin.flush()
+        eventually(lambda: any(tick.processes[0].run_delay_ns for tick in ticks()[2:]), "a tick that has all")
+        finish(process)
+    whole = [tick.processes[0] for tick in ticks()[2:-1] if tick.processes[0].run_delay_ns is not None]
+    assert len(whole) == 1 and whole[0].pss_bytes
 
 
 @pytest.mark.parametrize("number", first_of([signal.SIGTERM, signal.SIGINT]))

@@ -562,7 +562,6 @@ def host_tick(scenario: Scenario, t: float) -> HostTick:
             CoreTimes(user=busy * 0.25, system=busy * 0.5, idle=900 + 0.95 * t - busy, softirq=busy * 0.25, **core),
             CoreTimes(user=0.0, system=0.0, idle=1000 + 0.95 * t, softirq=0.0, **core),
         ],
-        memory_total_bytes=8 << 30,
         memory_available_bytes=5 << 30,
         load_1min=0.5,
         tcp_in_use=40,
