@@ -66,9 +66,9 @@ def diagnosed(states: int, local: int = 0, remote: int = 0) -> Iterator[Row]:
     known since Linux 6.8; an older kernel has no row in it.
     """
     ports = socket.htons(local), socket.htons(remote)
-    for family in (socket.AF_INET, socket.AF_INET6):
-        query = struct.pack("=BBBxIHH44x", family, socket.IPPROTO_TCP, _WITH_MEMORY, states, *ports)
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            query = struct.pack("=BBBxIHH44x", family, socket.IPPROTO_TCP, _WITH_MEMORY, states, *ports)
             netlink.send(struct.pack("=IHHII", 16 + len(query), _SOCK_DIAG_BY_FAMILY, _REQUEST_DUMP, 0, 0) + query)
             for drops, (state, here, there, address, queue, unsent, uid, inode) in _messages(netlink):
                 limit, dropped = (unsent, drops) if state == LISTEN else (None, None)
