@@ -60,8 +60,8 @@ compare: $(RUN_STAMP) ## which is better: A='--workers 1' B='--workers 2' PAIRS=
 test: $(DEV_STAMP) ## run the tests, but for the slow ones
 	@exec $(BIN)/python -m pytest $(IN_PARALLEL) -m 'not slow'
 
-test-slow: $(DEV_STAMP) ## run those that try the same thing at more moments, bytes and sockets
-	@exec $(BIN)/python -m pytest $(IN_PARALLEL) -m slow
+test-slow: $(DEV_STAMP) ## run those that try the same thing at more moments, bytes and sockets, with more examples
+	@exec $(BIN)/python -m pytest $(IN_PARALLEL) --hypothesis-profile many -m 'slow or hypothesis'
 
 lint: $(DEV_STAMP) ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .

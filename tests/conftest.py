@@ -8,9 +8,10 @@ import hypothesis
 
 # A shell starts background jobs with SIGINT ignored, and what a test starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# How long an example takes says how busy the machine is.
-hypothesis.settings.register_profile("untimed", deadline=None)
-hypothesis.settings.load_profile("untimed")
+# How long an example takes says how busy the machine is. `make test` tries some, `make test-slow` four times as many.
+hypothesis.settings.register_profile("some", deadline=None, max_examples=25)
+hypothesis.settings.register_profile("many", deadline=None, max_examples=100)
+hypothesis.settings.load_profile("some")
 # Tests start a thousand processes; without kept bytecode each compiles all of ours that it imports.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False  # and each pytest process would rewrite the assertions of all tests: 6 s of CPU

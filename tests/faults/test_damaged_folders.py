@@ -14,12 +14,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from in_process import called
 from loads import LOADTEST, assert_report, run
 from servers import AS_NOBODY, DEADLINE_S, ROOT, needs_nobody
-from slow import first_of
+from slow import examples, first_of
 
 from reports import run_folder
 from reports.__main__ import main
@@ -266,7 +266,7 @@ def test_a_kill_at_any_byte(request, tmp_path, kind):
         for name, data in whole.items()
     }
 
-    @settings(max_examples=15, deadline=None)
+    @examples(16)
     @given(st.fixed_dictionaries(cuts))
     def any_cut(cut):
         for name, data in whole.items():

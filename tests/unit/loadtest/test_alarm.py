@@ -8,8 +8,9 @@ import gevent
 import greenlet
 import pytest
 from fake_load import soon
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from slow import examples
 
 from loadtest.alarm import Alarm
 
@@ -34,7 +35,7 @@ def test_never_early(alarm):
     assert all(rung_ns >= after_ns for after_ns, rung_ns in rung)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.lists(st.integers(-2 * MS, 2 * MS) | st.sampled_from([0, MS]), max_size=20))
 def test_in_the_order_of_their_times_and_then_as_they_were_set(after):
     alarm = Alarm()

@@ -6,8 +6,9 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from slow import examples
 
 from loadtest import arrivals
 from loadtest.arrivals import ArrivalError, Profile, parse_profile
@@ -219,7 +220,7 @@ def test_a_longer_phase_begins_as_a_shorter_one(profile, one_s, other_s, seed):
     assert (schedule(profile, long_s, seed)[: len(short)] == short).all()
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(st.floats(0.1, 10_000), st.integers(0, 3_000_000))
 def test_a_long_phase_does_not_drift(rate, second):
     """A month of constant arrivals, looked into at one second: within 2 ns of exact arithmetic."""

@@ -12,8 +12,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from slow import examples
 
 from loadtest import payloads
 from loadtest.payloads import (
@@ -202,7 +203,7 @@ def test_any_user_and_any_upload_has_a_payload(user, upload):
 CHOSEN = small_set()
 
 
-@settings(deadline=None, max_examples=20)
+@examples(20)
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=5, unique=True), st.integers(0, 2**60))
 def test_shares_are_near_the_weights(weights, seed):
     mix = [(size, float(weight)) for size, weight in enumerate(weights)]

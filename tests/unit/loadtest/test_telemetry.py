@@ -6,8 +6,9 @@ import msgspec
 import numpy as np
 import pytest
 from hdrh.histogram import HdrHistogram
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from slow import examples
 
 from loadtest import telemetry
 from loadtest.client import Upload, UploadError
@@ -78,7 +79,7 @@ def without_clocks(line):
 # ── buckets ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(st.lists(values, min_size=1, max_size=50))
 def test_buckets_are_hdrhs_own(values_us):
     theirs = hdr()
@@ -102,7 +103,7 @@ def test_percentiles_by_hand():
     assert telemetry.percentiles(counts_of([])) is None
 
 
-@settings(max_examples=25)  # hdrh takes its time
+@examples(25)  # hdrh takes its time
 @given(st.lists(values, max_size=50))
 def test_encoded_histograms_are_read_by_hdrh(values_us):
     text = telemetry.encode(counts_of(values_us))

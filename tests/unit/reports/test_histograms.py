@@ -1,8 +1,9 @@
 """Histograms and their percentiles: what is said of them is what hdrh says, only sooner."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from slow import examples
 
 from reports.analysis import histograms
 from reports.analysis.histograms import _points
@@ -10,7 +11,7 @@ from reports.analysis.summarise import analyse
 from tests.unit.reports import run_folders
 
 
-@settings(max_examples=25, deadline=None)  # hdrh takes its time
+@examples(25)  # hdrh takes its time
 @given(st.lists(st.integers(0, 3_600_000_000)))
 def test_mean_and_percentiles_are_hdrhs_own(values_us):
     histogram = histograms.empty()

@@ -16,9 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from servers import eventually
+from slow import examples
 
 from server import durable, scoreboard
 from server.batch import ARENA_BYTES, AT_ONCE, RECEIVE_BYTES
@@ -878,7 +879,7 @@ KINDS = {
 }
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.lists(st.sampled_from(sorted(KINDS)), min_size=1, max_size=8), st.data())
 def test_a_client_is_told_the_same_at_either_durability(kinds: list[str], data: st.DataObject) -> None:
     stream = b"".join(KINDS[kind](f"{number} {kind}") for number, kind in enumerate(kinds))

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import pytest
 import xxhash
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import UNSET
 
@@ -43,7 +43,6 @@ SHA256 = "sha256:" + "0123456789abcdef" * 4
 XXH3 = "xxh3_128:" + "0123456789ABCDEF" * 2
 
 Event = tuple[object, ...]
-examples = settings(deadline=None, max_examples=100)
 
 
 def upload(body: bytes = b"", file_name: str = "a", **keys: object) -> bytes:
@@ -186,7 +185,6 @@ keys = st.fixed_dictionaries(
 uploads = st.builds(lambda body, name, keys: (upload(body, name, **keys), name, body), bodies, names, keys)
 
 
-@examples
 @given(st.lists(uploads, min_size=1, max_size=4), st.data())
 def test_any_split_of_any_valid_stream_gives_the_uploads_that_were_sent(
     sent: list[tuple[bytes, str, bytes]], data: st.DataObject
@@ -202,7 +200,6 @@ def test_any_split_of_any_valid_stream_gives_the_uploads_that_were_sent(
     assert events == feed(pieces, shortcut=True)
 
 
-@examples
 @given(st.binary(max_size=400), st.integers(0, 400))
 def test_any_bytes_bring_out_documented_errors_only(noise: bytes, cut: int) -> None:
     for stream in (noise, frame(noise), frame(b"{" + noise + b"}")):
@@ -220,7 +217,6 @@ json_pieces = st.sampled_from(
 )
 
 
-@examples
 @given(st.lists(json_pieces, max_size=30))
 def test_anything_like_json_brings_out_documented_errors_only(pieces: list[str]) -> None:
     text = "".join(pieces)
@@ -228,7 +224,6 @@ def test_anything_like_json_brings_out_documented_errors_only(pieces: list[str])
         feed([raw_header(header)])
 
 
-@examples
 @given(uploads, uploads, st.data())
 def test_a_damaged_stream_brings_out_documented_errors_only(
     first: tuple[bytes, str, bytes], second: tuple[bytes, str, bytes], data: st.DataObject
@@ -253,7 +248,6 @@ def test_a_damaged_stream_brings_out_documented_errors_only(
     assert feed(pieces, limits, shortcut=True) == whole
 
 
-@examples
 @given(st.lists(st.binary(max_size=5), min_size=1, max_size=5), st.data())
 def test_after_an_upload_the_rest_may_be_fed_later(bodies: list[bytes], data: st.DataObject) -> None:
     stream = b"".join(upload(body, f"{number}") for number, body in enumerate(bodies))
@@ -597,7 +591,6 @@ def test_a_name_that_names_no_harmless_file_is_refused(file_name: str) -> None:
     assert refused(upload(b"abc", file_name)) == "name_rejected"
 
 
-@examples
 @given(st.text(st.characters(codec="utf-8"), max_size=300))
 def test_a_name_is_harmless_or_refused(file_name: str) -> None:
     try:
@@ -821,7 +814,6 @@ def test_a_reply_that_is_none_is_refused(raw: bytes) -> None:
     bad_reply(asked(1), frame(raw[:MAX_REPLY_BYTES]))
 
 
-@examples
 @given(st.binary(max_size=300))
 def test_any_bytes_give_the_client_documented_errors_only(noise: bytes) -> None:
     for stream in (noise, frame(noise), encode_reply(STORED)[: len(noise)] + noise):

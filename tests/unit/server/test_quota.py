@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from servers import eventually
+from slow import examples
 
 from server.scoreboard import Scoreboard
 from server.storage.folders import prepare_store
@@ -37,7 +38,7 @@ steps = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=50)
+@examples(50)
 @given(steps=steps)
 def test_every_worker_sees_what_all_of_them_have(
     steps: list[tuple[int, str, int, int]], tmp_path_factory: pytest.TempPathFactory
