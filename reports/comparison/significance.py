@@ -117,8 +117,14 @@ def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
     """The confidence interval of the median by order statistics, which assumes nothing of the distribution: at least
     95 %. None for fewer than 6 values, which have none."""
     ordered = sorted(values)
-    rank = int(scipy.stats.binom.ppf((1 - CONFIDENCE) / 2, len(ordered), 0.5))  # 0: even the whole range covers less
+    rank = _rank(len(ordered))
     return (ordered[rank - 1], ordered[-rank]) if rank else None
+
+
+@functools.cache
+def _rank(number: int) -> int:
+    """How many of so many values are left out at each end; 0 where even the whole range covers less. 0.4 ms."""
+    return int(scipy.stats.binom.ppf((1 - CONFIDENCE) / 2, number, 0.5))
 
 
 def spread(values: Sequence[float]) -> float:
