@@ -56,7 +56,7 @@ def eventually(condition: Callable[[], T], what: str, within_s: float = DEADLINE
     while not (value := condition()):
         waited_s = time.monotonic() - begun_s
         assert waited_s < within_s, f"not in time: {what}"
-        time.sleep(min(0.005 + waited_s / 50, 0.025))  # who waits for seconds need not keep a core busy with looking
+        time.sleep(min(0.005 + waited_s / 20, 0.05))  # who waits for seconds need not keep a core busy with looking
     return value
 
 
