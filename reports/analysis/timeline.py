@@ -8,6 +8,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +56,7 @@ class LatencyCurves:
 class ProcessCurves:
     process: ProcessSummary
     share: Curve
+    rss_bytes: Curve
     uss_bytes: Curve
 
 
@@ -78,7 +80,7 @@ def timeline(evidence: Evidence, tracks: Sequence[Track], processes: Sequence[Pr
         uploads_per_s=_upload_curves(evidence),
         latency=_latency_curves(evidence),
         processes=[
-            ProcessCurves(process, _share_curve(track), _uss_curve(track))
+            ProcessCurves(process, _share_curve(track), _known(track, "rss_bytes"), _known(track, "uss_bytes"))
             for process, track in zip(processes, tracks, strict=True)
         ],
         connections=_connection_curves(evidence),
@@ -175,16 +177,21 @@ def _share_curve(track: Track) -> Curve:
     return Curve(((t_s[1:] + t_s[:-1]) / 2)[usual], share[usual])
 
 
-def _uss_curve(track: Track) -> Curve:
-    pairs = zip(track.t_s, track.samples, strict=True)
-    return _curve((t_s, sample.uss_bytes) for t_s, sample in pairs if sample.uss_bytes is not None)
+def _known(track: Track, field: str) -> Curve:
+    """A field of the samples, where it was read: not at each tick."""
+    values = zip(track.t_s, map(attrgetter(field), track.samples), strict=True)
+    return _curve([(t_s, value) for t_s, value in values if value is not None], np.asarray(track.t_s))
 
 
-def _curve(points: Iterable[tuple[float, float]]) -> Curve:
-    """The points as a curve, with a break where nothing was recorded for a while."""
+def _curve(points: Iterable[tuple[float, float]], ticks_s: Floats | None = None) -> Curve:
+    """The points as a curve, with a break where nothing was recorded for a while: between two ticks, or two points
+    where each tick has one."""
     t_s, values = np.array(list(points), dtype=np.float64).reshape(-1, 2).T
-    gaps = np.flatnonzero(_is_gap(t_s)) + 1
-    return Curve(np.insert(t_s, gaps, (t_s[gaps - 1] + t_s[gaps]) / 2), np.insert(values, gaps, math.nan))
+    ticks_s = t_s if ticks_s is None else ticks_s
+    gaps = np.flatnonzero(_is_gap(ticks_s))
+    breaks = (ticks_s[gaps] + ticks_s[gaps + 1]) / 2
+    places = np.searchsorted(t_s, breaks)
+    return Curve(np.insert(t_s, places, breaks), np.insert(values, places, math.nan))
 
 
 def _is_gap(t_s: Floats) -> NDArray[np.bool_]:
@@ -198,8 +205,9 @@ def _is_gap(t_s: Floats) -> NDArray[np.bool_]:
 def _connection_curves(evidence: Evidence) -> dict[str, Curve]:
     """Connections over time by state, without states that never were."""
     told = [(evidence.s(tick.mono_ns), tick.tcp_states) for tick in evidence.host if tick.tcp_states is not None]
+    ticks_s = np.array([evidence.s(tick.mono_ns) for tick in evidence.host])
     states = {state: None for _, numbers in told for state in numbers}  # in the order of appearance, each once
-    curves = {state: _curve((t_s, numbers.get(state, 0)) for t_s, numbers in told) for state in states}
+    curves = {state: _curve([(t_s, numbers.get(state, 0)) for t_s, numbers in told], ticks_s) for state in states}
     waiting = [(evidence.s(tick.mono_ns), tick.tcp_time_wait or 0) for tick in evidence.host]
     if any(number for _, number in waiting):
         curves["TIME_WAIT"] = _curve(waiting)

@@ -13,7 +13,7 @@ import numpy as np
 
 from reports import run_folder
 from reports.analysis.summarise import Analysis
-from reports.analysis.timeline import Band, Curve, LatencyCurves, Timeline
+from reports.analysis.timeline import Band, Curve, LatencyCurves, ProcessCurves, Timeline
 from reports.pages.costliest import Family, families
 from reports.pages.palette import mode_colour
 from reports.summary import ProcessSummary
@@ -27,7 +27,6 @@ ROUTINE = ("phase", "users", "server-", "worker-started", "worker-ready", "run-"
 STATE_COLOURS = {"established": "worker-0", "TIME_WAIT": "worker-2", "close-wait": "bad", "syn-received": "warn"}
 
 Dash = Literal["solid", "dashed", "dotted"]
-ProcessCurve = tuple[ProcessSummary, Curve]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +46,10 @@ class Line:
     width: float = 1.6
     bands: tuple[Band, ...] = ()
     """Around it, the widest first: the lowest and the highest of what it is the mean of, or higher percentiles."""
+    dots: Curve | None = None
+    """Values that are known too rarely for the line between them to be one, of the same or of a part of it."""
+    part: str = ""
+    """What the dots are of, where they are not of the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +62,6 @@ class Chart:
     empty: str
     """Why there is nothing to see, when there is not."""
     log: bool = False
-    dots: bool = False
-    """Show where values are known: too rarely for the line between them to be one."""
 
     @property
     def keys(self) -> list[Key]:
@@ -85,30 +86,26 @@ def charts(analysis: Analysis) -> list[Chart]:
         Chart(
             "CPU",
             "per process, as a share of one core",
-            _process_lines([(curves.process, curves.share) for curves in timeline.processes]),
+            _process_lines([ProcessCurve(curves.process, curves.share) for curves in timeline.processes]),
             "0%",
             f"Nothing to draw: {run_folder.PROCESSES} has fewer than two ticks, the recorder did not run.",
         ),
         Chart(
             "Memory",
-            "per process, USS in MiB: what its end would give back; read every few seconds, at the dots",
-            _process_lines([(curves.process, _mebibytes(curves.uss_bytes)) for curves in timeline.processes]),
+            "per process in MiB: RSS at each tick (thin), and at the dots USS, what its end would give back",
+            _process_lines([_memory(curves) for curves in timeline.processes]),
             "0,0.[0]",
-            "Nothing to draw: USS of no process could be read.",
-            dots=True,
+            "Nothing to draw: the memory of no process could be read.",
         ),
         Chart(
             "Connections",
-            "at the server's end by state, read every few seconds, and all sockets of the machine in TIME_WAIT",
+            "at the server's end by state, read at the dots, and all sockets of the machine in TIME_WAIT",
             [
-                Line(
-                    Key(state, STATE_COLOURS.get(state, "muted"), "dashed" if state == "TIME_WAIT" else "solid"), curve
-                )
+                Line(Key(state, STATE_COLOURS.get(state, "muted"), _dash(state)), curve, dots=curve)
                 for state, curve in timeline.connections.items()
             ],
             "0,0",
             "Nothing to draw: the kernel did not tell of the connections of this port.",
-            dots=True,
         ),
         Chart(
             "Accept queue",
@@ -128,6 +125,14 @@ def _uploads_chart(timeline: Timeline) -> Chart:
         "0,0",
         f"Nothing to draw: {run_folder.UPLOADS} counts no upload in a phase of this run.",
     )
+
+
+def _dash(state: str) -> Dash:
+    return "dashed" if state == "TIME_WAIT" else "solid"
+
+
+def _memory(curves: ProcessCurves) -> "ProcessCurve":
+    return ProcessCurve(curves.process, _mebibytes(curves.rss_bytes), _mebibytes(curves.uss_bytes), "USS", 0.8)
 
 
 def _mebibytes(curve: Curve) -> Curve:
@@ -171,17 +176,31 @@ def _latency_lines(curves: LatencyCurves) -> list[Line]:
 # --- processes --------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class ProcessCurve:
+    """What is drawn of one process, see Line."""
+
+    process: ProcessSummary
+    curve: Curve
+    dots: Curve | None = None
+    part: str = ""
+    width: float = 1.6
+
+    def line(self, key: Key) -> Line:
+        return Line(key, self.curve, self.width, (), self.dots, self.part)
+
+
 def _process_lines(curves: Sequence[ProcessCurve]) -> list[Line]:
     """Workers, then others."""
-    drawable = [(process, curve) for process, curve in curves if len(curve.t_s)]
-    workers, others = families([process for process, _ in drawable])
+    drawable = [each for each in curves if len(each.curve.t_s)]
+    workers, others = families([each.process for each in drawable])
     shown = [drawable[index] for index in workers.shown]
-    lines = [Line(_worker_key(process, i), curve) for i, (process, curve) in enumerate(shown)]
+    lines = [each.line(_worker_key(each.process, number)) for number, each in enumerate(shown)]
     lines += _rest(workers, drawable, "worker-3")
     loads = 0
-    for process, curve in (drawable[index] for index in others.shown):
-        lines.append(Line(_key(process, loads), curve))
-        loads += process.role.startswith("load-")
+    for each in (drawable[index] for index in others.shown):
+        lines.append(each.line(_key(each.process, loads)))
+        loads += each.process.role.startswith("load-")
     return lines + _rest(others, drawable, "load-1")
 
 
@@ -206,11 +225,17 @@ def _rest(family: Family, drawable: Sequence[ProcessCurve], colour: str) -> list
     """One line for all that are not shown, if there are any: their mean, in a band from the lowest to the highest."""
     if not family.rest:
         return []
-    curves = [drawable[index][1] for index in family.rest]
+    rest = [drawable[index] for index in family.rest]
+    mean, extent = _mean([each.curve for each in rest])
+    dots = [each.dots for each in rest if each.dots is not None]
+    key = Key(f"{len(rest)} more {family.what}: mean and range", colour, "dotted")
+    return [Line(key, mean, rest[0].width, (extent,), _mean(dots)[0] if dots else None, rest[0].part)]
+
+
+def _mean(curves: Sequence[Curve]) -> tuple[Curve, Band]:
+    """Of curves of different times, with the lowest and the highest of them."""
     t_s = np.unique(np.concatenate([curve.t_s for curve in curves]))
     rows = [np.interp(t_s, curve.t_s, curve.values, left=np.nan, right=np.nan) for curve in curves]
     values = np.ma.masked_invalid(np.array(rows))
     lowest, highest, mean = (found.filled(np.nan) for found in (values.min(0), values.max(0), values.mean(0)))
-    extent = (Curve(t_s, lowest), Curve(t_s, highest))
-    key = Key(f"{len(curves)} more {family.what}: mean and range", colour, "dotted")
-    return [Line(key, Curve(t_s, mean), bands=(extent,))]
+    return Curve(t_s, mean), (Curve(t_s, lowest), Curve(t_s, highest))

@@ -39,6 +39,7 @@ from bokeh.plotting import figure
 from bokeh.resources import INLINE
 from jinja2.utils import htmlsafe_json_dumps
 
+from reports.analysis.timeline import Curve
 from reports.pages import envelope
 from reports.pages.charts import Chart, Line, Mark
 from reports.pages.palette import FONT, light, mode_colour
@@ -129,7 +130,8 @@ def _figure(canvas: _Canvas, chart: Chart) -> figure:
     if chart.log:
         plot.yaxis.ticker = FixedTicker(ticks=log_ticks(*_limits(chart)))
     _shade_phases(plot, canvas, high)
-    drawn = [_draw_line(plot, line, chart.dots) for line in chart.lines]
+    drawn = [_draw_line(plot, line) for line in chart.lines]
+    drawn += [(_draw_dots(plot, line, line.dots), False) for line in chart.lines if line.dots is not None]
     _mark_events(plot, canvas.marks)
     _add_tools(plot, canvas, chart, drawn)
     return plot
@@ -200,7 +202,7 @@ def _name_phases(plot: figure, phases: Sequence[PhaseSummary], colour: str, top:
     plot.add_glyph(ColumnDataSource(names), name)
 
 
-def _draw_line(plot: figure, line: Line, dots: bool) -> tuple[DataRenderer, bool]:
+def _draw_line(plot: figure, line: Line) -> tuple[DataRenderer, bool]:
     """(the line, whether it has a band). It knows the widest of its bands, to tell of it where a reader points."""
     curve, bands = envelope.reduce(line.curve, line.bands)
     columns = {"x": curve.t_s, "y": curve.values}
@@ -213,9 +215,18 @@ def _draw_line(plot: figure, line: Line, dots: bool) -> tuple[DataRenderer, bool
     source = ColumnDataSource(columns)
     drawn = plot.add_glyph(source, glyph)
     drawn.name = line.key.label
-    if dots and len(curve.t_s) <= MOST_DOTS:
-        plot.add_glyph(source, glyphs.Scatter(size=5, fill_color=glyph.line_color, line_color=None))
     return drawn, bool(bands)
+
+
+def _draw_dots(plot: figure, line: Line, dots: Curve) -> DataRenderer:
+    """Dots, and the line between them."""
+    curve, _ = envelope.reduce(dots, ())
+    source, colour = ColumnDataSource({"x": curve.t_s, "y": curve.values}), light(line.key.colour)
+    drawn = plot.add_glyph(source, glyphs.Line(line_width=1.6, line_dash=line.key.dash, line_color=colour))
+    drawn.name = f"{line.key.label}, {line.part}" if line.part else line.key.label
+    if len(curve.t_s) <= MOST_DOTS:
+        plot.add_glyph(source, glyphs.Scatter(size=5, fill_color=colour, line_color=None))
+    return drawn
 
 
 def _mark_events(plot: figure, marks: Sequence[Mark]) -> None:

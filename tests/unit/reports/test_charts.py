@@ -1,5 +1,7 @@
 """Which lines and marks the charts show, and in which colours."""
 
+import numpy as np
+
 from reports.analysis.summarise import analyse
 from reports.pages.charts import charts, marks
 from reports.pages.palette import PALETTE
@@ -49,3 +51,13 @@ def test_what_happens_in_every_run_gets_no_mark(tmp_path):
     analysis = analyse(run_folders.write(tmp_path / "run", killed_at_s=17.3))
     assert [mark.at_s for mark in marks(analysis)] == [17.3, 17.35]
     assert marks(analysis)[0].text == "worker 0 (pid 1001) was killed by signal 9"
+
+
+def test_memory_is_drawn_at_each_tick_and_what_an_end_gives_back_where_it_was_read(tmp_path):
+    analysis = analyse(run_folders.write(tmp_path / "run", workers=9))
+    [memory] = [chart for chart in charts(analysis) if chart.title == "Memory"]
+    for line in memory.lines:
+        assert line.part == "USS"
+        assert len(line.dots.t_s) < len(line.curve.t_s)
+        assert set(line.dots.t_s[~np.isnan(line.dots.values)]) <= set(line.curve.t_s)
+        assert np.nanmax(line.dots.values) < np.nanmax(line.curve.values)

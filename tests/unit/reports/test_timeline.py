@@ -46,7 +46,9 @@ def test_no_line_is_drawn_over_a_gap(tmp_path):
     """Of the recorder, from 10 to 14 s: whoever sees a line believes that it was measured."""
     timeline = analyse(run_folders.write(tmp_path / "run", recorder_gap_s=(10.0, 14.0))).timeline
     curves = [timeline.accept_queue, *timeline.connections.values()]
-    curves += [curve for process in timeline.processes for curve in (process.share, process.uss_bytes)]
+    curves += [
+        curve for process in timeline.processes for curve in (process.share, process.rss_bytes, process.uss_bytes)
+    ]
     for curve in curves:
         within = (curve.t_s > 10) & (curve.t_s < 13.5)
         assert len(curve.t_s) < 10 or math.isnan(curve.values[within].max())
