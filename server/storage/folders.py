@@ -32,9 +32,9 @@ def lock_store(root: Path) -> int:
     fd = os.open(root, OPEN_FOLDER)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         os.close(fd)
-        raise
+        raise OSError(error.errno, f"cannot be locked: {error.strerror}", str(root)) from error
     return fd
 
 
