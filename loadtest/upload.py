@@ -82,7 +82,7 @@ def upload(files: Sequence[Path], host: str, identity: Mapping[str, str], *, clo
         print(f"Error: {error}", file=sys.stderr)
         return 2
     sizes: list[int] = []  # of the files that are stored
-    so_far = ""
+    doubt = ""
     try:
         _send_all(client, files, sizes, close=close)
     except KeyboardInterrupt:
@@ -90,7 +90,7 @@ def upload(files: Sequence[Path], host: str, identity: Mapping[str, str], *, clo
         return 130
     except UploadError as error:
         problem = f"{files[len(sizes)]}: {error.code}: {error.message} ({host})"
-        so_far = ", and perhaps this one" if failure_of(error.code).stored != "no" else ""
+        doubt = ", and perhaps this one" if failure_of(error.code).stored != "no" else ""
     except UnicodeEncodeError as error:
         problem = f"{error.object!r} cannot be uploaded: its name is not UTF-8"
     except OSError as error:
@@ -101,7 +101,7 @@ def upload(files: Sequence[Path], host: str, identity: Mapping[str, str], *, clo
     finally:
         client.close()
     if len(files) > 1:
-        problem += f"; {len(sizes)} of {len(files)} files stored{so_far}"
+        problem += f"; {len(sizes)} of {len(files)} files stored{doubt}"
     print(f"Error: {problem}", file=sys.stderr)
     return 1
 

@@ -15,6 +15,8 @@ import errno
 import fcntl
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import PurePosixPath
 
 from server.options import Collision
@@ -51,7 +53,7 @@ class Naming:
             return self._publish_beside(temporary, file_name), 0
         if self._measures:
             return file_name, self._rename_over(temporary, file_name.encode())
-        os.rename(temporary, file_name.encode(), src_dir_fd=self._incoming_fd, dst_dir_fd=self._root_fd)
+        self._rename(temporary, file_name.encode())
         return file_name, 0
 
     def refuses(self, file_name: str) -> bool:
@@ -60,7 +62,7 @@ class Naming:
 
     def was_name(self, error: OSError, temporary: bytes) -> bool:
         """Whether publishing this file failed because the file system cannot hold the name."""
-        return error.errno in _NO_NAME and _has(self._incoming_fd, temporary)
+        return error.errno in _NO_NAME and os.access(temporary, os.F_OK, dir_fd=self._incoming_fd)
 
     def _publish_beside(self, temporary: bytes, file_name: str) -> str:
         """Publish without replacing anything, under a numbered name if that is what the policy says."""
@@ -103,22 +105,27 @@ class Naming:
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            self._rename_in_turn(temporary, name)
+            with self._turn():
+                if _has(self._root_fd, name):
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+                self._rename(temporary, name)
         else:
             try_to_remove(temporary, self._incoming_fd)
 
-    def _rename_in_turn(self, temporary: bytes, name: bytes) -> None:
-        """Look, and then rename, while no other worker does: the folder of all slots is locked, which ends with whoever
-        has it open. FileExistsError as above."""
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """While no other worker is in here: the folder of all slots is locked, for as long as it is open."""
         with closing(os.open("..", OPEN_FOLDER, dir_fd=self._incoming_fd)) as all_slots:
             fcntl.flock(all_slots, fcntl.LOCK_EX)
-            if _has(self._root_fd, name):
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-            os.rename(temporary, name, src_dir_fd=self._incoming_fd, dst_dir_fd=self._root_fd)
+            yield
+
+    def _rename(self, temporary: bytes, name: bytes) -> None:
+        os.rename(temporary, name, src_dir_fd=self._incoming_fd, dst_dir_fd=self._root_fd)
 
     def _rename_over(self, temporary: bytes, name: bytes) -> int:
         """Rename, and return the size of the file that was replaced. The two change places, and only then it is looked
-        at: of two workers that replace one file at the same moment, both would have seen it before."""
+        at: of two workers that replace one file at the same moment, both would have seen it before. Where they cannot,
+        workers take turns."""
         while True:
             try:
                 self._rename_beside(temporary, name)
@@ -133,7 +140,9 @@ class Naming:
                     info = os.stat(temporary, dir_fd=self._incoming_fd, follow_symlinks=False)
                     try_to_remove(temporary, self._incoming_fd)
                 else:
-                    os.rename(temporary, name, src_dir_fd=self._incoming_fd, dst_dir_fd=self._root_fd)
+                    with self._turn():
+                        info = os.stat(name, dir_fd=self._root_fd, follow_symlinks=False)
+                        self._rename(temporary, name)
                 return info.st_size if stat.S_ISREG(info.st_mode) else 0
             except FileNotFoundError:
                 pass  # somebody has just removed it
