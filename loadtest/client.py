@@ -76,6 +76,8 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     close_ns: int = NOT
     service_ns: int = NOT
     transaction_ns: int = NOT
+    file_name: str | None = None
+    """The name that a stored file got, where the server tells."""
 
 
 class UploadClient:
@@ -160,6 +162,7 @@ class UploadClient:
             close_ns=close_ns,
             service_ns=max(0, in_kernel_ns - first_byte_ns),
             transaction_ns=acked_ns - start_ns + max(0, close_ns),
+            file_name=answer.file_name,
         )
 
     def close(self) -> None:

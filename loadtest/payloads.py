@@ -7,12 +7,17 @@ long a run is, the store never holds more than `NAMES_PER_PAYLOAD` copies of eac
 Generated payloads are windows into one buffer as large as the largest: many sizes take no more memory than one.
 """
 
+import logging
 import math
-from collections.abc import Iterable, Sequence
+import os
+import stat
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from statistics import NormalDist
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +25,15 @@ from numpy.typing import NDArray
 from server.protocol import RemoteProtocolError, digest_of, safe_file_name
 from server.units import format_size, parse_size
 
+log = logging.getLogger("socketswarm")  # which `run` leaves as it is: then warnings go to standard error
+
 DEFAULT_MIX = "1KiB:10,4KiB:35,16KiB:25,64KiB:20,256KiB:8,1MiB:2"
 NAMES_PER_PAYLOAD = 8
 VARIANTS_PER_SIZE = 4
 MAX_TOTAL_BYTES = 1 << 30  # of memory: the largest of generated sizes, all files of a folder
 MAX_WEIGHT = 1_000_000  # so that no sum of weights overflows
 LOGNORMAL_SIZES = 64
+TELL_EVERY_S = 2.0  # that a folder takes longer than one would wait for in silence
 MAX_SIGMA = 4.0  # the largest of 64 sizes is then 16,000 times the median
 
 _SEQUENCE_LENGTH = 1 << 14
@@ -222,13 +230,14 @@ def _bytes_of(words: NDArray[np.uint64]) -> memoryview:
 
 
 def from_folder(folder: Path, seed: int, *, with_digests: bool) -> PayloadSet:
-    """Every regular file below `folder`, read into memory, all equally likely, stored under its own last name.
+    """Every regular file below `folder`, read into memory, all equally likely, stored under its own last name. Links
+    are not followed, pipes and devices not read.
 
-    PayloadError when the folder is missing, empty, too large, or holds a file that cannot be read or named.
+    PayloadError when the folder is missing, empty, too large, or holds a file or folder that cannot be read, or a file
+    that cannot be named.
     """
-    paths = _files(folder)
     payloads = []
-    for path in paths:
+    for path in _telling(_files(folder), "read"):
         try:
             name = safe_file_name(path.name)
             data = path.read_bytes()
@@ -251,18 +260,41 @@ def is_folder(path: Path) -> bool:
 def _files(folder: Path) -> list[Path]:
     if not is_folder(folder):
         raise PayloadError(f"payload folder: {str(folder)!r} is not a folder")
+    paths, total = [], 0
     try:
-        paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-        total = sum(path.stat().st_size for path in paths)
+        for path in _telling(_below(folder), "found"):
+            info = path.lstat()
+            if stat.S_ISREG(info.st_mode):
+                paths.append(path)
+                total += info.st_size
+            if total > MAX_TOTAL_BYTES:
+                limit = format_size(MAX_TOTAL_BYTES)
+                raise PayloadError(f"payload folder: {str(folder)!r} has over {limit}, the most that is held in memory")
     except OSError as error:
-        raise PayloadError(f"payload folder: {error}") from None
+        raise PayloadError(f"payload folder: {error.filename!r} cannot be read: {error.strerror}") from None
     if not paths:
         raise PayloadError(f"payload folder: {str(folder)!r} has no files")
-    if total > MAX_TOTAL_BYTES:
-        raise PayloadError(
-            f"payload folder: {str(folder)!r} has {format_size(total)}, over {format_size(MAX_TOTAL_BYTES)} of memory"
-        )
-    return paths
+    return sorted(paths)
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """All that is below it and no folder. OSError for a folder that cannot be read, which `rglob` passes over."""
+    for parent, _, names in os.walk(folder, onerror=_refuse):
+        yield from (Path(parent, name) for name in names)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise error
+
+
+def _telling(paths: Iterable[Path], done: str) -> Iterator[Path]:
+    """The same, with a sign of life when they are many."""
+    due_s = time.monotonic() + TELL_EVERY_S
+    for number, path in enumerate(paths):
+        if time.monotonic() >= due_s:
+            log.warning("payload folder: %s files %s so far", f"{number:,}", done)
+            due_s = time.monotonic() + TELL_EVERY_S
+        yield path
 
 
 def _payload(name: str, view: memoryview, names: int, *, with_digests: bool) -> Payload:

@@ -49,6 +49,8 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     """How many it has."""
     keeps_open: bool = True
     """Whether another upload may follow on this connection."""
+    file_name: str | None = None
+    """Under which name it has them."""
 
 
 class WireError(Exception):

@@ -51,7 +51,8 @@ class FramedWire:
         try:
             for reply in self._connection.receive_data(data):
                 digest = reply.digest or ""  # of a stored file the protocol promises one
-                return Answer(reply.code, reply.message, digest, reply.received, reply.connection != "close")
+                keeps_open = reply.connection != "close"
+                return Answer(reply.code, reply.message, digest, reply.received, keeps_open, reply.file_name)
         except RemoteProtocolError as error:
             raise WireError("bad_reply") from error
         return None

@@ -181,8 +181,9 @@ def stored(header: dict[str, Any], data: bytes, **told: Any) -> bytes:
     """The reply of a server that stored `data`; `received` and `digest` may be told otherwise."""
     connection = header.get("connection", "keep-alive")
     told = {"received": len(data), "digest": digest_of("xxh3_128", data)} | told
+    name = header["file_name"]
     return encode_reply(
-        Reply("stored", "ok", "", "file", told["received"], told["digest"], connection, 0, 1, Timing(accepted=1))
+        Reply("stored", "ok", "", name, told["received"], told["digest"], connection, 0, 1, Timing(accepted=1))
     )
 
 

@@ -1,7 +1,12 @@
 """Ways to put a file into a store, and what can be seen of the store afterwards."""
 
-from collections.abc import Callable
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from server.storage.folders import INCOMING
 from server.storage.store import FileStore, StoreError
@@ -61,3 +66,24 @@ def temporary(root: Path) -> list[Path]:
 
 def open_descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@contextmanager
+def exfat(folder: Path) -> Iterator[Path]:
+    """A file system that has neither links nor RENAME_NOREPLACE, cannot hold every name, and takes `a` and `A` for the
+    same: exFAT in a file, through FUSE."""
+    if not shutil.which("mkfs.exfat") or not shutil.which("mount.exfat-fuse"):
+        pytest.skip("there is no exFAT here: install Debian's exfatprogs and exfat-fuse")
+    disk, mounted_at = folder / "disk", folder / "exfat"
+    mounted_at.mkdir()
+    with disk.open("wb") as file:
+        file.truncate(8 << 20)
+    subprocess.run(["mkfs.exfat", disk], stdout=subprocess.DEVNULL, check=True, timeout=60)
+    mount = ["mount", "-t", "exfat-fuse", "-o", "loop", disk, mounted_at]
+    mounted = subprocess.run(mount, capture_output=True, text=True, timeout=60, check=False)
+    if mounted.returncode != 0:
+        pytest.skip(f"exFAT cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield mounted_at
+    finally:
+        subprocess.run(["umount", "--lazy", mounted_at], check=True, timeout=60)  # a test that failed has it open

@@ -32,9 +32,9 @@ def lock_store(root: Path) -> int:
     fd = os.open(root, OPEN_FOLDER)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         os.close(fd)
-        raise
+        raise OSError(error.errno, f"cannot be locked: {error.strerror}", str(root)) from error
     return fd
 
 
@@ -83,21 +83,20 @@ def try_to_remove(name: bytes | str, folder_fd: int) -> bool:
 
 
 def sync_names(folder_fd: int, folder: Path) -> None:
-    """Make the names durable that lead to a folder, up to the root of its file system: its own, or any above it, may
-    be new. One that may not be read was not made by us. OSError naming the folder."""
+    """Make the names durable that a folder has, and those that lead to it, up to the root of its file system: its own,
+    or any above it, may be new. One that may not be read was not made by us. OSError naming the folder."""
+    try:
+        os.fsync(folder_fd)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot be made durable: {error.strerror}", str(folder)) from error
     try:
         above = os.open("..", OPEN_FOLDER, dir_fd=folder_fd)
     except PermissionError:
         return
     with closing(above):
         here, there = os.fstat(folder_fd), os.fstat(above)
-        if here.st_dev != there.st_dev or here.st_ino == there.st_ino:
-            return
-        try:
-            os.fsync(above)
-        except OSError as error:
-            raise OSError(error.errno, f"cannot be made durable: {error.strerror}", str(folder)) from error
-        sync_names(above, folder)
+        if here.st_dev == there.st_dev and here.st_ino != there.st_ino:
+            sync_names(above, folder)
 
 
 def _make(name: str, above_fd: int) -> None:

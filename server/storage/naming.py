@@ -4,25 +4,34 @@
     unique    the file gets a name of its own, `name-1.ext`
     reject    the file is refused
 
-Each is one atomic step of the file system, whoever else publishes at the same moment. A name is one component, as
-`protocol.safe_file_name` made it, and no link is followed: a link of that name, even a dangling one, is replaced, or
-counts as taken.
+Each is one atomic step of the file system, whoever else publishes at the same moment. Where it can neither rename
+without replacing nor link, as exFAT through FUSE, the workers take turns: then only what somebody else puts into the
+store in that very moment can be replaced. A name is one component, as `protocol.safe_file_name` made it, and no link is
+followed: a link of that name, even a dangling one, is replaced, or counts as taken.
 """
 
 import ctypes
 import errno
+import fcntl
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import PurePosixPath
 
 from server.options import Collision
-from server.storage.folders import try_to_remove
+from server.storage.folders import OPEN_FOLDER, closing, try_to_remove
 
 _NAME_MAX = 255  # bytes, of every file system that matters here (limits.h)
 _LONGEST_CHARACTER = 4  # bytes, in UTF-8
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
+_UNKNOWN_FLAG = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)  # EPERM is link(2)'s, the others come through FUSE
+# What file systems say of a name that they cannot hold, such as `a:b`: vfat and NTFS the first, exFAT through FUSE the
+# second, those of one encoding the third, and those that encrypt names, of which there is room for 143 bytes, the last.
+_NO_NAME = (errno.EINVAL, errno.ENOENT, errno.EILSEQ, errno.ENAMETOOLONG)
 
 
 class Naming:
@@ -44,12 +53,16 @@ class Naming:
             return self._publish_beside(temporary, file_name), 0
         if self._measures:
             return file_name, self._rename_over(temporary, file_name.encode())
-        os.rename(temporary, file_name.encode(), src_dir_fd=self._incoming_fd, dst_dir_fd=self._root_fd)
+        self._rename(temporary, file_name.encode())
         return file_name, 0
 
     def refuses(self, file_name: str) -> bool:
         """Whether a file with this name would be refused if it were complete now."""
         return self._collision == "reject" and self._is_taken(file_name)
+
+    def was_name(self, error: OSError, temporary: bytes) -> bool:
+        """Whether publishing this file failed because the file system cannot hold the name."""
+        return error.errno in _NO_NAME and os.access(temporary, os.F_OK, dir_fd=self._incoming_fd)
 
     def _publish_beside(self, temporary: bytes, file_name: str) -> str:
         """Publish without replacing anything, under a numbered name if that is what the policy says."""
@@ -80,23 +93,39 @@ class Naming:
         return free
 
     def _is_taken(self, file_name: str) -> bool:
-        """Whether anything has this name: a folder, or a link that leads nowhere, has it too."""
-        try:
-            os.stat(file_name.encode(), dir_fd=self._root_fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        return True
+        return _has(self._root_fd, file_name.encode())
 
     def _rename_beside(self, temporary: bytes, name: bytes) -> None:
         """Rename, but never replace: FileExistsError when anything has the name. One atomic step where the file system
         knows renameat2's RENAME_NOREPLACE (Linux 3.15; glibc 2.28), otherwise two, of which the first decides."""
-        if not self._renameat2(temporary, name, _RENAME_NOREPLACE):
+        if self._renameat2(temporary, name, _RENAME_NOREPLACE):
+            return
+        try:
             os.link(temporary, name, src_dir_fd=self._incoming_fd, dst_dir_fd=self._root_fd, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            with self._turn():
+                if _has(self._root_fd, name):
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+                self._rename(temporary, name)
+        else:
             try_to_remove(temporary, self._incoming_fd)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """While no other worker is in here: the folder of all slots is locked, for as long as it is open."""
+        with closing(os.open("..", OPEN_FOLDER, dir_fd=self._incoming_fd)) as all_slots:
+            fcntl.flock(all_slots, fcntl.LOCK_EX)
+            yield
+
+    def _rename(self, temporary: bytes, name: bytes) -> None:
+        os.rename(temporary, name, src_dir_fd=self._incoming_fd, dst_dir_fd=self._root_fd)
 
     def _rename_over(self, temporary: bytes, name: bytes) -> int:
         """Rename, and return the size of the file that was replaced. The two change places, and only then it is looked
-        at: of two workers that replace one file at the same moment, both would have seen it before."""
+        at: of two workers that replace one file at the same moment, both would have seen it before. Where they cannot,
+        workers take turns."""
         while True:
             try:
                 self._rename_beside(temporary, name)
@@ -111,7 +140,9 @@ class Naming:
                     info = os.stat(temporary, dir_fd=self._incoming_fd, follow_symlinks=False)
                     try_to_remove(temporary, self._incoming_fd)
                 else:
-                    os.rename(temporary, name, src_dir_fd=self._incoming_fd, dst_dir_fd=self._root_fd)
+                    with self._turn():
+                        info = os.stat(name, dir_fd=self._root_fd, follow_symlinks=False)
+                        self._rename(temporary, name)
                 return info.st_size if stat.S_ISREG(info.st_mode) else 0
             except FileNotFoundError:
                 pass  # somebody has just removed it
@@ -124,9 +155,21 @@ class Naming:
         except AttributeError:
             return False
         number = ctypes.get_errno()
-        if number in (errno.EINVAL, errno.ENOSYS):
+        if number in _UNKNOWN_FLAG:
             return False
         raise OSError(number, os.strerror(number))
+
+
+def _has(folder_fd: int, name: bytes) -> bool:
+    """Whether anything has this name: a folder, or a link that leads nowhere, has it too; what cannot be a name has
+    nobody."""
+    try:
+        os.stat(name, dir_fd=folder_fd, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in _NO_NAME:
+            return False
+        raise
+    return True
 
 
 def numbered_name(file_name: str, number: int) -> str:

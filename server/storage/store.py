@@ -210,6 +210,8 @@ class FileStore:
         except FileExistsError:
             return _taken(file_name)
         except OSError as error:
+            if self._naming.was_name(error, temporary):
+                return StoreError("name_rejected", f"the store's file system cannot hold the name {file_name!r}")
             return _store_error(error)
 
     def arrived(self, size_bytes: int) -> None:

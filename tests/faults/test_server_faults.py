@@ -13,6 +13,7 @@ import psutil
 import pytest
 import servers
 from servers import Client, Flood, Server, eventually, running, upload
+from stores import exfat
 
 from server.protocol import UploadHeader
 
@@ -145,6 +146,21 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", str(folder)], check=True, timeout=60)
+
+
+def test_a_disk_that_neither_links_nor_takes_every_name(tmp_path: Path) -> None:
+    """With what needs either: names of their own, and a quota that knows what is replaced. Whole and in pieces."""
+    with exfat(tmp_path) as disk:
+        options = ["--collision", "unique", "--max-store", "1MiB"]
+        with running(*options, store=disk / "store") as server:
+            size = 400 << 10
+            assert [upload(server.port, bytes(size), "a.txt").file_name for _ in range(2)] == ["a.txt", "a-1.txt"]
+            assert upload(server.port, bytes(size), "a.txt").code == "no_space"
+            assert upload(server.port, b"x", "a.txt").file_name == "a-2.txt"
+            for body in (b"x", bytes(200 << 10)):
+                assert upload(server.port, body, "a:b.txt").code == "name_rejected"
+            assert server.files() == {"a.txt": size, "a-1.txt": size, "a-2.txt": 1}
+            assert server.temporary_files() == []
 
 
 def free_bytes(folder: Path) -> int:

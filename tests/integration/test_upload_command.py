@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from headless import answer, read_exactly, read_header, script, serving
+from headless import answer, read_exactly, read_header, script, serving, stored
 from in_process import called
 from servers import DEADLINE_S, ROOT, eventually, free_port, running
 
@@ -98,8 +98,56 @@ def test_it_stops_at_the_first_that_is_refused(tmp_path):
     with running("--max-file-size", "1KiB", store=tmp_path / "store") as server:
         said = refusal(upload(at(server.port), tmp_path / "small", tmp_path / "large", tmp_path / "never"))
         assert f"{tmp_path}/large: too_large: file_size is {4 << 20}, over the limit of 1024 bytes" in said
-        assert f"tcp://127.0.0.1:{server.port}" in said
+        assert said.endswith(f" (tcp://127.0.0.1:{server.port}); 1 of 3 files stored\n")
         assert server.files() == {"small": 1024}
+
+
+def test_where_nobody_knows_whether_the_last_one_is_stored_that_is_said(tmp_path):
+    files = [tmp_path / name for name in ("first", "second", "third")]
+    for file in files:
+        file.write_bytes(b"abc")
+
+    def answer_one(sock):
+        answer(sock)
+        read_exactly(sock, read_header(sock)["file_size"])
+
+    with serving(answer_one) as host:
+        said = refusal(upload(f"--host={host}", *files))
+    assert said.startswith(f"Error: {files[1]}: connection_lost: ")
+    assert said.endswith("; 1 of 3 files stored, and perhaps this one\n")
+
+
+@pytest.mark.parametrize(("one", "other"), [("a/x.txt", "b/x.txt"), ("x.txt", "dir\\x.txt"), ("x.txt", "x.txt")])
+def test_two_files_of_one_name_are_refused_before_anything_is_sent(tmp_path, one, other):
+    paths = [tmp_path / "empty", tmp_path / one, tmp_path / other]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    said = refusal(upload(at(free_port()), *paths), code=2)
+    assert f"{paths[1]} and {paths[2]} would both be stored as 'x.txt'" in said
+
+
+def test_a_web_servers_names_may_have_a_backslash(tmp_path):
+    for name in ("x.txt", "dir\\x.txt"):
+        (tmp_path / name).touch()
+    done = upload(f"--host=http://127.0.0.1:{free_port()}", tmp_path / "x.txt", tmp_path / "dir\\x.txt")
+    assert "x.txt: connect_refused: " in refusal(done)
+
+
+def test_a_name_that_the_file_did_not_have_is_told(tmp_path):
+    files = [tmp_path / name for name in ("x.txt", "y.txt", "dir\\z.txt")]
+    for file in files:
+        file.write_bytes(b"abc")
+    with running("--collision", "unique", store=tmp_path / "store") as server:
+        (tmp_path / "store" / "x.txt").write_bytes(b"old")
+        done = upload(at(server.port), *files)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.splitlines() == [
+            f"{files[0]} is stored as 'x-1.txt'",
+            f"{files[2]} is stored as 'z.txt'",
+            f"3 files, 9 bytes stored at tcp://127.0.0.1:{server.port}",
+        ]
+        assert server.files() == dict.fromkeys(("x.txt", "x-1.txt", "y.txt", "z.txt"), 3)
 
 
 def test_ctrl_c_says_what_is_stored(tmp_path):
@@ -234,6 +282,34 @@ def test_a_file_that_becomes_shorter(tmp_path):
         assert refusal(upload(at(port), path)) == f"Error: {path} became shorter while it was read\n"
 
 
+def test_a_file_that_grows_is_counted_as_it_was_sent(tmp_path):
+    """And so is one that has grown before its turn."""
+    files = [tmp_path / name for name in ("first", "second")]
+    for file in files:
+        file.write_bytes(b"abc")
+
+    def grow(sock):
+        header = read_header(sock)
+        for file in files:
+            with file.open("ab") as more:
+                more.write(b"defgh")
+        sock.sendall(stored(header, read_exactly(sock, header["file_size"])))
+        answer(sock)
+
+    files[0].write_bytes(bytes(10 << 20))  # so that its end is not there before it grows
+    with serving(grow) as host:
+        done = upload(f"--host={host}", *files)
+    warning = f"Warning: {files[0]} grew while it was read: its first 10,485,760 bytes are stored\n"
+    assert (done.returncode, done.stderr) == (0, warning)
+    assert done.stdout == f"2 files, 10,485,768 bytes stored at {host}\n"
+
+
+def test_a_file_of_no_size_that_can_be_read_is_refused_before_anything_is_sent(tmp_path):
+    (tmp_path / "first").write_bytes(b"abc")
+    said = refusal(upload(at(free_port()), tmp_path / "first", "/proc/cpuinfo"))
+    assert said == "Error: /proc/cpuinfo has a size of 0, but can be read: upload a copy of it; 0 of 2 files stored\n"
+
+
 def test_a_file_that_vanishes(tmp_path):
     """Between the check of the command line and its turn: here while a pipe of a first file is slow."""
     first, second = tmp_path / "first", tmp_path / "second"
@@ -289,4 +365,5 @@ def test_the_progress_bar_is_for_terminals_only(tmp_path):
         os.close(master)
     assert b"100%" in shown
     assert b"3.00M/3.00M" in shown
+    assert b"iB/s" in shown  # in the same units
     assert b"file.bin" in shown

@@ -9,6 +9,7 @@ import sys
 import tracemalloc
 import zlib
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ from loadtest.payloads import (
 from server.protocol import digest_of
 
 MIX = [(1000, 3.0), (4000, 1.0)]
+NOBODY = 65534
 
 
 def small_set(seed=1, with_digests=True):
@@ -311,7 +313,14 @@ def test_files_of_a_folder(tmp_path):
     (tmp_path / "a").write_bytes(b"A")
     (tmp_path / "deep" / "er" / "größe.bin").write_bytes(b"BB" * 500)
     (tmp_path / "empty").touch()
-    (tmp_path / "link").symlink_to("a")
+    for name, target in (
+        ("link", "a"),
+        ("broken", "nowhere"),
+        ("deep/loop", ".."),
+        ("self", "self"),
+        ("other", "/etc"),
+    ):
+        (tmp_path / name).symlink_to(target)
     os.mkfifo(tmp_path / "fifo")
     chosen = from_folder(tmp_path)
     assert {p.name: b"".join(p.pieces()) for p in chosen.payloads} == {
@@ -346,7 +355,18 @@ def test_folder_errors(tmp_path):
 def test_a_folder_that_is_too_large(tmp_path):
     with (tmp_path / "sparse").open("wb") as file:
         file.truncate(MAX_TOTAL_BYTES + 1)
-    assert "has 1 GiB, over 1 GiB of memory" in folder_error(tmp_path)
+    assert "has over 1 GiB, the most that is held in memory" in folder_error(tmp_path)
+
+
+def test_a_folder_that_takes_long_shows_that_it_goes_on(tmp_path):
+    """On the terminal of `run`, which sets up no log."""
+    for name in ("a", "b"):
+        (tmp_path / name).touch()
+    script = "import pathlib, sys; from loadtest import payloads as p; p.TELL_EVERY_S = 0;"
+    script += "p.from_folder(pathlib.Path(sys.argv[1]), 1, with_digests=False)"
+    told = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True)
+    lines = [f"payload folder: {number} files {done} so far" for done in ("found", "read") for number in range(2)]
+    assert told.stderr.splitlines() == lines
 
 
 @pytest.mark.parametrize("name", ["new\nline", "back\\", "control\x01", os.fsdecode(b"no-utf8-\xff")])
@@ -364,10 +384,39 @@ def test_a_file_that_cannot_be_read(tmp_path, monkeypatch):
     assert "secret' cannot be read: [Errno 13] Permission denied" in folder_error(tmp_path)
 
 
-def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
+def test_a_file_that_vanishes(tmp_path, monkeypatch):
     def vanish(path, **_):
         raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
 
     (tmp_path / "file").touch()
-    monkeypatch.setattr(Path, "is_symlink", vanish)
-    assert "No such file or directory" in folder_error(tmp_path)
+    monkeypatch.setattr(Path, "lstat", vanish)
+    assert folder_error(tmp_path).endswith("/file' cannot be read: No such file or directory")
+
+
+@contextmanager
+def as_nobody():
+    """Root may read everything, so it is somebody else for a moment."""
+    uid = os.geteuid()
+    os.seteuid(NOBODY if uid == 0 else uid)
+    try:
+        yield
+    finally:
+        os.seteuid(uid)
+
+
+@pytest.mark.parametrize(
+    ("mode", "named"), [(0o000, "deep/closed"), (0o111, "deep/closed"), (0o444, "deep/closed/file")]
+)
+def test_a_folder_below_that_cannot_be_read_is_not_passed_over(tmp_path, monkeypatch, mode, named):
+    closed = tmp_path / "deep" / "closed"
+    closed.mkdir(parents=True)
+    for folder in (tmp_path, closed.parent, closed):
+        (folder / "file").touch()
+        folder.chmod(0o755)
+    monkeypatch.chdir(tmp_path)  # the folders above are root's own
+    closed.chmod(mode)
+    try:
+        with as_nobody():
+            assert folder_error(Path("deep")) == f"payload folder: '{named}' cannot be read: Permission denied"
+    finally:
+        closed.chmod(0o755)

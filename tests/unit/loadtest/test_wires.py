@@ -35,10 +35,13 @@ def test_what_is_asked(close, connection):
 
 
 ANSWERS = {
-    "stored": (STORED, Answer("ok", "", DIGEST, 4)),
-    "last": (LAST, Answer("ok", "", DIGEST, 4, keeps_open=False)),
+    "stored": (STORED, Answer("ok", "", DIGEST, 4, file_name="file")),
+    "last": (LAST, Answer("ok", "", DIGEST, 4, keeps_open=False, file_name="file")),
     "refused": (REFUSED, Answer("too_large", "because", "", 0, keeps_open=False)),
-    "no digest": (NO_DIGEST, Answer("ok", "", "", 4)),  # which none has: of a stored file one is promised
+    "no digest": (
+        NO_DIGEST,
+        Answer("ok", "", "", 4, file_name="file"),
+    ),  # which none has: of a stored file one is promised
 }
 
 

@@ -1,12 +1,14 @@
 """The store's folders: nothing leads out of them, and nothing is left in them by the dead."""
 
+import errno
+import fcntl
 import os
 from pathlib import Path
 
 import pytest
 from stores import Keep, open_descriptors, temporary, visible
 
-from server.storage.folders import INCOMING, empty_slot, prepare_store
+from server.storage.folders import INCOMING, empty_slot, lock_store, prepare_store
 from server.storage.store import FileStore
 
 # ── Links ──
@@ -120,6 +122,23 @@ def test_a_store_that_is_a_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError) as caught:
         prepare_store(tmp_path / "file", 1)
     assert str(tmp_path / "file") in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOLCK])
+def test_a_store_that_cannot_be_locked_is_named(root: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """By what another server's lock is, and by a file system that has none."""
+
+    def refuse(fd: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    before = open_descriptors()
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", refuse)
+        with pytest.raises(OSError, match="cannot be locked") as caught:
+            lock_store(root)
+    assert isinstance(caught.value, BlockingIOError) == (number == errno.EAGAIN)
+    assert caught.value.filename == str(root)
+    assert open_descriptors() == before
 
 
 def test_emptying_a_slot_leaves_the_others_alone(root: Path, store: FileStore) -> None:

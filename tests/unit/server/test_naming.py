@@ -3,18 +3,22 @@
 import ctypes
 import errno
 import os
+import shutil
 import threading
 from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from stores import Keep, Storing, keep_whole, open_descriptors, outcome, temporary, visible
+from stores import Keep, Storing, exfat, keep_whole, open_descriptors, outcome, temporary, visible
 
+from server.options import Collision
 from server.storage import naming
-from server.storage.folders import INCOMING
+from server.storage.folders import INCOMING, prepare_store
 from server.storage.naming import numbered_name
 from server.storage.store import FileStore, StoreError
 
@@ -37,12 +41,19 @@ SYSTEMS = {
     "EINVAL": OldSystem(errno.EINVAL),
     "ENOSYS": OldSystem(errno.ENOSYS),
     "none": object(),  # a library that cannot either
+    "no links": OldSystem(errno.EINVAL),
 }
 
 
-@pytest.fixture(params=SYSTEMS.values(), ids=SYSTEMS)
+def refuse_to_link(*_: object, **__: object) -> None:
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+@pytest.fixture(params=SYSTEMS)
 def any_system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(naming, "_libc", request.param)
+    monkeypatch.setattr(naming, "_libc", SYSTEMS[request.param])
+    if request.param == "no links":
+        monkeypatch.setattr(os, "link", refuse_to_link)
 
 
 def take(root: Path, name: str, what: str) -> None:
@@ -285,3 +296,101 @@ def test_the_stores_own_folder_is_no_file_name(root: Path, store: FileStore, kee
     with pytest.raises(StoreError, match="name_rejected"):
         keep(store, INCOMING, b"x")
     assert (root / INCOMING / "0").is_dir()
+
+
+# ── Names that a file system cannot hold ──
+
+
+@pytest.mark.parametrize("collision", ["replace", "unique", "reject"])
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOENT, errno.EILSEQ, errno.ENAMETOOLONG])
+def test_a_name_that_cannot_be_is_rejected(
+    root: Path, storing: Storing, keep: Keep, monkeypatch: pytest.MonkeyPatch, collision: Collision, number: int
+) -> None:
+    """Whichever call finds out, and whatever the file system says then."""
+    store = storing(collision)
+    real = {name: getattr(os, name) for name in ("stat", "rename")}
+
+    def refusing(call: str) -> Callable[..., object]:
+        def refuse(name: object, *arguments: object, **keywords: object) -> object:
+            if b"q?" in (name, *arguments):
+                raise OSError(number, os.strerror(number))
+            return real[call](name, *arguments, **keywords)
+
+        return refuse
+
+    with monkeypatch.context() as patch:
+        patch.setattr(naming, "_libc", OldSystem(errno.EINVAL))
+        patch.setattr(os, "link", refuse_to_link)
+        for call in real:
+            patch.setattr(os, call, refusing(call))
+        with pytest.raises(StoreError) as caught:
+            keep(store, "q?", b"x")
+        assert keep(store, "q", b"x") == "q"
+    assert (caught.value.code, "cannot hold the name 'q?'" in caught.value.message) == ("name_rejected", True)
+    assert visible(root) == {"q"}
+    assert temporary(root) == []
+
+
+def test_a_temporary_file_that_somebody_removed_is_no_matter_of_names(root: Path, store: FileStore) -> None:
+    incoming = store.begin("a", 0)
+    temporary(root)[0].unlink()
+    with pytest.raises(StoreError, match="internal"):
+        incoming.commit()
+    incoming.abort()
+
+
+@pytest.fixture(scope="module")
+def other_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with exfat(tmp_path_factory.mktemp("other")) as folder:
+        yield folder
+
+
+@pytest.fixture
+def other_root(other_disk: Path) -> Iterator[Path]:
+    """A store on a real file system that can do less."""
+    prepare_store(other_disk / "store", 2)
+    yield other_disk / "store"
+    shutil.rmtree(other_disk / "store")
+
+
+LIKE_ANOTHER = {
+    "replace": ["A.txt", "name_rejected"],
+    "unique": ["A-1.txt", ".INCOMING-1"],
+    "reject": ["exists", "exists"],
+}
+"""What becomes of a name that differs from one in the store, and from the store's own folder's, in its case only."""
+
+
+@pytest.mark.parametrize("collision", LIKE_ANOTHER)
+def test_exfat_keeps_what_it_can_and_says_what_it_cannot(other_root: Path, keep: Keep, collision: Collision) -> None:
+    outcomes = []
+    with closing(FileStore(other_root, 0, collision)) as store:
+        for name in ("a:b.txt", "q?.txt", "a.txt", "A.txt", INCOMING.upper()):
+            try:
+                outcomes.append(keep(store, name, name.encode()))
+            except StoreError as error:
+                outcomes.append(error.code)
+    assert outcomes == ["name_rejected", "name_rejected", "a.txt", *LIKE_ANOTHER[collision]]
+    assert temporary(other_root) == []
+    kept = b"A.txt" if collision == "replace" else b"a.txt"
+    assert (other_root / "a.txt").read_bytes() == kept
+
+
+@pytest.mark.parametrize("collision", ["unique", "reject"])
+def test_on_exfat_two_workers_never_take_the_same_name(other_root: Path, collision: Collision) -> None:
+    together = threading.Barrier(2)
+
+    def keep_many(slot: int) -> list[str]:
+        outcomes: list[str | StoreError] = []
+        with closing(FileStore(other_root, slot, collision)) as store:
+            for number in range(30):
+                together.wait()
+                outcomes += store.put_all([(f"{number}", memoryview(b"%d" % slot))])
+        return [outcome(one) for one in outcomes]
+
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = list(zip(*pool.map(keep_many, (0, 1)), strict=True))
+    for number, both in enumerate(outcomes):
+        loser = "exists" if collision == "reject" else f"{number}-1"
+        assert sorted(both) == sorted([f"{number}", loser])
+        assert (other_root / f"{number}").read_bytes() == b"%d" % both.index(f"{number}")

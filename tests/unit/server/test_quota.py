@@ -13,6 +13,7 @@ from servers import eventually
 from slow import examples
 
 from server.scoreboard import Scoreboard
+from server.storage import naming
 from server.storage.folders import prepare_store
 from server.storage.quota import Quota, count_store
 from server.storage.store import FileStore, StoreError
@@ -97,8 +98,12 @@ def test_a_store_that_holds_more_than_it_may_has_no_room(board: Scoreboard, tmp_
     assert quotas(board)[0].room() <= MOST - 5000
 
 
-def test_workers_that_replace_one_file_at_the_same_time_count_it_once(board: Scoreboard, tmp_path: Path) -> None:
-    """Each file that is replaced is so by one of them only, however they meet."""
+@pytest.mark.parametrize("flag", [naming._RENAME_EXCHANGE, 1 << 20], ids=["known", "unknown"])
+def test_workers_that_replace_one_file_at_the_same_time_count_it_once(
+    board: Scoreboard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: int
+) -> None:
+    """Each file that is replaced is so by one of them only, however they meet, and where files cannot change places."""
+    monkeypatch.setattr(naming, "_RENAME_EXCHANGE", flag)
     folder = tmp_path / "store"
     prepare_store(folder, 2)
     chance = random.Random(1)

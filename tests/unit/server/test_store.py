@@ -237,9 +237,17 @@ def test_the_folders_that_lead_to_a_new_store_are_durable_before_it_is_used(
     assert open_descriptors() == before
 
 
-def test_a_store_that_cannot_be_made_durable_does_not_open(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("where", ["", "..", "../.."])
+def test_a_store_that_cannot_be_made_durable_does_not_open(
+    root: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Its own folder's names, or those that lead to it: told at the start, not to each upload."""
+    real, inode = os.fsync, (root / where).stat().st_ino
+
     def fail(fd: int) -> None:
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        if os.fstat(fd).st_ino == inode:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        real(fd)
 
     before = open_descriptors()
     with monkeypatch.context() as patch:
