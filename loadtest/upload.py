@@ -15,6 +15,7 @@ from loadtest import credentials
 from loadtest.client import UploadClient
 from loadtest.credentials import CredentialsError
 from loadtest.wires import HostError, parse_target, wire_of
+from server.printing import one_line
 from server.protocol import new_hasher
 
 PIECE_BYTES = 1 << 20
@@ -64,11 +65,14 @@ def upload(files: Sequence[Path], host: str, identity: Mapping[str, str], *, clo
         total = sum(path.stat().st_size for path in files)
         with tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, disable=None) as bar:
             for path in files:
-                bar.set_postfix_str(path.name)
+                bar.set_postfix_str(one_line(path.name))
                 done = client.upload(path.name, FileBody(path, bar.update), last=close)
                 if done.error is not None:
                     bar.close()
-                    print(f"Error: {path}: {done.error.code}: {done.error.message} ({host})", file=sys.stderr)
+                    print(
+                        f"Error: {one_line(str(path))}: {done.error.code}: {done.error.message} ({host})",
+                        file=sys.stderr,
+                    )
                     return 1
                 stored += 1
     except KeyboardInterrupt:

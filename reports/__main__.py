@@ -9,6 +9,7 @@ import click
 from reports import run_folder
 from reports.run_folder import RunFolderError
 from reports.tolerance import tolerance_option
+from server.printing import one_line, take_any_character
 
 
 class _Interruptible(click.Group):
@@ -111,10 +112,11 @@ def record(
 
 
 def main() -> None:
+    take_any_character()
     try:
         cli(prog_name="python -m reports")
     except RunFolderError as error:
-        sys.exit(f"Error: {error}")
+        sys.exit(f"Error: {one_line(str(error))}")
 
 
 if __name__ == "__main__":

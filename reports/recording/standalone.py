@@ -20,6 +20,7 @@ from reports import environment, run_folder
 from reports.recording import recorder
 from reports.recording.recorder import Subject
 from reports.run_folder import Ending, Phase, RunFolderError, RunInfo, ServerInfo
+from server.printing import one_line
 
 COMMAND_ENDS_S = 10.0  # after it was told to; then it is killed
 
@@ -102,7 +103,7 @@ def _tell(text: str) -> None:
     """Past sys.stderr, whose buffer would make us fail at our exit: the terminal may be closed by now."""
     if sys.stderr is not None:  # or its number may be one of our own files by now
         with suppress(OSError):
-            os.write(sys.stderr.fileno(), f"{text}\n".encode(errors="replace"))
+            os.write(sys.stderr.fileno(), f"{one_line(text)}\n".encode(errors="replace"))
 
 
 def _describe(out: Path, subject: Subject) -> RunInfo:

@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import MutableMapping
 
-from server.options import one_line
+from server.printing import one_line
 
 _FIRST_FD = 3
 

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from server.ports import sockets
 from server.ports.sockets import kernel_text
+from server.printing import one_line
 
 # What a process does with the port. Bound means bound without listening or being connected.
 LISTENER, CLIENT, ACCEPTED_ONLY, BOUND = "listener", "client", "accepted-only", "bound"
@@ -88,9 +89,10 @@ class Process(NamedTuple):
 
     @property
     def command(self) -> str:
-        """The command line in one line, without the program's folder; a process without one has only a name."""
+        """The command line in one line, without the program's folder; a process without one has only a name. Every
+        process chooses both: escaped, or it could write lines of its own here."""
         program, *arguments = self.argv or (f"[{self.name}]",)
-        return " ".join([Path(program).name, *arguments])
+        return one_line(" ".join([Path(program).name, *arguments]))
 
     @property
     def age_s(self) -> float:
