@@ -161,7 +161,12 @@ def _start_server(job: Job, store: Path) -> "subprocess.Popen[str]":
         command += ["--token-file", token_file]
     with (job.folder / "server.log").open("wb") as log:
         return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, text=True, errors="replace", start_new_session=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            encoding=sys.stdout.encoding,
+            errors="replace",
+            start_new_session=True,
         )
 
 
@@ -307,7 +312,12 @@ def _report(job: Job) -> None:
 def _build(folder: Path) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "reports", "build", str(folder)]
     return subprocess.run(
-        command, stdout=subprocess.PIPE, text=True, errors="replace", start_new_session=True, check=False
+        command,
+        stdout=subprocess.PIPE,
+        encoding=sys.stdout.encoding,
+        errors="replace",
+        start_new_session=True,
+        check=False,
     )
 
 

@@ -29,10 +29,10 @@ def _to_nowhere() -> None:
 
 
 def take_any_character() -> None:
-    """Have stdout write an escape for what its encoding has not, as stderr does anyway: no terminal's locale, and no
-    file's name, shall end a command. Each entry point calls it first."""
+    """Have stdout replace what its encoding has not by a question mark, which keeps a table's columns: no terminal's
+    locale, and no file's name, shall end a command. Each entry point calls it first; stderr takes everything anyway."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+        sys.stdout.reconfigure(errors="replace")
 
 
 def one_line(text: str) -> str:
