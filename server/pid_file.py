@@ -10,7 +10,6 @@ from pathlib import Path
 from server.options import find_folder_problem, printable
 from server.scoreboard import read_state
 
-
 _LONGEST_BYTES = 4096  # a block of a file system
 
 

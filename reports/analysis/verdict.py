@@ -281,7 +281,8 @@ def _foreign(measured: Sequence[PhaseSummary]) -> list[str]:
 def _why_not_recorded(evidence: Evidence) -> str:
     if any(sample.role.startswith("server-") for tick in evidence.ticks for sample in tick.processes):
         return "too few ticks in the measured phases"
-    return "not on this machine, or not visible"
+    unseen = [event.text for event in evidence.events if event.kind == "server-unseen"]
+    return unseen[0] if unseen else "not on this machine, or not visible"
 
 
 def _deaths(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:

@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 import psutil
 
-from reports.recording.census import Member, process_of
+from reports.recording.census import Member, create_time, living_part, process_of
 from reports.run_folder import Event, ServerInfo
+from server.ports import holders
 from server.scoreboard import Scoreboard, SlotView, read_state
 
 CHUNK_BYTES = 64 << 10
@@ -26,11 +27,13 @@ class Server:
     def of(cls, pid: int) -> "Server | None":
         """The server with this root process; None when there is none, or it has ended and was not reaped yet."""
         process = process_of(pid)
-        return None if process is None or has_ended(process) else cls(process)
+        if process is None or has_ended(process) or (created := create_time(process)) is None:
+            return None
+        return cls(process, created)
 
-    def __init__(self, root: psutil.Process) -> None:
+    def __init__(self, root: psutil.Process, created: float) -> None:
         self.process = root
-        self.info = ServerInfo(pid=root.pid, create_time=root.create_time(), command=_command(root))
+        self.info = ServerInfo(pid=root.pid, create_time=created, command=_command(root))
         self._scoreboard: Scoreboard | None = None
         self._events: EventTail | None = None
 
@@ -87,18 +90,25 @@ class Server:
 
 
 def has_ended(process: psutil.Process) -> bool:
-    """Reaped or not."""
+    """Reaped or not. Whose main thread has ended is a zombie too, but lives on in its other threads."""
     try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+        if process.is_running() and process.status() == psutil.STATUS_ZOMBIE:
+            return living_part(process) is process
+        return not process.is_running()
     except psutil.NoSuchProcess:
         return True
+
+
+def why_unseen(port: int) -> str | None:
+    """Why nobody is found who listens on this port, though somebody does; None where nobody listens."""
+    return holders.why_unseen(port, "record as that user, or as root, to see it")
 
 
 def _command(process: psutil.Process) -> list[str]:
     """Its command as `ps` shows it; empty once it has ended."""
     try:
         # What is no UTF-8 could not be written down.
-        return [os.fsencode(word).decode(errors="replace") for word in process.cmdline()]
+        return [os.fsencode(word).decode(errors="replace") for word in living_part(process).cmdline()]
     except psutil.Error:
         return []
 

@@ -35,7 +35,7 @@ import msgspec
 import psutil
 
 from reports.recording.census import Census, Member, process_of
-from reports.recording.observed_server import CHUNK_BYTES, Server, has_ended, is_local, split_lines
+from reports.recording.observed_server import CHUNK_BYTES, Server, has_ended, is_local, split_lines, why_unseen
 from reports.recording.sampling import Footprint, footprint, sample_host, sample_process
 from reports.run_folder import (
     EVENTS,
@@ -266,6 +266,7 @@ class Recorder:
         self.over = False
         """Whether the process that the subject names has ended: there is no server left to record."""
         self._slow_due_ns = self._memory_due_ns = 0
+        self._told_unseen = False
         if not self._here:
             self.report("server-elsewhere", f"{subject.host} is not this machine: no process of the server is recorded")
         self.follow(os.getpid(), "recorder")
@@ -356,6 +357,7 @@ class Recorder:
         subject = self._subject
         pid = subject.pid if subject.port is None or subject.pid is not None else listening_root(subject.port)
         if pid is None:
+            self._report_unseen()
             return None
         server = Server.of(pid)
         if server is None:
@@ -366,6 +368,12 @@ class Recorder:
         text = f"server ({subject}): pid {pid} ({' '.join(info.command)[:200] or 'unknown command'})"
         self.report("server-found", text, pid=pid, command=info.command, options=info.options)
         return server
+
+    def _report_unseen(self) -> None:
+        """Once, that somebody listens whose processes this user may not look into."""
+        if not self._told_unseen and self._subject.port is not None and (why := why_unseen(self._subject.port)):
+            self.report("server-unseen", why)
+            self._told_unseen = True
 
     def _lose(self, server: Server) -> None:
         self._copy_server_events()  # its last words may have come after the copy of this tick

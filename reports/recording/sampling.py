@@ -9,7 +9,7 @@ import psutil
 
 from reports.missing_values import read
 from reports.recording import kernel_tcp
-from reports.recording.census import Member
+from reports.recording.census import Member, create_time, living_part
 from reports.run_delay import run_delay_ns
 from reports.run_folder import CoreTimes, HostTick, NetworkBytes, ProcessSample, SlotCounters
 from reports.texts import ranges
@@ -27,7 +27,7 @@ class Footprint(NamedTuple):
 def footprint(process: psutil.Process) -> Footprint | None:
     """The kernel walks all of its pages for this: 0.2 ms and more. None when it is another user's, or has given its
     memory back."""
-    full = read(process.memory_full_info)
+    full = read(living_part(process).memory_full_info)
     pss = full and read(lambda: full.pss)  # which is missing where the kernel tells of no pages
     return Footprint(full.uss, pss) if full and pss else None
 
@@ -40,14 +40,15 @@ def sample_process(
     `memory` is its footprint, on the ticks that have one.
     """
     process, role = member
-    cpu, create_time = read(process.cpu_times), read(process.create_time)
-    if cpu is None or create_time is None:
+    cpu, created = read(process.cpu_times), create_time(process)
+    if cpu is None or created is None:
         return None
-    resident = read(process.memory_info)
-    rss = (resident and resident.rss) or None  # 0 once it has given its memory back; a living one has some
+    rss = _resident(process)
+    if rss is None and (living := living_part(process)) is not process:
+        process, rss = living, _resident(living)
     return ProcessSample(
-        pid=process.pid,
-        create_time=create_time,
+        pid=member.process.pid,
+        create_time=created,
         role=role,
         slot=slot,
         cpu_user_s=cpu.user,
@@ -60,6 +61,12 @@ def sample_process(
         fds=read(lambda: _open_files(process)) if rss else None,
         **(_slow_figures(process) if slow else {}),
     )
+
+
+def _resident(process: psutil.Process) -> int | None:
+    """In bytes. 0 once it has given its memory back; a living one has some."""
+    resident = read(process.memory_info)
+    return (resident and resident.rss) or None
 
 
 def _slow_figures(process: psutil.Process) -> dict[str, Any]:

@@ -181,7 +181,7 @@ def _refusals(
         if (reason := _forbidden(process, root_of(process, holders, ourselves), orders, ourselves))
     ]
     if holding.unseen:
-        reasons.append(describe_unseen(holding))
+        reasons.append(describe_unseen(holding, f"try: sudo make killport PORT={holding.port}"))
     if reasons:
         return reasons
     for root in roots:
