@@ -257,6 +257,7 @@ def _recorder(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]
     if not measured or not (evidence.ticks or evidence.host):
         return []
     found = _missed(evidence, measured)
+    found += [event.text for event in evidence.events if event.kind == "recorder-untold"]
     if all(phase.server_cpu_s is None for phase in measured):
         found.append(f"the server was not recorded ({_why_not_recorded(evidence)}): its costs are unknown")
     if all(phase.busy_core_s is None for phase in measured):

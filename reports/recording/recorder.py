@@ -36,13 +36,14 @@ import psutil
 
 from reports.recording.census import Census, Member, process_of
 from reports.recording.observed_server import CHUNK_BYTES, Server, has_ended, is_local, split_lines, why_unseen
-from reports.recording.sampling import Footprint, footprint, sample_host, sample_process
+from reports.recording.sampling import Footprint, footprint, sample_host, sample_process, untold
 from reports.run_folder import (
     EVENTS,
     HOST,
     PROCESSES,
     Appender,
     Event,
+    HostTick,
     ProcessTick,
     Role,
     RunFolderError,
@@ -266,7 +267,7 @@ class Recorder:
         self.over = False
         """Whether the process that the subject names has ended: there is no server left to record."""
         self._slow_due_ns = self._memory_due_ns = 0
-        self._told_unseen = False
+        self._told_unseen = self._told_untold = False
         if not self._here:
             self.report("server-elsewhere", f"{subject.host} is not this machine: no process of the server is recorded")
         self.follow(os.getpid(), "recorder")
@@ -318,6 +319,7 @@ class Recorder:
             there = [server.recognised(member, slot_of.get(member.process.pid)) for member in there]
         stamp = now_ns()
         host = sample_host(stamp, self._port, slots, slow=slow)
+        self._report_untold(host)
         samples = [
             sample_process(member, slot_of.get(member.process.pid), footprints.get(member.process), slow=slow)
             for member in there
@@ -328,6 +330,12 @@ class Recorder:
         self._copy_server_events()
         if server and ended:
             self._lose(server)
+
+    def _report_untold(self, host: HostTick) -> None:
+        """Once, what /proc does not have here."""
+        if not self._told_untold and (names := untold(host)):
+            self.report("recorder-untold", f"this machine does not tell {', '.join(names)}: that stays unknown")
+        self._told_untold = True
 
     @property
     def _port(self) -> int | None:

@@ -114,6 +114,19 @@ def sample_host(stamp: dict[str, int], port: int | None, slots: Iterable[SlotVie
     )
 
 
+def untold(host: HostTick) -> list[str]:
+    """What this machine does not tell at all, in words; empty on most."""
+    figures = {
+        "the time of its cores": host.cores or None,
+        "stolen time": host.cores[0].steal if host.cores else 0,
+        "its memory": host.memory_total_bytes,
+        "available memory": host.memory_available_bytes,
+        "its load": host.load_1min,
+        "TCP sockets in use": host.tcp_in_use,
+    }
+    return [name for name, figure in figures.items() if figure is None]
+
+
 def network_bytes() -> dict[str, NetworkBytes]:
     """Bytes by interface, without those that never moved one."""
     interfaces = read(lambda: psutil.net_io_counters(pernic=True, nowrap=False)) or {}
