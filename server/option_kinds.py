@@ -74,7 +74,7 @@ def options_of(table: type) -> tuple[Option, ...]:
 
 
 def _number(text: str) -> int:
-    if re.fullmatch(r"\s*[+-]?[0-9]{1,1000}\s*", text) is None:
+    if re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", text) is None:
         raise ValueError(f"{text!r} is not a whole number")
     return int(text)
 
