@@ -58,7 +58,7 @@ def compare(runs: tuple[Path, ...], baseline: str | None, tolerance: float, out:
     try:
         compared = comparing.compare(runs, baseline, tolerance)
     except comparing.LabelError as error:
-        raise click.UsageError(str(error)) from None
+        raise click.UsageError(one_line(str(error))) from None
     labels = "-".join([compared.baseline, *(one.label for one in compared.against)])
     folder = out or run_folder.create(Path("reports/comparisons") / run_folder.new_run_id(labels))
     print(comparison_files.write(compared, folder))

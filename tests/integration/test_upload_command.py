@@ -128,7 +128,8 @@ def test_a_name_that_the_server_rejects(tmp_path):
     with running(store=tmp_path / "store") as server:
         done = upload(at(server.port), tmp_path / "new\nline")
         assert done.returncode == 1
-        assert "name_rejected: " in done.stderr
+        [line] = done.stderr.splitlines()
+        assert line.startswith(rf"Error: {tmp_path}/new\nline: name_rejected: ")
         assert server.files() == {}
 
 
