@@ -4,6 +4,7 @@ Files are read in pieces while they are sent, so that one larger than memory can
 read is compared with the server's.
 """
 
+import os
 import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -66,7 +67,8 @@ def upload(files: Sequence[Path], host: str, identity: Mapping[str, str], *, clo
         with tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, disable=None) as bar:
             for path in files:
                 bar.set_postfix_str(one_line(path.name))
-                done = client.upload(path.name, FileBody(path, bar.update), last=close)
+                name = os.fsencode(path.name).decode(errors="surrogateescape")  # UTF-8, whatever the locale's encoding
+                done = client.upload(name, FileBody(path, bar.update), last=close)
                 if done.error is not None:
                     bar.close()
                     print(
