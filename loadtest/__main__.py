@@ -22,6 +22,7 @@ from loadtest.compare import Side, compare_sides
 from loadtest.options import DEFAULTS, OPTIONS, Option, OptionError, is_open
 from reports.run_folder import new_run_id
 from reports.tolerance import tolerance_option
+from server.printing import one_line, take_any_character
 
 DEFAULT_USERS = 20
 
@@ -123,10 +124,10 @@ def _exit(job: Callable[[], int]) -> NoReturn:
     try:
         sys.exit(job())
     except OptionError as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {one_line(str(error))}", err=True)
         sys.exit(main_job.USAGE)
     except main_job.RunError as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {one_line(str(error))}", err=True)
         sys.exit(main_job.FAILED)
 
 
@@ -191,4 +192,5 @@ def upload(files: tuple[Path, ...], host: str, close: bool, **identity: str) -> 
 
 
 if __name__ == "__main__":
+    take_any_character()
     cli(prog_name="python -m loadtest")

@@ -26,6 +26,7 @@ from loadtest.link import Address, Link, PollWaiter, UnixLink, WaiterFactory, lo
 from loadtest.tls_link import TlsError, TlsLink
 from loadtest.wires import Answer, Target, Wire, WireError, WireFactory, wire_of
 from server.failure_codes import BY_CODE, NO_LOCAL_PORT
+from server.printing import one_line
 
 JOIN_BYTES = 64 << 10  # up to here header and body are one send: apart they would meet Nagle and delayed ACK, 40 ms
 CLOSE_LIMIT_S = 1.0  # for a server to close after its last answer; then we do
@@ -44,8 +45,8 @@ class UploadError(Exception):
     people."""
 
     def __init__(self, code: str, message: str = "") -> None:
-        self.code = code
-        self.message = message or (BY_CODE[code].text if code in BY_CODE else "")
+        self.code = one_line(code)  # both may be a server's words, and are shown
+        self.message = one_line(message) or (BY_CODE[code].text if code in BY_CODE else "")
         super().__init__(f"{code}: {self.message}")
 
 

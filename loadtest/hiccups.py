@@ -22,7 +22,7 @@ _PROCESSOR = 36  # of /proc/PID/stat, counted behind the bracket that closes the
 
 def core_of(pid: int) -> int:
     """The core that this process ran on last."""
-    with open(f"/proc/{pid}/stat") as file:
+    with open(f"/proc/{pid}/stat", errors="replace") as file:
         text = file.read()
     return int(text[text.rindex(")") + 2 :].split()[_PROCESSOR])
 

@@ -123,7 +123,13 @@ def build_report(folder: Path) -> None:
     command = [sys.executable, "-m", "reports", "build", str(folder)]
     try:
         built = subprocess.run(
-            command, capture_output=True, text=True, timeout=REPORT_TIMEOUT_S, start_new_session=True, check=False
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=REPORT_TIMEOUT_S,
+            start_new_session=True,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         log.error("the report took over %g s; build it with: %s", REPORT_TIMEOUT_S, run_folder.build_command(folder))

@@ -29,6 +29,7 @@ from loadtest.options import LoadOptions, OptionError
 from loadtest.payloads import PayloadError
 from reports import run_folder
 from reports.run_folder import RunFolderError, UploadsLine, UploadsTail
+from server.printing import one_line
 
 SERVER_START_S = 20.0
 SERVER_STOP_S = 10.0
@@ -159,7 +160,14 @@ def _start_server(job: Job, store: Path) -> "subprocess.Popen[str]":
     if token_file := str(job.fields["token_file"]).strip():
         command += ["--token-file", token_file]
     with (job.folder / "server.log").open("wb") as log:
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
+        return subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            encoding=sys.stdout.encoding,
+            errors="replace",
+            start_new_session=True,
+        )
 
 
 def _wait_until_listening(process: "subprocess.Popen[str]", folder: Path, interrupts: Interrupts) -> str:
@@ -303,7 +311,14 @@ def _report(job: Job) -> None:
 
 def _build(folder: Path) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "reports", "build", str(folder)]
-    return subprocess.run(command, stdout=subprocess.PIPE, text=True, start_new_session=True, check=False)
+    return subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        encoding=sys.stdout.encoding,
+        errors="replace",
+        start_new_session=True,
+        check=False,
+    )
 
 
 def _show(text: str, stream: TextIO) -> None:
@@ -318,4 +333,4 @@ def _show(text: str, stream: TextIO) -> None:
 
 def _last_line(path: Path) -> str:
     lines = path.read_text(errors="replace").strip().splitlines() if path.exists() else []
-    return lines[-1] if lines else f"it said nothing; see {path}"
+    return one_line(lines[-1]) if lines else f"it said nothing; see {path}"

@@ -18,6 +18,7 @@ from loadtest.client import UploadClient, UploadError
 from loadtest.credentials import CredentialsError
 from loadtest.wires import FRAMED, HostError, Target, parse_target, wire_of
 from server.failure_codes import failure_of
+from server.printing import one_line
 from server.protocol import new_hasher
 
 PIECE_BYTES = 1 << 20
@@ -89,7 +90,7 @@ def upload(files: Sequence[Path], host: str, identity: Mapping[str, str], *, clo
         print(f"Interrupted: {len(sizes)} of {len(files)} files stored at {host}", file=sys.stderr)
         return 130
     except UploadError as error:
-        problem = f"{files[len(sizes)]}: {error.code}: {error.message} ({host})"
+        problem = f"{one_line(str(files[len(sizes)]))}: {error.code}: {error.message} ({host})"
         doubt = ", and perhaps this one" if failure_of(error.code).stored != "no" else ""
     except UnicodeEncodeError as error:
         problem = f"{error.object!r} cannot be uploaded: its name is not UTF-8"
@@ -112,17 +113,18 @@ def _send_all(client: UploadClient, files: Sequence[Path], sizes: list[int], *, 
     total = sum(map(size_of, files))
     with tqdm(total=total, unit="iB", unit_scale=True, unit_divisor=1024, disable=None) as bar:
         for path in files:
-            bar.set_postfix_str(path.name)
+            bar.set_postfix_str(one_line(path.name))
+            name = os.fsencode(path.name).decode(errors="surrogateescape")  # UTF-8, whatever the locale's encoding
             body = FileBody(path, bar.update)
-            done = client.upload(path.name, body, last=close)
+            done = client.upload(name, body, last=close)
             if done.error is not None:
                 raise done.error
             sizes.append(body.size_bytes)
-            if done.file_name not in (None, path.name):
-                tqdm.write(f"{path} is stored as {done.file_name!r}")
+            if done.file_name not in (None, name):
+                tqdm.write(f"{one_line(str(path))} is stored as {done.file_name!r}")
             if body.grew:
-                warning = f"Warning: {path} grew while it was read: its first {body.size_bytes:,} bytes are stored"
-                tqdm.write(warning, file=sys.stderr)
+                what = f"{one_line(str(path))} grew while it was read: its first {body.size_bytes:,} bytes are stored"
+                tqdm.write(f"Warning: {what}", file=sys.stderr)
 
 
 def _check_names(files: Sequence[Path], target: Target) -> None:

@@ -1,5 +1,6 @@
 """The reports room's command line: `python -m reports record|build|compare`. Only options and messages live here."""
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ import click
 from reports import run_folder
 from reports.run_folder import RunFolderError
 from reports.tolerance import tolerance_option
+from server.printing import one_line, take_any_character
+
+HIGHEST_PID = 1 << 22  # PID_MAX_LIMIT of include/linux/threads.h; higher numbers are an error to psutil
 
 
 class _Interruptible(click.Group):
@@ -54,7 +58,7 @@ def compare(runs: tuple[Path, ...], baseline: str | None, tolerance: float, out:
     try:
         compared = comparing.compare(runs, baseline, tolerance)
     except comparing.LabelError as error:
-        raise click.UsageError(str(error)) from None
+        raise click.UsageError(one_line(str(error))) from None
     labels = "-".join([compared.baseline, *(one.label for one in compared.against)])
     folder = out or run_folder.create(Path("reports/comparisons") / run_folder.new_run_id(labels))
     print(comparison_files.write(compared, folder))
@@ -95,8 +99,10 @@ def record(
     if until_stdin_closes and command:
         raise click.UsageError("--until-stdin-closes is for a program that takes part: it starts no COMMAND")
     for option, process in (("--pid", pid), ("--load-pid", load_pid)):
-        if process is not None and not psutil.pid_exists(process):
+        if process is not None and not (process <= HIGHEST_PID and psutil.pid_exists(process)):
             raise click.UsageError(f"there is no process {process} ({option})")
+    if math.isnan(interval):  # which is in every range
+        raise click.BadParameter("nan is no number of seconds", param_hint="--interval")
     subject = recorder.Subject(host, port, pid)
     if not until_stdin_closes:
         sys.exit(standalone.record(out, subject, command, interval, load_pid))
@@ -111,10 +117,11 @@ def record(
 
 
 def main() -> None:
+    take_any_character()
     try:
         cli(prog_name="python -m reports")
     except RunFolderError as error:
-        sys.exit(f"Error: {error}")
+        sys.exit(f"Error: {one_line(str(error))}")
 
 
 if __name__ == "__main__":

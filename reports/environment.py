@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from reports.missing_values import read
 from reports.texts import ranges
 
 Value = str | int | float | None
@@ -44,17 +45,17 @@ _GIT_TIMEOUT_S = 10
 
 def fingerprint() -> dict[str, Value]:
     """The environment of this process now. Sizes are in bytes; `cpus_usable` are the cores it may run on."""
-    load_1min, load_5min, load_15min = os.getloadavg()
+    load_1min, load_5min, load_15min = read(os.getloadavg) or (None, None, None)
     usable = os.sched_getaffinity(0)
     return {
         "kernel": platform.release(),
         "architecture": platform.machine(),
         "cpu_model": cpu_model(),
         "cpus": os.cpu_count(),
-        "cpus_physical": psutil.cpu_count(logical=False),
+        "cpus_physical": read(lambda: psutil.cpu_count(logical=False)),
         "cpus_usable": ranges(usable),
         "governor": governor(),
-        "memory_total_bytes": psutil.virtual_memory().total,
+        "memory_total_bytes": read(lambda: psutil.virtual_memory().total),
         "open_files_limit": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         **{name: library_version(name) for name in LIBRARIES},

@@ -4,6 +4,7 @@ A line is appended with one write(), so that at most the last one is torn. Reade
 replaced is written beside its place and moved there.
 """
 
+import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,6 +19,16 @@ T = TypeVar("T")
 UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
+def encoded(value: Any) -> bytes:
+    """The value as JSON, which is UTF-8. A path or an argument may be any bytes, which Python keeps as surrogates: of
+    these, what is UTF-8 is written as that, and the rest is replaced."""
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        text = json.dumps(msgspec.to_builtins(value), ensure_ascii=False)
+        return text.encode(errors="surrogateescape").decode(errors="replace").encode()
+
+
 class Appender:
     """Appends lines to one file."""
 
@@ -28,7 +39,7 @@ class Appender:
     def append(self, line: msgspec.Struct) -> None:
         """OSError when not all of it could be written. What is left of it then costs no other line: the next one begins
         with a line end, and an empty line is none."""
-        rest = (b"\n" if self._torn else b"") + msgspec.json.encode(line) + b"\n"
+        rest = (b"\n" if self._torn else b"") + encoded(line) + b"\n"
         self._torn = True
         while rest:  # a disk that is filling up takes a part
             rest = rest[os.write(self._fd, rest) :]
@@ -53,7 +64,7 @@ def decoded(lines: Iterable[bytes], decoder: "msgspec.json.Decoder[T]") -> Itera
 
 def write_whole(path: Path, value: Any) -> None:
     """Replace a JSON file, see `replace`."""
-    replace(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+    replace(path, msgspec.json.format(encoded(value), indent=2) + b"\n")
 
 
 def replace(path: Path, content: bytes) -> None:

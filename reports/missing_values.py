@@ -3,11 +3,25 @@
 A leaf.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
+
+import psutil
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
+
+# A process that ended or is another user's is one of psutil's own errors. The others are a kernel's, or lxcfs's, that
+# leaves out a file, a line or a field of /proc: psutil then has no method, finds no number, or cannot fill its tuple.
+_UNREADABLE = (psutil.Error, OSError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+def read(figure: Callable[[], T]) -> T | None:
+    """A figure of the machine or of a process; None where it cannot be read."""
+    try:
+        return figure()
+    except _UNREADABLE:
+        return None
 
 
 def known(values: Iterable[T | None]) -> list[T]:

@@ -9,6 +9,8 @@ import math
 import re
 from collections.abc import Iterable
 
+from server.printing import one_line
+
 
 def significant(value: float) -> str:
     """Three significant digits, thousands separated: 0.0123, 1.20, 12,300."""
@@ -56,8 +58,8 @@ def cores_of(text: str) -> set[int]:
 
 
 def plain(text: object) -> str:
-    """The text without control characters, which would move a terminal's cursor or end a table's row."""
-    return "".join(c if c.isprintable() else " " for c in str(text))
+    """The text in one line, with what cannot be printed escaped."""
+    return one_line(str(text))
 
 
 def markdown(text: object) -> str:

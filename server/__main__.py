@@ -4,7 +4,6 @@ What serving does not need is imported where it is used: a server is ready withi
 """
 
 import gc
-import io
 import os
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import Any, NoReturn
 import click
 from click.core import ParameterSource
 
-from server import stdout
+from server import printing
 from server.addresses import Address
 from server.option_kinds import SWITCH, Option
 from server.options import ADDRESSES, OPTIONS, ConfigError, ServerConfig, find_store_problem
@@ -61,8 +60,6 @@ def main(context: click.Context, /, check_config: bool, print_config: bool, **fl
         if given or check_config or print_config:
             raise click.UsageError(f"these options start a server; those of {context.invoked_subcommand} follow it")
         return
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: no store's name shall end the server
     sources = Sources(given, os.environ)
     try:
         settings = sources.read()
@@ -80,11 +77,11 @@ def _tell(settings: Settings, print_config: bool, check_config: bool) -> None:
     if print_config:
         rows = [(each.option.name, each.written(), f"{each.source} {each.origin}".rstrip()) for each in settings.each]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        stdout.show("\n".join(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {source}" for name, value, source in rows))
+        printing.show("\n".join(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {source}" for name, value, source in rows))
     if check_config:
         if problems := list(_find_problems(settings.config)):
             _refuse(*problems)
-        stdout.show("configuration is fine")
+        printing.show("configuration is fine")
 
 
 def _find_problems(config: ServerConfig) -> Iterator[str]:
@@ -151,7 +148,7 @@ def status(port: int | None, pid: int | None, as_json: bool) -> None:
     servers = reader.read_servers(pid=pid, port=port)
     if not servers:
         sys.exit(f"Error: {_none_found(port, pid)}")
-    stdout.show(reader.as_json(servers) if as_json else reader.as_text(servers))
+    printing.show(reader.as_json(servers) if as_json else reader.as_text(servers))
 
 
 def _none_found(port: int | None, pid: int | None) -> str:
@@ -163,4 +160,5 @@ def _none_found(port: int | None, pid: int | None) -> str:
 
 
 if __name__ == "__main__":
+    printing.take_any_character()
     main(prog_name="python -m server")

@@ -19,7 +19,8 @@ import time
 from dataclasses import dataclass
 from typing import TextIO
 
-from server.options import LogFormat, one_line
+from server.options import LogFormat
+from server.printing import one_line
 
 LINES = 20
 WINDOW_S = 10.0

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 from server.addresses import Address, overlap, parse_addresses, write_addresses
 from server.certificates import Tls
 from server.option_kinds import HOST, NUMBER, OCTAL, PORT_OR_OFF, RATE, SWITCH, option, options_of
+from server.printing import one_line
 from server.protocol import Limits
 from server.units import DURATION, SIZE, Kind, choice, write_size
 
@@ -58,13 +59,6 @@ def printable(path: Path) -> str:
     """The path for people: what is not UTF-8 in it is replaced. On Linux a name may be any bytes, and Python keeps
     those that are no text as surrogates, which can be neither printed nor written as JSON."""
     return str(path).encode(errors="surrogateescape").decode(errors="replace")
-
-
-def one_line(text: str) -> str:
-    """The text with what cannot be printed escaped: it neither breaks a line nor moves a terminal's cursor."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _path(text: str) -> Path:

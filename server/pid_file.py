@@ -10,6 +10,8 @@ from pathlib import Path
 from server.options import find_folder_problem, printable
 from server.scoreboard import read_state
 
+_LONGEST_BYTES = 4096  # a block of a file system
+
 
 class PidFileError(Exception):
     """The file cannot be had; the text says why and what to do."""
@@ -44,7 +46,7 @@ def find_problem(path: Path) -> str | None:
     """Why no server could have this file; None when one can, or has. It only looks."""
     if problem := find_folder_problem(path.absolute().parent):
         return f"pid_file {printable(path)} cannot be written: {problem}"
-    if _pid_in(path) is None and path.exists():
+    if path.exists() and _text_in(path) != "" and _pid_in(path) is None:
         return f"pid_file {printable(path)} exists and holds no pid; remove it or name another file"
     return None
 
@@ -58,8 +60,17 @@ def _refuse_another(path: Path) -> None:
 
 
 def _pid_in(path: Path) -> int | None:
+    text = _text_in(path)
+    return int(text) if text and text.isdigit() else None
+
+
+def _text_in(path: Path) -> str | None:
+    """What it holds but blanks, and but NULs, which are what a file system has of it after the power went; None when
+    that cannot be read, or it is too long. A device or a pipe is no file: reading may take for ever, and a rename would
+    put an end to it."""
     try:
-        text = path.read_bytes()[:32].strip()
+        if not path.is_file() or path.stat().st_size > _LONGEST_BYTES:
+            return None
+        return path.read_bytes().decode("ascii", "replace").strip(" \t\r\n\0")
     except OSError:
         return None
-    return int(text) if text.isdigit() else None

@@ -223,7 +223,7 @@ def clear_seat(record: memoryview) -> None:
 def start_ticks(pid: int) -> int | None:
     """Start time of a process in clock ticks since boot; None when there is no such process, or only its zombie."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
         return None
     fields = text[text.rindex(")") + 2 :].split()  # the name may hold spaces and brackets

@@ -19,7 +19,8 @@ from typing import Any, Literal, get_args
 from server import certificates
 from server.certificates import CertificateError, Tls
 from server.option_kinds import OCTAL, PREFIX, Option
-from server.options import ADDRESSES, OPTIONS, ConfigError, Problem, ServerConfig, one_line
+from server.options import ADDRESSES, OPTIONS, ConfigError, Problem, ServerConfig
+from server.printing import one_line
 from server.protocol import MAX_TOKEN, is_token
 from server.units import Kind
 

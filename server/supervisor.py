@@ -22,8 +22,9 @@ from server import scoreboard
 from server.fleet import HANDSHAKE_S, LOOK_AGAIN_S, Change, Deaths, Fleet, Fork, Resize, Slot, Wait, WorkerProcess
 from server.listening.listener import Group, Listeners
 from server.listening.systemd import Manager
-from server.options import ConfigError, ServerConfig, one_line, printable
+from server.options import ConfigError, ServerConfig, printable
 from server.pid_file import PidFile
+from server.printing import one_line
 from server.processes import Wakeups, cpu_of, fork, has_terminal, how_it_ended, is_accident, no_longer_than, show_title
 from server.scoreboard import EventLog, Scoreboard, ServerState
 from server.settings import needs_restart
@@ -182,7 +183,7 @@ class Supervisor:
         workers = "1 worker" if count == 1 else f"{count} workers"
         page = f", status page: {self._identity.page}" if self._identity.page else ""
         text = f"listening on {self._where} with {workers}, pid {os.getpid()}{page}, store: "
-        text += "discarded" if store is None else printable(store)
+        text += "discarded" if store is None else one_line(printable(store))
         try:
             if self._pid_file is not None:
                 self._pid_file.publish()

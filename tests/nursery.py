@@ -148,9 +148,9 @@ def _run(script: str, *arguments: str) -> None:
 if __name__ == "__main__":
     import click  # noqa: F401
 
+    import server.printing
     import server.settings
-    import server.start
-    import server.stdout  # noqa: F401
+    import server.start  # noqa: F401
 
     with socket.socket(fileno=int(sys.argv[1])) as own:
         wanted = _serve(own)

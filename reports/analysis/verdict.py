@@ -136,7 +136,8 @@ def warnings(evidence: Evidence, phases: Sequence[PhaseSummary], modes: Sequence
     """What lowers trust, but not the verdict."""
     measured = [phase for phase in phases if phase.measured]
     if evidence.run.model == "none":
-        return [*_ending(evidence), *_missed(evidence, measured), *_deaths(evidence, measured)]
+        untold = _told(evidence, "server-unseen", "recorder-untold")
+        return [*_ending(evidence), *_missed(evidence, measured), *untold, *_deaths(evidence, measured)]
     return [
         *_ending(evidence),
         *_left_out(evidence, phases),
@@ -257,6 +258,7 @@ def _recorder(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]
     if not measured or not (evidence.ticks or evidence.host):
         return []
     found = _missed(evidence, measured)
+    found += _told(evidence, "recorder-untold")
     if all(phase.server_cpu_s is None for phase in measured):
         found.append(f"the server was not recorded ({_why_not_recorded(evidence)}): its costs are unknown")
     if all(phase.busy_core_s is None for phase in measured):
@@ -281,7 +283,12 @@ def _foreign(measured: Sequence[PhaseSummary]) -> list[str]:
 def _why_not_recorded(evidence: Evidence) -> str:
     if any(sample.role.startswith("server-") for tick in evidence.ticks for sample in tick.processes):
         return "too few ticks in the measured phases"
-    return "not on this machine, or not visible"
+    return next(iter(_told(evidence, "server-unseen")), "not on this machine, or not visible")
+
+
+def _told(evidence: Evidence, *kinds: str) -> list[str]:
+    """What the recorder said once of what it could not see."""
+    return [event.text for event in evidence.events if event.kind in kinds]
 
 
 def _deaths(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:

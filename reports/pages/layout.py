@@ -1,7 +1,7 @@
 """Templates made into pages, and texts and tables into a terminal's lines: what a report and a comparison share.
 
 What strangers chose is escaped here and in the templates: by Jinja in HTML, by `texts.markdown` in Markdown, and
-control characters are taken out everywhere.
+control characters everywhere, by `texts.plain`.
 """
 
 from collections.abc import Iterable, Sequence

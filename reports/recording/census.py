@@ -1,5 +1,6 @@
 """Which processes belong to what is recorded: every root with its descendants, each with its role."""
 
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -7,7 +8,9 @@ from typing import NamedTuple
 import psutil
 from psutil import Process
 
+from reports.missing_values import read
 from reports.run_folder import Role
+from server.ports.holders import TICKS_PER_S, living_thread, read_process
 
 _DESCENDANT_ROLE: dict[Role, Role] = {"server-master": "server-worker", "load-master": "load-worker"}
 """Role of the descendants of a root; those of any other root have its own role."""
@@ -26,6 +29,24 @@ def process_of(pid: int) -> Process | None:
         return Process(pid)
     except (psutil.NoSuchProcess, ValueError):  # the latter of a negative number
         return None
+
+
+# Once, or each reading would be another time.
+_BOOT_S = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def create_time(process: Process) -> float | None:
+    """In seconds since the epoch; None when it has ended. psutil needs a boot time, which /proc/stat may not have."""
+    created = read(process.create_time)
+    if created is None and (found := read_process(process.pid)):
+        created = _BOOT_S + found.start_ticks / TICKS_PER_S
+    return created
+
+
+def living_part(process: Process) -> Process:
+    """What to ask for its memory, files and command line: another of its threads if the main one has ended."""
+    thread = living_thread(process.pid)
+    return process if thread == process.pid else process_of(thread) or process
 
 
 class Census:

@@ -10,8 +10,9 @@ from typing import Any
 import msgspec
 import psutil
 
-from reports.recording.census import Member, process_of
+from reports.recording.census import Member, create_time, living_part, process_of
 from reports.run_folder import Event, ServerInfo
+from server.ports import holders
 from server.scoreboard import Scoreboard, SlotView, read_state
 
 CHUNK_BYTES = 64 << 10
@@ -27,10 +28,10 @@ class Server:
     def of(cls, pid: int) -> "Server | None":
         """The server with this root process; None when there is none, or it has ended and was not reaped yet."""
         process = process_of(pid)
-        if process is None:
+        if process is None or (created := create_time(process)) is None:
             return None
         try:
-            server = cls(process, os.pidfd_open(pid))
+            server = cls(process, created, os.pidfd_open(pid))
         except OSError:  # it has ended
             return None
         if server.has_ended or not process.is_running():  # the latter: somebody else has this pid by now
@@ -38,12 +39,12 @@ class Server:
             return None
         return server
 
-    def __init__(self, root: psutil.Process, pidfd: int) -> None:
+    def __init__(self, root: psutil.Process, created: float, pidfd: int) -> None:
         self.process = root
         self._pidfd = pidfd
         self._end = select.poll()
         self._end.register(pidfd, select.POLLIN)
-        self.info = ServerInfo(pid=root.pid, create_time=root.create_time(), command=_command(root))
+        self.info = ServerInfo(pid=root.pid, create_time=created, command=_command(root))
         self._scoreboard: Scoreboard | None = None
         self._events: EventTail | None = None
 
@@ -110,11 +111,16 @@ class Server:
         os.close(self._pidfd)
 
 
+def why_unseen(port: int) -> str | None:
+    """Why nobody is found who listens on this port, though somebody does; None where nobody listens."""
+    return holders.why_unseen(port, "record as that user, or as root, to see it")
+
+
 def _command(process: psutil.Process) -> list[str]:
     """Its command as `ps` shows it; empty once it has ended."""
     try:
         # What is no UTF-8 could not be written down.
-        return [os.fsencode(word).decode(errors="replace") for word in process.cmdline()]
+        return [os.fsencode(word).decode(errors="replace") for word in living_part(process).cmdline()]
     except psutil.Error:
         return []
 

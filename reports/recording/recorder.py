@@ -35,14 +35,15 @@ import msgspec
 import psutil
 
 from reports.recording.census import Census, Member, process_of
-from reports.recording.observed_server import CHUNK_BYTES, Server, is_local, split_lines
-from reports.recording.sampling import Footprint, footprint, sample_host, sample_process
+from reports.recording.observed_server import CHUNK_BYTES, Server, is_local, split_lines, why_unseen
+from reports.recording.sampling import Footprint, footprint, sample_host, sample_process, untold
 from reports.run_folder import (
     EVENTS,
     HOST,
     PROCESSES,
     Appender,
     Event,
+    HostTick,
     ProcessTick,
     Role,
     RunFolderError,
@@ -272,6 +273,7 @@ class Recorder:
         self.over = False
         """Whether the process that the subject names has ended: there is no server left to record."""
         self._slow_due_ns = self._memory_due_ns = 0
+        self._told_unseen = self._told_untold = False
         if not self._here:
             self.report("server-elsewhere", f"{subject.host} is not this machine: no process of the server is recorded")
         self.follow(os.getpid(), "recorder")
@@ -326,6 +328,7 @@ class Recorder:
             there = [server.recognised(member, slot_of.get(member.process.pid)) for member in there]
         stamp = now_ns()
         host = sample_host(stamp, self._port, slots, slow=slow)
+        self._report_untold(host)
         samples = [
             sample_process(member, slot_of.get(member.process.pid), footprints.get(member.process), slow=slow)
             for member in there
@@ -336,6 +339,12 @@ class Recorder:
         self._copy_server_events()
         if server and ended:
             self._lose(server)
+
+    def _report_untold(self, host: HostTick) -> None:
+        """Once, what /proc does not have here."""
+        if not self._told_untold and (names := untold(host)):
+            self.report("recorder-untold", f"this machine does not tell {', '.join(names)}: that stays unknown")
+        self._told_untold = True
 
     @property
     def _port(self) -> int | None:
@@ -365,6 +374,7 @@ class Recorder:
         subject = self._subject
         pid = subject.pid if subject.port is None or subject.pid is not None else listening_root(subject.port)
         if pid is None:
+            self._report_unseen()
             return None
         server = Server.of(pid)
         if server is None:
@@ -375,6 +385,12 @@ class Recorder:
         text = f"server ({subject}): pid {pid} ({' '.join(info.command)[:200] or 'unknown command'})"
         self.report("server-found", text, pid=pid, command=info.command, options=info.options)
         return server
+
+    def _report_unseen(self) -> None:
+        """Once, that somebody listens whose processes this user may not look into."""
+        if not self._told_unseen and self._subject.port is not None and (why := why_unseen(self._subject.port)):
+            self.report("server-unseen", why)
+            self._told_unseen = True
 
     def _lose(self, server: Server) -> None:
         self._copy_server_events()  # its last words may have come after the copy of this tick

@@ -1,31 +1,19 @@
 """One sample of a process or of the machine, as psutil reads it. What could not be read is None, never 0."""
 
 import os
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import msgspec
 import psutil
 
+from reports.missing_values import read
 from reports.recording import kernel_tcp
-from reports.recording.census import Member
+from reports.recording.census import Member, create_time, living_part
 from reports.run_delay import run_delay_ns
 from reports.run_folder import CoreTimes, HostTick, NetworkBytes, ProcessSample, SlotCounters
 from reports.texts import ranges
 from server.scoreboard import SlotView
-
-T = TypeVar("T")
-
-# A process that ended or is another user's is one of psutil's own errors. The others are a kernel's, or lxcfs's, that
-# leaves out a file, a line or a field of /proc: psutil then has no method, finds no number, or cannot fill its tuple.
-_UNREADABLE = (psutil.Error, OSError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-
-
-def _read(figure: Callable[[], T]) -> T | None:
-    try:
-        return figure()
-    except _UNREADABLE:
-        return None
 
 
 class Footprint(NamedTuple):
@@ -39,8 +27,8 @@ class Footprint(NamedTuple):
 def footprint(process: psutil.Process) -> Footprint | None:
     """The kernel walks all of its pages for this: 0.2 ms and more. None when it is another user's, or has given its
     memory back."""
-    full = _read(process.memory_full_info)
-    pss = full and _read(lambda: full.pss)  # which is missing where the kernel tells of no pages
+    full = read(living_part(process).memory_full_info)
+    pss = full and read(lambda: full.pss)  # which is missing where the kernel tells of no pages
     return Footprint(full.uss, pss) if full and pss else None
 
 
@@ -52,14 +40,15 @@ def sample_process(
     `memory` is its footprint, on the ticks that have one.
     """
     process, role = member
-    cpu, create_time = _read(process.cpu_times), _read(process.create_time)
-    if cpu is None or create_time is None:
+    cpu, created = read(process.cpu_times), create_time(process)
+    if cpu is None or created is None:
         return None
-    resident = _read(process.memory_info)
-    rss = (resident and resident.rss) or None  # 0 once it has given its memory back; a living one has some
+    rss = _resident(process)
+    if rss is None and (living := living_part(process)) is not process:
+        process, rss = living, _resident(living)
     return ProcessSample(
-        pid=process.pid,
-        create_time=create_time,
+        pid=member.process.pid,
+        create_time=created,
         role=role,
         slot=slot,
         cpu_user_s=cpu.user,
@@ -69,25 +58,31 @@ def sample_process(
         rss_bytes=rss,
         uss_bytes=memory and memory.uss,
         pss_bytes=memory and memory.pss,
-        fds=_read(lambda: _open_files(process)) if rss else None,
+        fds=read(lambda: _open_files(process)) if rss else None,
         **(_slow_figures(process) if slow else {}),
     )
+
+
+def _resident(process: psutil.Process) -> int | None:
+    """In bytes. 0 once it has given its memory back; a living one has some."""
+    resident = read(process.memory_info)
+    return (resident and resident.rss) or None
 
 
 def _slow_figures(process: psutil.Process) -> dict[str, Any]:
     """What nobody follows from tick to tick: counters that lose nothing by that, and what hardly changes. It takes as
     long as all the rest: `oneshot()` alone 20 µs, a fifth of it, so it is for where a file would be read twice."""
     with process.oneshot():
-        switches = _read(process.num_ctx_switches)
-        disk = _read(lambda: process.io_counters())  # which psutil does not have where the kernel does not count
+        switches = read(process.num_ctx_switches)
+        disk = read(lambda: process.io_counters())  # which psutil does not have where the kernel does not count
         return {
-            "threads": _read(process.num_threads),
+            "threads": read(process.num_threads),
             "voluntary_switches": switches and switches.voluntary,
             "involuntary_switches": switches and switches.involuntary,
             "read_bytes": disk and disk.read_bytes,
             "write_bytes": disk and disk.write_bytes,
             "run_delay_ns": run_delay_ns(process.pid),
-            "cores": _read(lambda: ranges(process.cpu_affinity())),
+            "cores": read(lambda: ranges(process.cpu_affinity())),
         }
 
 
@@ -100,10 +95,10 @@ def _open_files(process: psutil.Process) -> int:
 def sample_host(stamp: dict[str, int], port: int | None, slots: Iterable[SlotView] | None, *, slow: bool) -> HostTick:
     """The whole machine now, the accept queues of a port of it, and the server's slots as they were read. What is dear
     is read on slow ticks only: counters lose nothing by that."""
-    cores = _read(lambda: psutil.cpu_times(percpu=True))  # first: idle time is compared with the stamp
-    memory = _read(psutil.virtual_memory) if slow else None
-    load = _read(psutil.getloadavg) if slow else None
-    tcp = kernel_tcp.in_use()
+    cores = read(lambda: psutil.cpu_times(percpu=True))  # first: idle time is compared with the stamp
+    memory = read(psutil.virtual_memory) if slow else None
+    load = read(psutil.getloadavg) if slow else None
+    tcp = read(kernel_tcp.in_use) or {}
     return HostTick(
         **stamp,
         cores=msgspec.convert([core._asdict() for core in cores or ()], list[CoreTimes]),
@@ -112,16 +107,28 @@ def sample_host(stamp: dict[str, int], port: int | None, slots: Iterable[SlotVie
         scoreboard=None if slots is None else msgspec.convert(list(slots), list[SlotCounters], from_attributes=True),
         accept_queues=None if port is None else kernel_tcp.accept_queues(port),
         tcp_states=kernel_tcp.states(port) if slow and port is not None else None,
-        kernel=kernel_tcp.counters() if slow else {},
+        kernel=(read(kernel_tcp.counters) or {}) if slow else {},
         network=network_bytes() if slow else {},
         memory_available_bytes=(memory and memory.available) or None,  # 0 is psutil's word for unknown
         load_1min=load and load[0],
     )
 
 
+def untold(host: HostTick) -> list[str]:
+    """What this machine does not tell at all, in words; empty on most. `host` is a slow tick."""
+    figures = {
+        "the time of its cores": host.cores or None,
+        "stolen time": host.cores[0].steal if host.cores else 0,
+        "available memory": host.memory_available_bytes,
+        "its load": host.load_1min,
+        "TCP sockets in use": host.tcp_in_use,
+    }
+    return [name for name, figure in figures.items() if figure is None]
+
+
 def network_bytes() -> dict[str, NetworkBytes]:
     """Bytes by interface, without those that never moved one."""
-    interfaces = _read(lambda: psutil.net_io_counters(pernic=True, nowrap=False)) or {}
+    interfaces = read(lambda: psutil.net_io_counters(pernic=True, nowrap=False)) or {}
     return {
         name: NetworkBytes(received=counts.bytes_recv, sent=counts.bytes_sent)
         for name, counts in interfaces.items()

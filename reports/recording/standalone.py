@@ -15,11 +15,15 @@ from pathlib import Path
 from types import FrameType
 
 import msgspec
+import psutil
 
 from reports import environment, run_folder
+from reports.missing_values import read
 from reports.recording import recorder
+from reports.recording.observed_server import is_local, why_unseen
 from reports.recording.recorder import Subject
 from reports.run_folder import Ending, Phase, RunFolderError, RunInfo, ServerInfo
+from server.printing import one_line
 
 COMMAND_ENDS_S = 10.0  # after it was told to; then it is killed
 
@@ -68,9 +72,7 @@ def _record(
 
     def started(server: ServerInfo | None) -> None:
         _write(out, msgspec.structs.replace(info, server=server))
-        nobody = "nobody listens there yet" if subject.pid is None else "it has ended already"
-        who = nobody if server is None else f"pid {server.pid}"
-        _tell(f"recording {subject} ({who}) into {out}; Ctrl-C ends it")
+        _tell(f"recording {subject} ({_who(subject, server)}) into {out}; Ctrl-C ends it")
 
     def pass_on(number: int, _: FrameType | None) -> bool:
         """A command that was told to end is recorded until it has. Only Ctrl-C at the terminal reaches it by itself."""
@@ -91,6 +93,24 @@ def _record(
     _tell(f"recorded {lasted_s:.1f} s; make the report with: {run_folder.build_command(out)}")
 
 
+def _who(subject: Subject, server: ServerInfo | None) -> str:
+    """Whom it is that is recorded, or why that is nobody."""
+    if server is not None:
+        more = ", another user's: to see its memory, files and disk too, record as that user, or as root"
+        return f"pid {server.pid}{more if _is_anothers(server.pid) else ''}"
+    if subject.pid is not None or subject.port is None:
+        return "it has ended already"
+    if not is_local(subject.host):
+        return f"{subject.host} is not this machine: no process of the server is recorded"
+    return why_unseen(subject.port) or "nobody listens there yet"
+
+
+def _is_anothers(pid: int) -> bool:
+    """Whether the kernel hides a part of this process from our user."""
+    uids = read(lambda: psutil.Process(pid).uids())
+    return uids is not None and os.geteuid() not in (0, uids.effective)
+
+
 def _write(out: Path, info: RunInfo) -> None:
     try:
         run_folder.write_whole(out / run_folder.RUN, info)
@@ -102,7 +122,7 @@ def _tell(text: str) -> None:
     """Past sys.stderr, whose buffer would make us fail at our exit: the terminal may be closed by now."""
     if sys.stderr is not None:  # or its number may be one of our own files by now
         with suppress(OSError):
-            os.write(sys.stderr.fileno(), f"{text}\n".encode(errors="replace"))
+            os.write(sys.stderr.fileno(), f"{one_line(text)}\n".encode(errors="replace"))
 
 
 def _describe(out: Path, subject: Subject) -> RunInfo:

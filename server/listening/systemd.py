@@ -12,8 +12,9 @@ import os
 import socket
 import time
 from collections.abc import MutableMapping
+from itertools import chain, repeat
 
-from server.options import one_line
+from server.printing import one_line
 
 _FIRST_FD = 3
 
@@ -27,7 +28,7 @@ def take_sockets(environment: MutableMapping[str, str]) -> list[tuple[socket.soc
     if pid != str(os.getpid()) or not count.isdecimal():
         return []
     fds = range(_FIRST_FD, _FIRST_FD + int(count))
-    named = [*names.split(":"), *[""] * len(fds)]
+    named = chain(names.split(":"), repeat(""))
     for fd in fds:
         os.set_inheritable(fd, False)
     return [(socket.socket(fileno=fd), name) for fd, name in zip(fds, named, strict=False)]

@@ -13,7 +13,7 @@ import re
 import sys
 from typing import Any
 
-from server import stdout
+from server import printing
 from server.ports.holders import (
     ROLES,
     Holding,
@@ -159,12 +159,13 @@ def main(arguments: list[str] | None = None) -> int:
             say=lambda line: print(line, file=sys.stderr, flush=True),
             ask=_confirm if at_terminal and not orders.dry_run else None,
         )
-    stdout.show(_written(results, asked.json))
+    printing.show(_written(results, asked.json))
     code = max((result.code for result in results), key=_BY_WEIGHT.index)
     return code if code != NOTHING or asked.strict else FREE
 
 
 if __name__ == "__main__":
+    printing.take_any_character()
     gc.disable()  # a short life with thousands of small tuples: collecting took a tenth of it and found nothing
     try:
         sys.exit(main())

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from server.ports import sockets
 from server.ports.sockets import kernel_text
+from server.printing import one_line
 
 # What a process does with the port. Bound means bound without listening or being connected.
 LISTENER, CLIENT, ACCEPTED_ONLY, BOUND = "listener", "client", "accepted-only", "bound"
@@ -43,7 +44,7 @@ _STATES = {
     "X": "dead",
     "I": "idle",
 }
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 # A process for good: pid, and start time in clock ticks since boot.
@@ -88,13 +89,14 @@ class Process(NamedTuple):
 
     @property
     def command(self) -> str:
-        """The command line in one line, without the program's folder; a process without one has only a name."""
+        """The command line in one line, without the program's folder; a process without one has only a name. Every
+        process chooses both: escaped, or it could write lines of its own here."""
         program, *arguments = self.argv or (f"[{self.name}]",)
-        return " ".join([Path(program).name, *arguments])
+        return one_line(" ".join([Path(program).name, *arguments]))
 
     @property
     def age_s(self) -> float:
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - self.start_ticks / _TICKS_PER_S
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - self.start_ticks / TICKS_PER_S
 
     def __str__(self) -> str:
         command = self.command
@@ -190,13 +192,19 @@ def listening_root(port: int) -> int | None:
     return root.pid
 
 
+def why_unseen(port: int, way: str) -> str | None:
+    """As `describe_unseen`; None where somebody visible listens, or nobody at all."""
+    [holding] = look([port])
+    return describe_unseen(holding, way) if holding.unseen else None
+
+
 def describe_holder(port: int) -> str:
     """One line for whoever could not bind TCP `port`: who holds it and what to do."""
     [holding] = look([port])
     if roots := roots_of(holding.having(LISTENER)):
         return f"port {port} is held by {named(roots)}; free it with: make killport PORT={port}"
     if holding.unseen:
-        return f"port {port} is in use: {describe_unseen(holding)}"
+        return f"port {port} is in use: {describe_unseen(holding, f'try: sudo make killport PORT={port}')}"
     return f"port {port} is in use, but nobody listens on it; what is known: python -m server.ports show {port}"
 
 
@@ -260,14 +268,13 @@ def _holdings(tables: dict[int, _Table], udp: bool) -> list[Holding]:
 def _open_sockets(pid: int, links: Collection[str]) -> dict[str, str]:
     """Those of these sockets that a process has open, by path of the descriptor; empty if it may not be looked into."""
     folder = f"/proc/{pid}/fd/"
-    found = {}
     try:
-        for name in os.listdir(folder):  # noqa: PTH208
-            if (link := _link(folder + name)) in links:
-                found[folder + name] = link
+        names = os.listdir(folder)  # noqa: PTH208
     except OSError:
-        pass
-    return found
+        return {}
+    if not names and (thread := living_thread(pid)) != pid:
+        return _open_sockets(thread, links)
+    return {folder + name: link for name in names if (link := _link(folder + name)) in links}
 
 
 def _players(table: _Table, owners: dict[int, set[str]]) -> Iterator[Process]:
@@ -283,10 +290,29 @@ def links_of(processes: list[Process]) -> set[str]:
     return {link for process in processes for link in process.links}
 
 
+def living_thread(pid: int) -> int:
+    """The thread that has what its process has: the main one, whose number is the pid, unless that ended before others.
+    The kernel then calls the process a zombie, and shows no descriptors, memory or command line in /proc/PID any more,
+    but in /proc/TID of each of the others, which it does not list."""
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")  # noqa: PTH208
+    except OSError:
+        return pid
+    if len(threads) == 1:
+        return pid
+    return next((int(thread) for thread in (str(pid), *threads) if not _is_zombie(thread)), pid)
+
+
+def _is_zombie(thread: str) -> bool:
+    text = kernel_text(f"/proc/{thread}/stat")
+    return text[text.rfind(")") + 2 :][:1] in ("", "Z", "X")
+
+
 def read_process(pid: int) -> Process | None:
     """A process as it is now; None when it has ended."""
     text = kernel_text(f"/proc/{pid}/stat")
-    argv = kernel_text(f"/proc/{pid}/cmdline").rstrip("\0")
+    argv = kernel_text(f"/proc/{pid}/cmdline") or kernel_text(f"/proc/{living_thread(pid)}/cmdline")
+    argv = argv.rstrip("\0")
     try:
         uid = Path(f"/proc/{pid}").stat().st_uid
     except OSError:
@@ -368,7 +394,7 @@ def notes_on(holding: Holding) -> list[str]:
             "and nobody can if the old listener did not; release --include-accepted ends it too"
         )
     if holding.unseen:
-        notes.append(describe_unseen(holding))
+        notes.append(describe_unseen(holding, f"see it with: sudo python -m server.ports show {holding.port}"))
     if holding.time_wait:
         notes.append(
             f"{_connections(holding.time_wait)} in TIME_WAIT: of no process any more, and over within 60 s. "
@@ -378,20 +404,18 @@ def notes_on(holding: Holding) -> list[str]:
 
 
 _STUCK = {
+    "zombie": "lost its main thread while others go on: TERM ends it only if it does not wait for that; KILL works",
     "stopped": "stopped (Ctrl-Z or SIGSTOP): acts on TERM only after `kill -CONT`; KILL works",
     "traced": "held by a debugger: acts on TERM only when that lets go; KILL works",
     "disk-wait": "waiting inside the kernel, usually for a disk: no signal acts until that is over",
 }
 
 
-def describe_unseen(holding: Holding) -> str:
-    """One clause for a port with a listener whose owner cannot be seen: whose it is and what to try."""
+def describe_unseen(holding: Holding, way: str) -> str:
+    """One clause for a port with a listener whose owner cannot be seen: whose it is, and what helps who is not root."""
     user = user_name(holding.unseen[0].uid)
-    way = (
-        "another container or the kernel has it"
-        if os.geteuid() == 0
-        else f"try: sudo make killport PORT={holding.port}"
-    )
+    if os.geteuid() == 0:
+        way = "another container or the kernel has it"
     return f"a process of user {user} listens that cannot be seen from here; {way}"
 
 

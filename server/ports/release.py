@@ -47,6 +47,7 @@ from server.ports.holders import (
     user_name,
 )
 from server.ports.sockets import kernel_text
+from server.printing import one_line
 
 # What became of a port, and the command's exit codes.
 FREE, HELD, USAGE, REFUSED, NOTHING = range(5)
@@ -180,7 +181,7 @@ def _refusals(
         if (reason := _forbidden(process, root_of(process, holders, ourselves), orders, ourselves))
     ]
     if holding.unseen:
-        reasons.append(describe_unseen(holding))
+        reasons.append(describe_unseen(holding, f"try: sudo make killport PORT={holding.port}"))
     if reasons:
         return reasons
     for root in roots:
@@ -311,5 +312,5 @@ def _unit(process: Process) -> str | None:
     for line in kernel_text(f"/proc/{process.pid}/cgroup").splitlines():
         name = line.rpartition("/")[2]
         if name.endswith(".service") and not name.startswith("user@"):
-            return name
+            return one_line(name)
     return None

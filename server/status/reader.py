@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from server import scoreboard
-from server.options import one_line
+from server.printing import one_line
 from server.scoreboard import Scoreboard, ServerState, SlotView
 from server.units import format_age, format_size
 

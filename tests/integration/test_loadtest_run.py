@@ -113,16 +113,21 @@ def test_a_store_of_ones_own(with_all_options):
 
 # ── exit codes ────────────────────────────────────────────────────────────────────────────────────────────────────
 
+IN_ASCII = ["env", "LC_ALL=C", "PYTHONUTF8=0", "PYTHONCOERCECLOCALE=0"]
 SHORT_RUN = ["--plan", "long", "--phase-seconds", "1", "--warm-up", "0"]
 
 
 def test_some_uploads_failed(tmp_path):
-    """And with a condition that says how many may, they did not."""
+    """And with a condition that says how many may, they did not. What its terminal cannot show ends no run."""
     with running("--max-file-size", "8KiB") as server:
         options = [*SHORT_RUN, "--payloads", "4KiB:3,16KiB:1", "--host", f"tcp://127.0.0.1:{server.port}"]
-        with started(tmp_path, *LOADTEST, "run", *options) as job:
+        options += ["--label", "größe"]
+        with started(tmp_path, *IN_ASCII, *LOADTEST, "run", *options) as job:
             assert job.ends_with_failures(), job.said()
+    assert job.said().isascii()
+    assert "?4 KiB" in job.said()
     [folder] = job.runs()
+    assert run_folder.read_run(folder).label == "größe"
     assert set(failures(folder)) == {"too_large"}
     info = assert_complete(folder)
     assert (info.ended.how, info.thresholds) == ("completed", [])

@@ -16,6 +16,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+from mainless import MAINLESS
 from servers import DEADLINE_S, command, eventually, free_port, session
 
 from server import scoreboard
@@ -434,7 +435,10 @@ def test_a_listener_whose_owner_cannot_be_seen_is_reported_as_that(start: Start)
     done = run_as_nobody("release", server.port, "--force", "--any-user")
     assert done.returncode == 3, done.stdout + done.stderr
     assert "a process of user root listens that cannot be seen from here" in done.stdout
-    assert run_as_nobody("show", server.port).returncode == 1
+    assert f"; try: sudo make killport PORT={server.port}" in done.stdout
+    told = run_as_nobody("show", server.port)
+    assert told.returncode == 1
+    assert f"; see it with: sudo python -m server.ports show {server.port}" in told.stdout
     assert server.process.poll() is None
 
 
@@ -450,6 +454,35 @@ def run_as_nobody(*arguments: object) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=60,
     )
+
+
+FORGED = "\x1b[1A\x1b[2K\rport 1/tcp: nobody listens\n  free\u202e"
+
+
+def test_no_command_line_writes_lines_of_its_own(start: Start) -> None:
+    server = start(LISTEN + "listener, port = listen(); ready(port); wait()", FORGED)
+    asked, told = run("release", server.port), run("show", server.port)
+    for done in (asked, told):
+        lines = done.stdout.splitlines()
+        assert all(line.isprintable() for line in lines)
+        assert not any(line.startswith(("port 1/tcp", "  free")) for line in lines)
+        assert r"\x1b[1A\x1b[2K\rport 1/tcp: nobody listens\n  free\u202e" in done.stdout
+    [shown] = json.loads(run("show", server.port, "--json").stdout)
+    assert shown["processes"][0]["command"][-1] == FORGED  # a script gets the very words
+    [line] = holders.describe_holder(server.port).split("\n")
+    assert line.isprintable()
+
+
+def test_whose_main_thread_has_ended_is_found_explained_and_ended(start: Start) -> None:
+    server = start(MAINLESS)
+    assert state_of(server.pid) == "Z"
+    shown = run("show", server.port)
+    assert shown.returncode == HELD
+    assert f"  pid {server.pid} lost its main thread while others go on: " in shown.stdout
+    assert " python -c " in shown.stdout or " python3 -c " in shown.stdout  # not only its name
+    assert holders.listening_root(server.port) == server.pid == holders.listening_root(server.port)
+    assert run("release", server.port, "--force").returncode == FREE
+    assert bindable(server.port)
 
 
 def test_an_ancestor_is_never_signalled(start: Start) -> None:

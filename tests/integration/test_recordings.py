@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 import psutil
 import pytest
 from in_process import called
+from mainless import MAINLESS
 from servers import DEADLINE_S, ROOT, eventually, free_port, running
 from servers_of_others import needs_nginx, needs_postgres, needs_redis, nginx, postgres, public_folder, redis
 from terminals import WAYS, at_a_terminal, exit_code, shown_until, term
@@ -155,6 +156,66 @@ def test_a_command_that_is_told_to_end_is_recorded_until_it_has(tmp_path, number
     assert last.cpu_user_s - then.cpu_user_s < 0.3  # it slept between its ticks
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+def test_a_server_of_another_user(tmp_path):
+    """Everything is imported before the user changes, who may not read our folder."""
+    imports = "import encodings.idna, os; from reports import environment; from reports.recording import standalone"
+    code = f"{imports}; from reports.__main__ import main; environment.fingerprint(); os.setuid(65534); main()"
+    script = [sys.executable, "-c", code, "record", "--interval", "0.1", "--out"]
+    told = "a process of user root listens that cannot be seen from here; record as that user, or as root, to see it"
+    with public_folder() as folder, running() as server:
+        folder.chmod(0o777)
+        for option, number, who in (
+            ("--port", server.port, told),
+            ("--pid", server.pid, f"pid {server.pid}, another user's: to see its memory, files and disk too, record"),
+        ):
+            out = folder / option
+            command = [*script, str(out), option, str(number)]
+            with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as recorder:
+                assert f"({who}" in recorder.stderr.readline()
+                code, _ = ended(recorder)
+            assert code == 0
+        unseen = [event.text for event in run_folder.read_events(folder / "--port") if event.kind == "server-unseen"]
+        assert unseen == [told]  # once
+        assert f"warning: {told}" in called(main, ROOT, "build", folder / "--port").stdout
+
+
+def test_a_server_on_another_machine(tmp_path):
+    with recording(tmp_path / "run", "--host", "192.0.2.1", "--port", 1) as recorder:
+        code, said = ended(recorder)
+    assert code == 0
+    assert "(192.0.2.1 is not this machine: no process of the server is recorded)" in said
+
+
+def test_a_server_whose_main_thread_has_ended(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", MAINLESS], stdout=subprocess.PIPE) as server:
+        try:
+            port = int(server.stdout.readline())
+            with recording(tmp_path / "run", "--port", port) as recorder:
+                code, said = ended(recorder)
+        finally:
+            server.kill()
+    assert code == 0
+    assert f"recording port {port} (pid {server.pid}) into" in said
+    *_, last = [tick.processes[0] for tick in run_folder.read_processes(tmp_path / "run")]
+    assert (last.pid, last.role) == (server.pid, "server-master")
+    assert last.pss_bytes > 1 << 20
+
+
+def test_a_folder_and_a_command_that_are_no_utf_8(tmp_path):
+    """And no terminal's encoding ends a command."""
+    name = os.fsdecode(b"caf\xe9")
+    done = called(main, tmp_path, "record", "--out", name, "--", "true", name)
+    assert done.returncode == 0, done.stderr
+    info = run_folder.read_run(tmp_path / name)
+    assert (info.id, info.command[-1]) == ("caf\ufffd", "caf\ufffd")
+    for encoding in ("ascii", "latin-1"):
+        build = ["env", f"PYTHONIOENCODING={encoding}", sys.executable, "-m", "reports", "build", str(tmp_path / name)]
+        built = subprocess.run(build, cwd=ROOT, capture_output=True, timeout=60, check=False)
+        assert (built.returncode, built.stderr) == (0, b"")
+        assert built.stdout.startswith(b"RECORDED: ")
+
+
 def test_a_process_by_its_pid(tmp_path):
     folder = tmp_path / "run"
     with (
@@ -274,6 +335,11 @@ def test_the_disk_is_full_at_the_end(tmp_path):
         (["--pid", "1", "--", "true"], 2, "--pid and a COMMAND both name the server"),
         (["--pid", str(2**22 + 1)], 2, f"there is no process {2**22 + 1} (--pid)"),
         (["--port", "1", "--load-pid", str(2**22 + 1)], 2, f"there is no process {2**22 + 1} (--load-pid)"),
+        *[(["--pid", str(pid)], 2, f"there is no process {pid} (--pid)") for pid in (2**31, 10**12 - 1, 10**25)],
+        (["--port", "1", "--load-pid", str(2**63)], 2, f"there is no process {2**63} (--load-pid)"),
+        (["--pid", "0"], 2, "0 is not in the range x>=1"),
+        (["--pid", "-1"], 2, "-1 is not in the range x>=1"),
+        (["--port", "1", "--interval", "nan"], 2, "nan is no number of seconds"),
         (["--until-stdin-closes", "--", "true"], 2, "it starts no COMMAND"),
         (["--port", "http"], 2, "is not a valid integer"),
         (["--", "/no/such/command"], 1, "cannot start /no/such/command: No such file or directory"),

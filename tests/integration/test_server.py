@@ -570,7 +570,7 @@ def test_the_first_line_names_address_workers_pid_and_store(server: Server) -> N
     [
         (b"caf\xe9", "utf-8", "caf\ufffd", "caf\ufffd"),
         ("café".encode(), "utf-8", "café", "café"),
-        ("café".encode(), "ascii", r"caf\xe9", "café"),
+        ("café".encode(), "ascii", "caf?", "café"),
     ],
     ids=["not UTF-8", "UTF-8", "not printable here"],
 )

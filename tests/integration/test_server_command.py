@@ -136,7 +136,7 @@ def test_a_check_tells_every_mistake_in_a_line_of_its_own(tmp_path: Path, monkey
 
 
 def test_a_check_tells_what_this_machine_has_against_it(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "file").write_bytes(b"precious")
     addresses = f"203.0.113.1:0,no.such.invalid:0,unix://{tmp_path}/none/a,unix://{tmp_path}/file"
     page = ("--status-port", 0, "--status-host", "203.0.113.2")
     done = command(

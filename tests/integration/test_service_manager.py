@@ -155,6 +155,13 @@ def test_what_is_of_no_use_is_one_line(
     assert "Traceback" not in done.stderr
 
 
+def test_more_descriptors_than_there_can_be_are_one_line() -> None:
+    command = f"LISTEN_PID=$$ LISTEN_FDS={10**18} exec {sys.executable} -m server --discard"
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "Error: the service manager passed a descriptor that is no socket: Bad file descriptor\n"
+
+
 @pytest.mark.skipif(shutil.which("systemd-socket-activate") is None, reason="no systemd here")
 def test_systemds_own_activator(tmp_path: Path) -> None:
     """The first connection starts the server, and is served."""

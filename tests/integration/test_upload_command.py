@@ -176,8 +176,20 @@ def test_a_name_that_the_server_rejects(tmp_path):
     with running(store=tmp_path / "store") as server:
         done = upload(at(server.port), tmp_path / "new\nline")
         assert done.returncode == 1
-        assert "name_rejected: " in done.stderr
+        [line] = done.stderr.splitlines()
+        assert line.startswith(rf"Error: {tmp_path}/new\nline: name_rejected: ")
         assert server.files() == {}
+
+
+def test_a_locale_that_has_not_the_names_characters(tmp_path):
+    path = tmp_path / "größe"
+    path.touch()
+    locale = ["env", "LC_ALL=C", "PYTHONUTF8=0", "PYTHONCOERCECLOCALE=0"]
+    with running(store=tmp_path / "store") as server:
+        command = [*locale, *UPLOAD, at(server.port), str(path)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert server.files() == {"größe": 0}
 
 
 def test_a_name_that_is_not_text(tmp_path):

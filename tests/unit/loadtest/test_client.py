@@ -492,6 +492,17 @@ def test_refusals(code):
     assert (error.code, error.message) == (code, f"because of {code}")
 
 
+def test_a_servers_words_move_no_cursor():
+    def refuse(sock):
+        read_upload(sock)
+        words = "failed", "x\x1b[2J", "a\r\nb\u202e"
+        sock.sendall(encode_reply(Reply(*words, None, 0, None, "close", 0, 1, NO_TIME)))
+
+    with scripted(refuse) as port:
+        error = fails_with(port)
+    assert (error.code, error.message) == (r"x\x1b[2J", r"a\r\nb\u202e")
+
+
 def wait_for_eof(sock):
     sock.shutdown(socket.SHUT_WR)
     while sock.recv(1 << 20):

@@ -3,6 +3,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 
 from reports import environment
@@ -17,6 +18,16 @@ def test_fingerprint_is_flat_and_names_the_machine():
     assert found["psutil"].count(".") >= 1
     assert found["net.core.somaxconn"] > 0
     assert found["net.ipv4.ip_local_port_range"].count(" ") == 1
+
+
+def test_nothing_that_proc_leaves_out_ends_it(tmp_path, monkeypatch):
+    def unreadable():
+        raise OSError
+
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
+    monkeypatch.setattr(os, "getloadavg", unreadable)
+    found = environment.fingerprint()
+    assert (found["memory_total_bytes"], found["load_1min"], found["load_15min"]) == (None, None, None)
 
 
 @pytest.mark.parametrize(

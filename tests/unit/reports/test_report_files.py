@@ -179,7 +179,7 @@ def test_what_strangers_chose_is_text_and_nothing_else(tmp_path):
     page = (folder / run_folder.REPORT_HTML).read_text()
     assert "<script>alert" not in page
     assert "</script>alert" not in page
-    assert "<script>alert(1)</script> [31m|`*&" in Tags(page).text, "shown as it is, but for the escape character"
+    assert r"<script>alert(1)</script>\x1b[31m|`*&" in Tags(page).text, "shown as it is, but for the escape character"
     for output in (terminal, page, (folder / run_folder.REPORT_MD).read_text()):
         assert "\x1b" not in output
     for line in (folder / run_folder.REPORT_MD).read_text().splitlines():

@@ -7,15 +7,18 @@ import subprocess
 import sys
 import threading
 from collections import namedtuple
+from contextlib import closing
 from functools import wraps
 
 import msgspec
 import psutil
 import pytest
+from mainless import MAINLESS
 
 from reports.recording import sampling
 from reports.recording.census import Member
-from reports.recording.sampling import footprint, network_bytes, sample_host, sample_process
+from reports.recording.observed_server import Server
+from reports.recording.sampling import footprint, network_bytes, sample_host, sample_process, untold
 from reports.run_folder import HostTick, NetworkBytes
 
 
@@ -108,11 +111,35 @@ def zombie():
     child.wait()
 
 
+@pytest.fixture
+def mainless():
+    """A process whose main thread has ended, while another goes on."""
+    with subprocess.Popen([sys.executable, "-c", MAINLESS], stdout=subprocess.PIPE) as child:
+        try:
+            assert child.stdout.readline()
+            yield child
+        finally:
+            child.kill()
+
+
 def test_a_zombie_keeps_its_cpu_and_has_no_memory(zombie):
     member = look(zombie.pid)
     sample = sample_process(member, None, footprint(member.process))
     assert sample.cpu_user_s > 0
     assert (sample.rss_bytes, sample.uss_bytes, sample.pss_bytes, sample.fds) == (None, None, None, None)
+
+
+def test_whose_main_thread_has_ended_is_sampled_whole(mainless):
+    member = look(mainless.pid)
+    assert member.process.status() == psutil.STATUS_ZOMBIE
+    memory = footprint(member.process)
+    sample = sample_process(member, None, memory, slow=True)
+    assert sample.pid == mainless.pid
+    assert sample.rss_bytes > 1 << 20 and memory.uss > 1 << 18
+    assert sample.fds >= 3 and sample.threads == 2
+    with closing(Server.of(mainless.pid)) as server:
+        assert not server.has_ended
+        assert server.info.command[1:2] == ["-c"]
 
 
 def test_a_process_that_is_gone_is_in_no_sample(zombie):
@@ -260,6 +287,31 @@ def test_a_machine_that_tells_of_no_memory(tmp_path, monkeypatch, text):
         (tmp_path / "meminfo").write_text(text)
     tick = sample_host({"mono_ns": 1, "wall_ns": 2}, None, None, slow=True)
     assert tick.memory_available_bytes is None
+
+
+def test_what_a_machine_does_not_tell_is_named(tmp_path, monkeypatch):
+    stamp = {"mono_ns": 1, "wall_ns": 2}
+    assert untold(sample_host(stamp, None, None, slow=True)) == []
+    cores = [namedtuple("scputimes", CORES)(*map(float, range(7)))]
+    monkeypatch.setattr(psutil, "cpu_times", lambda *, percpu: cores)
+    assert untold(sample_host(stamp, None, None, slow=True)) == ["stolen time"]
+    monkeypatch.undo()
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
+    assert untold(sample_host(stamp, None, None, slow=True)) == [
+        "the time of its cores",
+        "its memory",
+        "available memory",
+    ]
+
+
+def test_a_process_is_recorded_where_nobody_knows_when_the_machine_was_booted(tmp_path, monkeypatch):
+    known = this_now()
+    (tmp_path / "stat").write_text("cpu 1 2 3 4 5 6 7 8\n")
+    (tmp_path / str(os.getpid())).symlink_to(f"/proc/{os.getpid()}")
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
+    told = this_now()
+    assert told.cpu_user_s >= known.cpu_user_s
+    assert told.create_time == this_now().create_time == pytest.approx(known.create_time, abs=2)
 
 
 def test_bytes_of_each_interface(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 
 from reports import run_folder
 from reports.analysis.summarise import analyse
-from reports.run_folder import Ending, UploadsLine
+from reports.run_folder import Ending, Event, UploadsLine
 from tests.unit.reports import run_folders
 from tests.unit.reports.run_folders import Rate, rewrite, summarise
 
@@ -216,6 +216,17 @@ def test_a_gap_is_told_from_when_to_when(tmp_path, gap, told):
 def test_a_recorder_that_was_gone_is_not_a_server_that_was_not_there(tmp_path):
     summary = summarise(tmp_path / "run", recorder_gap_s=(3.0, 99.0))
     assert any("the server was not recorded (too few ticks" in warning for warning in summary.warnings)
+
+
+def test_what_the_recorder_could_not_see_is_said_once(tmp_path):
+    folder = run_folders.write(tmp_path / "run")
+    (folder / run_folder.PROCESSES).unlink()
+    for kind, text in ("server-unseen", "user x has it; record as x"), ("recorder-untold", "no stolen time here"):
+        event = Event(**run_folders.stamp(0), source="recorder", kind=kind, text=text)
+        run_folders.append(folder / run_folder.EVENTS, event)
+    told = " ".join(analyse(folder).summary.warnings)
+    assert "the server was not recorded (user x has it; record as x): its costs are unknown" in told
+    assert told.count("no stolen time here") == 1
 
 
 def test_a_run_that_was_cut_off_reports_what_was_measured(tmp_path):

@@ -12,7 +12,7 @@ from servers import AS_NOBODY, needs_nobody
 
 from server import options as config_module
 from server.addresses import parse_addresses
-from server.options import MAX_WORKERS, OPTIONS, ConfigError, ServerConfig, find_store_problem, one_line
+from server.options import MAX_WORKERS, OPTIONS, ConfigError, ServerConfig, find_store_problem
 from server.units import format_age, format_size, parse_duration, parse_size, write_duration, write_size
 
 ROOT = Path(__file__).parents[3]
@@ -258,18 +258,6 @@ def test_of_secrets_only_that_there_is_one_is_shown() -> None:
 
 
 # ── Texts and stores ──
-
-
-@given(st.text())
-def test_what_is_shown_is_one_line(text: str) -> None:
-    line = one_line(text)
-    assert line.isprintable()
-    assert line == text or not text.isprintable()
-    line.encode()  # no lone surrogate is left
-
-
-def test_control_characters_are_shown_as_python_writes_them() -> None:
-    assert one_line("a\nb\x1b[2J\u2028\udcff é\\") == r"a\nb\x1b[2J\u2028\udcff é" + "\\"
 
 
 def test_a_store_that_can_be_made_is_no_problem_and_is_not_made(tmp_path: Path) -> None:

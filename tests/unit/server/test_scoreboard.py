@@ -217,12 +217,13 @@ def test_a_zombie_has_no_start() -> None:
         child.wait()
 
 
-def test_a_process_name_with_brackets_and_spaces_is_read_past() -> None:
-    name = "with open('/proc/self/comm', 'w') as comm: comm.write('a) S 1 (b')\nprint(flush=True); input()"
+@pytest.mark.parametrize("comm", [b"a) S 1 (b", b"caf\xe9"], ids=["brackets", "not UTF-8"])
+def test_a_process_name_of_any_bytes_is_read_past(comm: bytes) -> None:
+    name = f"with open('/proc/self/comm', 'wb') as comm: comm.write({comm!r})\nprint(flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", name], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         child.stdout.readline()
-        assert Path(f"/proc/{child.pid}/comm").read_text() == "a) S 1 (b\n"
+        assert Path(f"/proc/{child.pid}/comm").read_bytes() == comm + b"\n"
         assert ticks_of(child.pid) >= ticks_of(os.getpid())
         child.communicate(b"\n")
 
