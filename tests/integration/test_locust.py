@@ -46,7 +46,7 @@ def against(server, *options, users=3):
 
 
 def test_compare(tmp_path):
-    """Every file of the run, and every acknowledged upload in it."""
+    """Every file of the run, and every acknowledged upload in it: of a Locust that a shell starts."""
     with running(store=tmp_path / "store", workers=2) as server:
         options = [
             "--phase-seconds",
@@ -60,7 +60,7 @@ def test_compare(tmp_path):
             "--wait",
             "10ms",
         ]
-        with started(tmp_path, *against(server, *options)) as job:
+        with started(tmp_path, *against(server, *options), forked=False) as job:
             assert job.ends_well(), job.said()
         stored, accepted = server.stored(), sum(slot.connections_accepted for slot in server.slots())
         [folder] = job.runs()
