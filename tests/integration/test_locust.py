@@ -10,6 +10,7 @@ import pytest
 from headless import load, measured, read_exactly, read_header, serving, stored
 from loads import (
     LOCUST,
+    PLAIN_LOCUST,
     acked,
     assert_complete,
     assert_report,
@@ -323,6 +324,31 @@ def test_a_server_that_hangs_at_the_end_is_not_passed_over(tmp_path):
 def all_wait_since(folder, since_ns):
     """Ticks of the load process since then with all of 3 uploads under way."""
     return [tick for tick in run_folder.read_load(folder) if tick.mono_ns > since_ns and tick.in_flight == 3]
+
+
+WHAT_IT_HAS = """
+import os, resource, signal, sys, tempfile, threading
+import gevent.monkey
+print("has", sys.argv, sys.path[:2], sys.flags, os.getcwd(), tempfile.gettempdir() == os.environ["TMPDIR"])
+print("has", sorted(name for name in os.environ if name != "TMPDIR"), os.umask(0o22), resource.getrlimit(7))
+print("has", os.getsid(0) == os.getpid() == os.getpgid(0), threading.current_thread() is threading.main_thread())
+print("has", len(os.listdir("/proc/self/fd")), [os.readlink(f"/proc/self/fd/{fd}").split(":")[0] for fd in range(3)])
+print("has", {number.name: str(signal.getsignal(number)).split(" at ")[0] for number in signal.Signals})
+print("has", sorted(gevent.monkey.saved), gevent.get_hub().threadpool.apply(lambda: "a thread"))
+raise SystemExit(7)
+"""
+
+
+def test_one_of_the_nursery_is_as_any_other(tmp_path):
+    """As far as the user's file can tell, or all the tests here are of something else."""
+    (tmp_path / "users.py").write_text(WHAT_IT_HAS)
+    said = []
+    for forked in (True, False):
+        with started(tmp_path, *PLAIN_LOCUST, "-f", "users.py", "--headless", forked=forked) as job:
+            assert job.wait() == 7, job.said()
+            said.append([line for line in job.said().splitlines() if line.startswith("has")])
+    assert len(said[0]) == 6
+    assert said[1] == said[0] * 2  # one file has what both said
 
 
 def test_a_run_folder_that_cannot_be_made_ends_locust(tmp_path):
