@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from nursery import Forked, Nursery, nursery
 from servers import ROOT, all_pids, eventually
 
 from reports import run_folder
@@ -27,7 +28,8 @@ from server import scoreboard
 
 USERS_PY = ROOT / "loadtest" / "users.py"
 LOADTEST = [sys.executable, "-m", "loadtest"]
-LOCUST = [sys.executable, "-m", "locust", "-f", str(USERS_PY)]
+PLAIN_LOCUST = [sys.executable, "-m", "locust"]
+LOCUST = [*PLAIN_LOCUST, "-f", str(USERS_PY)]
 END_S = 60.0
 
 
@@ -35,7 +37,7 @@ END_S = 60.0
 class Command:
     """A command that was started in `cwd`, and everything that it started."""
 
-    process: "subprocess.Popen[bytes]"
+    process: "subprocess.Popen[bytes] | Forked"
     cwd: Path
     temporary: Path
     mark: str
@@ -43,11 +45,13 @@ class Command:
     """Every pid that `living` ever found."""
 
     def living(self) -> dict[int, str]:
-        """Command lines by pid of all living processes that carry the mark."""
+        """Command lines by pid of all living processes that carry the mark, and of the command's own, which /proc does
+        not show it of when it comes from a nursery."""
+        own = self.process.pid if self.process.poll() is None else None
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                if self.mark.encode() in (folder / "environ").read_bytes():
+                if folder.name == str(own) or self.mark.encode() in (folder / "environ").read_bytes():
                     found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             except OSError:
                 continue
@@ -111,27 +115,22 @@ class Command:
 
 
 @contextmanager
-def started(cwd: Path, /, *command: str, **options: Any) -> Iterator[Command]:
-    """A command in a session of its own. At the end nothing that it started may be left: no process (once the deadline
-    has passed), no temporary file, no runtime folder of a server."""
+def started(cwd: Path, /, *command: str, forked: bool = True, **options: Any) -> Iterator[Command]:
+    """A command in a session of its own, with these `options` of Popen. Without any, and if it may be `forked`, a
+    Locust comes from the nursery. At the end nothing that it started may be left: no process (once the deadline has
+    passed), no temporary file, no runtime folder of a server."""
     mark = f"STARTED_BY_TEST={uuid.uuid4().hex}"
     temporary = cwd / f"tmp-{mark[-8:]}"
     temporary.mkdir()
     name, _, value = mark.partition("=")
     environment = os.environ | {name: value, "TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"}
     with (cwd / "said.txt").open("ab") as said:
-        process = subprocess.Popen(
-            command,
-            **{
-                "cwd": cwd,
-                "env": environment,
-                "stdin": subprocess.DEVNULL,
-                "stdout": said,
-                "stderr": said,
-                "start_new_session": True,
-            }
-            | options,
-        )
+        if list(command[:3]) == PLAIN_LOCUST and forked and not options:
+            process = _locusts().start(command[1:], cwd, environment, said)
+        else:
+            streams = {"stdin": subprocess.DEVNULL, "stdout": said, "stderr": said}
+            own = {"cwd": cwd, "env": environment, "start_new_session": True}
+            process = subprocess.Popen(command, **streams | own | options)
     job = Command(process, cwd, temporary, mark)
     try:
         yield job
@@ -143,6 +142,11 @@ def started(cwd: Path, /, *command: str, **options: Any) -> Iterator[Command]:
     finally:
         eventually(lambda: not _kill(job), "everything is dead")
         process.wait()
+
+
+def _locusts() -> Nursery:
+    """Locust first, which puts gevent's sockets in the place of others; then what our users import."""
+    return nursery("locust.main", "loadtest.lifecycle", "loadtest.uploader", unbuffered=True)
 
 
 def _started(pid: int) -> float:

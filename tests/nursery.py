@@ -1,11 +1,15 @@
-"""Servers that have nothing to import: one process has imported what `python -m server` does, and forks each of them.
+"""Processes that have nothing to import: one process has imported what a program does, and forks each of them.
 
-What Python and its imports take to start is three quarters of what a server costs here, and hundreds are started. From
-the fork on such a server is as any other: it runs `-m server`, or a script, as Python does, with the folder, the
-environment and a session of its own. Only its command line is that of the nursery, and who reads that, or gives a
-server more than two streams, starts a real one.
+What Python and its imports take to start is three quarters of what a server costs here, and half of what a short run of
+Locust does; hundreds are started. From the fork on such a process is as any other: it runs `-m server`, `-m locust`, or
+a script, as Python does, with the folder, the environment and a session of its own. Only its command line, and the
+environment that /proc shows of it, are those of the nursery, and who reads them, or gives a process other streams,
+starts a real one.
 """
 
+import atexit
+import gc
+import importlib
 import json
 import os
 import runpy
@@ -16,8 +20,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from functools import cache
+from os import fork, waitpid  # Python's own: Locust's imports put others in their place, which need an event loop
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 ROOT = Path(__file__).parents[1]
 MESSAGE_BYTES = 128 << 10
@@ -26,7 +32,7 @@ MESSAGE_BYTES = 128 << 10
 class Forked:
     """A child of the nursery, as `subprocess.Popen` has its own."""
 
-    def __init__(self, nursery: "Nursery", pid: int, stdout: IO[str]) -> None:
+    def __init__(self, nursery: "Nursery", pid: int, stdout: IO[str] | None = None) -> None:
         self.pid = pid
         self.stdout = stdout
         self.returncode: int | None = None
@@ -40,7 +46,7 @@ class Forked:
         """TimeoutExpired when it has not ended in so many seconds."""
         code = self._end_within(timeout)
         if code is None:
-            raise subprocess.TimeoutExpired("python -m server", timeout or 0)
+            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0)
         return code
 
     def send_signal(self, number: int) -> None:
@@ -66,12 +72,13 @@ class Forked:
 class Nursery:
     """The process that forks, as its parent sees it. It ends when its parent does."""
 
-    def __init__(self) -> None:
+    def __init__(self, *modules: str, unbuffered: bool = False) -> None:
+        """`modules` are imported, in this order; `unbuffered` is Python's -u."""
         self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._one_at_a_time = threading.Lock()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, __file__, str(theirs.fileno())],
+                [sys.executable, *(["-u"] if unbuffered else []), __file__, str(theirs.fileno()), *modules],
                 env=os.environ | {"PYTHONPATH": str(ROOT)},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,  # as its children have: Python would seek in /dev/null, and then in theirs
@@ -79,14 +86,21 @@ class Nursery:
                 pass_fds=[theirs.fileno()],
             )
 
-    def start(self, script: Sequence[str], cwd: Path, environment: Mapping[str, str], log: IO[str]) -> Forked:
-        """`script` is what follows `python` on a command line; standard output is a pipe, `log` the other stream."""
+    def start(self, script: Sequence[str], cwd: Path, environment: Mapping[str, str], log: IO[Any]) -> Forked:
+        """`script` is what follows `python` on a command line; `log` is both streams."""
+        return Forked(self, self._fork(script, cwd, environment, log.fileno(), log.fileno()))
+
+    def start_piped(self, script: Sequence[str], cwd: Path, environment: Mapping[str, str], log: IO[Any]) -> Forked:
+        """The same, with standard output a pipe."""
         ours, theirs = os.pipe()
         try:
-            answer = self._ask({"script": script, "cwd": str(cwd), "environment": environment}, theirs, log.fileno())
+            pid = self._fork(script, cwd, environment, theirs, log.fileno())
         finally:
             os.close(theirs)
-        return Forked(self, answer, open(ours))
+        return Forked(self, pid, open(ours))
+
+    def _fork(self, script: Sequence[str], cwd: Path, environment: Mapping[str, str], *streams: int) -> int:
+        return self._ask({"script": script, "cwd": str(cwd), "environment": environment}, *streams)
 
     def reap(self, pid: int) -> int:
         """How the child has ended, which it has: its exit code, or the signal, negative."""
@@ -104,6 +118,27 @@ class Nursery:
         return int(answer)
 
 
+@cache
+def nursery(*modules: str, unbuffered: bool = False) -> Nursery:
+    """One for each process of the tests."""
+    _nurseries.append(Nursery(*modules, unbuffered=unbuffered))
+    return _nurseries[-1]
+
+
+_nurseries: list[Nursery] = []
+
+
+@atexit.register
+def end_nurseries() -> None:
+    """For tests in which this process shall have no children but their own, and nothing from a nursery."""
+    while _nurseries:
+        _nurseries.pop().end()
+    nursery.cache_clear()
+
+
+# ── in the nursery ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
 def _serve(orders: socket.socket) -> list[str]:
     """Do what is asked, until nobody can ask any more. Returns in each child, with what that shall run."""
     while True:
@@ -112,8 +147,8 @@ def _serve(orders: socket.socket) -> list[str]:
             sys.exit()
         order = json.loads(message)
         if "reap" in order:
-            answer = os.waitstatus_to_exitcode(os.waitpid(order["reap"], 0)[1])
-        elif (answer := os.fork()) == 0:
+            answer = os.waitstatus_to_exitcode(waitpid(order["reap"], 0)[1])
+        elif (answer := fork()) == 0:
             orders.close()
             _be_born(streams, order["cwd"], order["environment"])
             return list(order["script"])
@@ -146,12 +181,11 @@ def _run(script: str, *arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    import click  # noqa: F401
-
-    import server.printing
-    import server.settings
-    import server.start  # noqa: F401
-
-    with socket.socket(fileno=int(sys.argv[1])) as own:
+    with socket.socket(fileno=int(sys.argv[1])) as own:  # before an import can make other sockets of these
+        for module in sys.argv[2:]:
+            importlib.import_module(module)
+        gc.freeze()  # or each child's first collection copies every page
         wanted = _serve(own)
+    if "gevent" in sys.modules:
+        sys.modules["gevent"].reinit()  # its event loop is the nursery's until then
     _run(*wanted)

@@ -8,7 +8,6 @@ nothing tells the difference, that process is forked from one that has imported 
 clients use, and `sock` is there for whoever wants to send something else.
 """
 
-import atexit
 import json
 import os
 import random
@@ -24,12 +23,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import pytest
-from nursery import Forked, Nursery
+from nursery import Forked, Nursery, nursery
 
 from server import scoreboard
 from server.protocol import ClientConnection, Reply, UploadHeader
@@ -178,25 +176,16 @@ class Server:
         return self.wait()
 
 
-@cache
 def _nursery() -> Nursery:
-    """One for each process of the tests."""
-    return Nursery()
-
-
-@atexit.register
-def end_nursery() -> None:
-    """For tests in which this process shall have no children but their own, and no server from the nursery."""
-    if _nursery.cache_info().currsize:
-        _nursery().end()
-        _nursery.cache_clear()
+    return nursery("click", "server.settings", "server.start", "server.printing")
 
 
 def command(*words: object, cwd: Path = ROOT) -> "subprocess.CompletedProcess[str]":
     """What `python WORD...` says until it ends, with nothing to read: `-m server`, `-m server.ports`, or a script. It
     comes from the nursery."""
     with tempfile.TemporaryFile("w+") as log:
-        process = _nursery().start(list(map(str, words)), cwd, dict(os.environ), log)
+        process = _nursery().start_piped(list(map(str, words)), cwd, dict(os.environ), log)
+        assert process.stdout is not None
         with process.stdout:
             out = process.stdout.read()
         code = process.wait(DEADLINE_S)
@@ -230,7 +219,7 @@ def running(
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with tempfile.TemporaryFile("w+") as log:
         process = (
-            _nursery().start(script, cwd, environment, log)
+            _nursery().start_piped(script, cwd, environment, log)
             if forked and not prefix and not fds
             else subprocess.Popen(
                 [*prefix, sys.executable, *script],

@@ -13,6 +13,7 @@ import pages
 import psutil
 import pytest
 import servers
+from nursery import end_nurseries
 from servers import eventually, free_port
 from slow import first_of
 
@@ -275,7 +276,7 @@ IDLE = [sys.executable, "-c", "import sys; sys.stdin.read()"]
 
 def test_the_load_the_server_and_the_recorder_are_told_apart(tmp_path):
     """All three are children of the load here, as in a run that starts its own server."""
-    servers.end_nursery()
+    end_nurseries()
     with (
         server_script(PREFORK, 0, 1) as (server, port),
         server_script(LOAD, *IDLE) as (helper, grandchild),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from servers import end_nursery
+from nursery import end_nurseries
 
 from reports.recording.census import Census, Member, process_of
 
@@ -18,7 +18,7 @@ NEST = "import subprocess, sys; child = subprocess.Popen(sys.argv[1:]); print(fl
 @pytest.fixture
 def tree():
     """(the outer process, its child), both idle until standard input closes. This process has no other children."""
-    end_nursery()
+    end_nurseries()
     with subprocess.Popen([sys.executable, "-c", NEST, *SLEEP], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as outer:
         outer.stdout.readline()
         [child] = psutil.Process(outer.pid).children()
