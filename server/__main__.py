@@ -3,6 +3,11 @@
 What serving does not need is imported where it is used: a server is ready within half a second of its command.
 """
 
+from server.processes import hold_signals
+
+if __name__ == "__main__":
+    hold_signals()  # before the other imports, which take most of that time
+
 import gc
 import io
 import os
