@@ -34,12 +34,10 @@ UNUSED: dict[int, str] = {
 """At these other servers do what ours has no need for."""
 CAUGHT = (*STOPS, *_CHANGES, *UNUSED, signal.SIGCHLD)
 """What the supervisor listens to."""
-IGNORED = (
-    *(signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGIO, signal.SIGPWR, signal.SIGSTKFLT),
-    *range(signal.SIGRTMIN, signal.SIGRTMAX + 1),
-)
-"""What means nothing here and would end a process. Of the others Python ignores PIPE and XFSZ, the kernel WINCH and its
-like; ABRT, SEGV and what else tells of a fault must end whom it is sent to."""
+_FAULTS = {signal.SIGILL, signal.SIGTRAP, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV, signal.SIGSYS}
+_DEFAULT = {*_FAULTS, signal.SIGXCPU, signal.SIGKILL, signal.SIGSTOP, signal.SIGTSTP}
+IGNORED = signal.valid_signals() - {*CAUGHT, *_DEFAULT}
+"""All others: most would end a process that does not know them."""
 
 log = logging.getLogger("server")
 
