@@ -152,8 +152,10 @@ def _is_ours(process: Process) -> bool:
             return True
         if "locust" in arguments[:1]:  # the script that pip installs, run by its first line
             return True
-    from server.scoreboard import read_state
-
+    try:
+        from server.scoreboard import read_state
+    except ImportError:  # a Python without what the server needs: `make killport` takes any
+        return False
     return read_state(process.pid) is not None
 
 
@@ -165,7 +167,7 @@ def _forbidden(process: Process, root: Process, orders: Orders, ourselves: Colle
     if process.pid in ourselves:
         return f"{process} is this command itself or started it"
     if process.uid != os.geteuid() and not orders.any_user and not (root.uid == os.geteuid() and _is_ours(root)):
-        return f"{process} belongs to user {user_name(process.uid)}; --any-user ends it too"
+        return f"{process} belongs to user {user_name(process.uid)}; --any-user (ANY_USER=1 of make) ends it too"
     return None
 
 
@@ -187,7 +189,7 @@ def _refusals(
         if orders.force or _is_ours(root):
             continue
         if not (ask and ask(f"{root} is neither a socketswarm server nor Locust. End it?")):
-            reasons.append(f"{root} is neither a socketswarm server nor Locust; --force ends it too")
+            reasons.append(f"{root} is neither a socketswarm server nor Locust; --force (FORCE=1 of make) ends it too")
     return reasons
 
 
