@@ -32,6 +32,7 @@ from server.ports.holders import (
     LISTENER,
     Holding,
     Identity,
+    Place,
     Process,
     ancestors,
     describe_unseen,
@@ -48,8 +49,8 @@ from server.ports.holders import (
 )
 from server.ports.sockets import kernel_text
 
-# What became of a port, and the command's exit codes.
-FREE, HELD, USAGE, REFUSED, NOTHING = range(5)
+# What became of a port, and the command's exit codes, but for the last: there is nothing to free then either.
+FREE, HELD, USAGE, REFUSED, NOTHING, ONLY_CLIENTS = range(6)
 
 ROUNDS = 3  # so often is a port freed that somebody takes again
 _POLL_S = 0.02
@@ -90,7 +91,7 @@ Ask = Callable[[str], bool]
 # --- Release ---
 
 
-def release(ports: Collection[int], orders: Orders, say: Say, ask: Ask | None = None) -> list[Result]:
+def release(ports: Collection[Place], orders: Orders, say: Say, ask: Ask | None = None) -> list[Result]:
     """Free each port in turn. `say` gets progress; without `ask` nobody is asked, and what needs a yes is refused."""
     results = []
     for holding in look_closely(ports, orders.udp):
@@ -289,6 +290,11 @@ def _verified(first: Holding, last: Holding, ended: set[Identity], lines: list[s
         code, verdict = HELD, f"still held: {named(survivors)} did not end, not even by KILL"
     elif last.listening:
         code, verdict = HELD, f"still held: taken again by {named(listeners) or 'somebody'}, {_starter(listeners)}"
+    elif not ended and last.having(CLIENT) and not last.having(ACCEPTED_ONLY, BOUND):
+        code, verdict = (
+            ONLY_CLIENTS,
+            "nothing to free: a client's connection has the port until it ends, and is left alone",
+        )
     elif last.having(ACCEPTED_ONLY, BOUND, CLIENT):
         code, verdict = HELD, "still held, though nobody listens"
     else:
