@@ -34,23 +34,27 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "socketswarm needs Python 3.11 or newer; this is $$($(PYTHON) --version). Name another one: make PYTHON=python3.11 ..." >&2; exit 1; }
-# Another user's, whole or in part: one line, in place of pip's thirty.
-OURS = theirs=$$(if [ -e $(VENV) ]; then find $(VENV) ! -type l ! -user $$(id -u) ! -writable -print -quit 2>/dev/null; elif [ ! -w . ]; then pwd; fi); \
-  [ -z "$$theirs" ] || { echo "$$(id -un) cannot install here: $$theirs belongs to $$(stat -c %U "$$theirs"). Have its owner run make, or use a checkout of your own" >&2; exit 1; }
+# What is another user's, of .venv or else of the checkout: one line, in place of pip's thirty.
+THEIRS = $(shell if [ -e $(VENV) ]; then find $(VENV) ! -type l ! -user $$(id -u) ! -writable -print -quit 2>/dev/null; elif [ ! -w . ]; then pwd; fi)
+OURS = $(if $(THEIRS),$(error $(shell id -un 2>/dev/null || id -u) cannot install here: $(THEIRS) belongs to $(shell stat -c %U '$(THEIRS)'). Have its owner run make, or use a checkout of your own))
+# make itself would say for each stamp that it may not look.
+ifneq ($(filter-out help killport clean,$(MAKECMDGOALS)),)
+$(if $(shell [ ! -e $(VENV) ] || [ -x $(VENV) ] || echo closed),$(OURS))
+endif
 
 # Both, since pip comes last: a .venv that was not finished is gone on with, and nothing is ever removed.
 $(BIN)/python $(BIN)/pip &:
 	@$(NEW_ENOUGH)
-	@$(OURS)
+	$(OURS)
 	$(PYTHON) -m venv $(VENV) && test -x $(BIN)/python || { echo "$(VENV) cannot be set up. If it is of a Python that is gone, remove it: make clean" >&2; exit 1; }
 
 $(RUN_STAMP): pyproject.toml constraints.txt | $(BIN)/python $(BIN)/pip
-	@$(OURS)
+	$(OURS)
 	$(BIN)/pip install --quiet --config-settings editable_mode=compat --constraint constraints.txt --editable .
 	@touch $@
 
 $(DEV_STAMP): pyproject.toml constraints.txt | $(BIN)/python $(BIN)/pip
-	@$(OURS)
+	$(OURS)
 	$(BIN)/pip install --quiet --config-settings editable_mode=compat --constraint constraints.txt --editable '.[dev]'
 	@touch $@ $(RUN_STAMP)
 
@@ -90,7 +94,7 @@ fuzz: $(DEV_STAMP) ## a million malformed frames through the parser, ten thousan
 	@exec env FUZZ_PARSED=1000000 FUZZ_SENT=10000 FUZZ_SEED='$(SEED)' $(BIN)/python -m pytest tests/faults/test_fuzz.py -s -q
 
 bench: $(DEV_STAMP) ## measure server and load (needs Debian's nginx-light, lsof, tshark and sysstat)
-	@$(OURS)
+	$(OURS)
 	$(BIN)/pip install --quiet --constraint constraints.txt uvicorn httptools
 	@exec $(BIN)/python -m pytest tests/bench -s -q -p no:cacheprovider
 

@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from typing import Any
 
 _MESSAGE_BYTES = 4096  # a path is no longer
@@ -45,19 +46,14 @@ class Guard:
     def will_end(self, process: "subprocess.Popen[Any]", grace_s: float) -> None:
         """Have a process ended that was just started."""
         pidfd = os.pidfd_open(process.pid)  # it is not waited for yet, so nobody else has the pid
-        try:
+        with suppress(OSError):  # somebody killed the guard; we end what we started nevertheless
             socket.send_fds(self._orders, [str(grace_s).encode()], [pidfd])
-        except OSError:
-            pass  # somebody killed the guard; we end what we started nevertheless
-        finally:
-            os.close(pidfd)
+        os.close(pidfd)
 
     def will_remove(self, folder: str) -> None:
         """Have a folder removed when all processes have ended."""
-        try:
+        with suppress(OSError):
             self._orders.send(os.fsencode(folder))
-        except OSError:
-            pass  # as above
 
 
 def _main() -> None:

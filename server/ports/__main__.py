@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m server.ports",
         description="Who holds a port, and how to free it.",
-        epilog="Exit codes: 0 free, 1 held, 2 wrong usage, 3 refused or no permission, "
+        epilog="Exit codes: 0 free, or a client's (release), 1 held, 2 wrong usage, 3 refused or no permission, "
         "4 nothing was there (release --strict only).",
         allow_abbrev=False,
     )
