@@ -53,7 +53,7 @@ def hold_signals() -> None:
 
 
 def _exit(number: int, frame: FrameType | None) -> NoReturn:
-    sys.exit(0)
+    sys.exit(128 + number)
 
 
 class Wakeups:

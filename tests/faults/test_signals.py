@@ -99,5 +99,5 @@ def test_a_stop_before_there_is_a_supervisor_is_an_end_at_once(number: signal.Si
     with starting() as server:
         server.send_signal(number)
         assert server.communicate(timeout=60)[1] == ""
-        assert server.returncode == 0
+        assert server.returncode == 128 + number
         assert not (scoreboard.runtime_root(os.geteuid()) / str(server.pid)).exists()
