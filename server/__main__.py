@@ -3,10 +3,13 @@
 What serving does not need is imported where it is used: a server is ready within half a second of its command.
 """
 
-from server.processes import hold_signals
+import signal
 
-if __name__ == "__main__":
-    hold_signals()  # before the other imports, which take most of that time
+if __name__ == "__main__":  # before the other imports, which take most of that time
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    from server.processes import hold_signals
+
+    hold_signals()
 
 import gc
 import io

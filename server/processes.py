@@ -49,7 +49,7 @@ def hold_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
     for number in STOPS:
         signal.signal(number, _exit)
-    signal.pthread_sigmask(signal.SIG_BLOCK, _CHANGES)
+    signal.pthread_sigmask(signal.SIG_SETMASK, _CHANGES)
 
 
 def _exit(number: int, frame: FrameType | None) -> NoReturn:

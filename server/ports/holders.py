@@ -231,7 +231,8 @@ def _tables(places: Collection[Place], udp: bool) -> dict[Place, _Table]:
     listens = sockets.UDP_UNCONNECTED if udp else sockets.LISTEN
     rows = sockets.of_ports(ports, udp=udp) if ports else []
     listened_on = {row.here for row in rows if row.state == listens}
-    called = _listened_on() if any(row.here in tables and row.here not in listened_on for row in rows) else set()
+    is_left = not udp and any(row.here in tables and row.here not in listened_on for row in rows)
+    called = _listened_on() if is_left else set()
     for row in rows:
         table = tables[row.here if row.here in tables else row.there]
         if row.state == sockets.TIME_WAIT:
