@@ -13,10 +13,13 @@ SECONDS := 600
 SEED := 1
 WORKERS := 4
 STORE := uploads
-$(foreach name,USERS RATE PLAN PHASE_SECONDS PAYLOADS PAYLOAD_DIR HOST A B PAIRS TOLERANCE,$(eval $(name) :=))
+$(foreach name,USERS RATE PLAN PHASE_SECONDS PAYLOADS PAYLOAD_DIR HOST A B PAIRS TOLERANCE SOCKET FORCE ANY_USER \
+  INCLUDE_ACCEPTED,$(eval $(name) :=))
 LOAD_OPTIONS = $(if $(USERS),--users '$(USERS)') $(if $(RATE),--arrival-rate '$(RATE)') $(if $(PLAN),--plan '$(PLAN)') \
   $(if $(PHASE_SECONDS),--phase-seconds '$(PHASE_SECONDS)') $(if $(PAYLOADS),--payloads '$(PAYLOADS)') \
   $(if $(PAYLOAD_DIR),--payload-dir '$(PAYLOAD_DIR)') $(if $(HOST),--host '$(HOST)')
+FLAGS = $(if $(filter-out 0,$(FORCE)),--force) $(if $(filter-out 0,$(ANY_USER)),--any-user) \
+  $(if $(filter-out 0,$(INCLUDE_ACCEPTED)),--include-accepted)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Tests of a file share what it starts. More workers than cores: most of a test is waiting. What takes long comes first.
 IN_PARALLEL := -n 5 --dist loadfile --no-loadscope-reorder
@@ -30,15 +33,28 @@ help: ## this list
 	@echo "socketswarm: load-test a TCP upload server. Targets:"
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-$(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "socketswarm needs Python 3.11 or newer; this is $$($(PYTHON) --version). Name another one: make PYTHON=python3.11 ..."; exit 1; }
-	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "socketswarm needs Python 3.11 or newer; this is $$($(PYTHON) --version). Name another one: make PYTHON=python3.11 ..." >&2; exit 1; }
+# What is another user's, of .venv or else of the checkout: one line, in place of pip's thirty.
+THEIRS = $(shell if [ -e $(VENV) ]; then find $(VENV) ! -type l ! -user $$(id -u) ! -writable -print -quit 2>/dev/null; elif [ ! -w . ]; then pwd; fi)
+OURS = $(if $(THEIRS),$(error $(shell id -un 2>/dev/null || id -u) cannot install here: $(THEIRS) belongs to $(shell stat -c %U '$(THEIRS)'). Have its owner run make, or use a checkout of your own))
+# make itself would say for each stamp that it may not look.
+ifneq ($(filter-out help killport clean,$(MAKECMDGOALS)),)
+$(if $(shell [ ! -e $(VENV) ] || [ -x $(VENV) ] || echo closed),$(OURS))
+endif
 
-$(RUN_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+# Both, since pip comes last: a .venv that was not finished is gone on with, and nothing is ever removed.
+$(BIN)/python $(BIN)/pip &:
+	@$(NEW_ENOUGH)
+	$(OURS)
+	$(PYTHON) -m venv $(VENV) && test -x $(BIN)/python || { echo "$(VENV) cannot be set up. If it is of a Python that is gone, remove it: make clean" >&2; exit 1; }
+
+$(RUN_STAMP): pyproject.toml constraints.txt | $(BIN)/python $(BIN)/pip
+	$(OURS)
 	$(BIN)/pip install --quiet --config-settings editable_mode=compat --constraint constraints.txt --editable .
 	@touch $@
 
-$(DEV_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+$(DEV_STAMP): pyproject.toml constraints.txt | $(BIN)/python $(BIN)/pip
+	$(OURS)
 	$(BIN)/pip install --quiet --config-settings editable_mode=compat --constraint constraints.txt --editable '.[dev]'
 	@touch $@ $(RUN_STAMP)
 
@@ -47,8 +63,10 @@ install: $(RUN_STAMP) ## set up .venv (every other target does this by itself)
 serve: $(RUN_STAMP) ## run the upload server: PORT=12345 WORKERS=4 STORE=uploads
 	@exec $(BIN)/python -m server --port '$(PORT)' --workers '$(WORKERS)' --store '$(STORE)'
 
-killport: $(RUN_STAMP) ## free a port that a stuck server holds: PORT=12345
-	@exec $(BIN)/python -m server.ports release $(PORT)
+# Installs nothing: it takes the standard library only.
+killport: FOUND = $(shell test -x $(BIN)/python && echo $(BIN)/python)
+killport: ## free what a stuck server holds: PORT=12345 or SOCKET=/PATH, FORCE=1 ANY_USER=1 INCLUDE_ACCEPTED=1
+	@$(if $(FOUND),,$(NEW_ENOUGH);) exec $(or $(FOUND),$(PYTHON)) -m server.ports release $(if $(SOCKET),'unix://$(SOCKET)',$(PORT)) $(FLAGS)
 
 loadtest: $(RUN_STAMP) ## the main job: USERS= RATE= PLAN= PHASE_SECONDS= PAYLOADS= PAYLOAD_DIR= HOST=
 	@exec $(BIN)/python -m loadtest run $(LOAD_OPTIONS)
@@ -76,6 +94,7 @@ fuzz: $(DEV_STAMP) ## a million malformed frames through the parser, ten thousan
 	@exec env FUZZ_PARSED=1000000 FUZZ_SENT=10000 FUZZ_SEED='$(SEED)' $(BIN)/python -m pytest tests/faults/test_fuzz.py -s -q
 
 bench: $(DEV_STAMP) ## measure server and load (needs Debian's nginx-light, lsof, tshark and sysstat)
+	$(OURS)
 	$(BIN)/pip install --quiet --constraint constraints.txt uvicorn httptools
 	@exec $(BIN)/python -m pytest tests/bench -s -q -p no:cacheprovider
 

@@ -3,7 +3,8 @@
 It starts a server (unless it is told of one), Locust, and through Locust the recorder, each a process of its own in a
 session of its own, so that Ctrl-C reaches this process only and it can end the others in order: first the load, with
 the uploads under way finished and the recorder's last sample taken, then the server, then the temporary store. Then
-it builds the report of whatever was measured. There is no Locust in this process: it must outlive Locust.
+it builds the report of whatever was measured. There is no Locust in this process: it must outlive Locust. Should it be
+killed, its guard ends them in the same order.
 """
 
 import os
@@ -28,6 +29,7 @@ from loadtest import options as load_options
 from loadtest.options import LoadOptions, OptionError
 from loadtest.payloads import PayloadError
 from reports import run_folder
+from reports.guard import Guard
 from reports.run_folder import RunFolderError, UploadsLine, UploadsTail
 from server.printing import one_line
 
@@ -87,8 +89,8 @@ def run(job: Job, interrupts: Interrupts) -> tuple[int, Path]:
     except OSError as error:
         raise RunError(f"the run folder cannot be made: {error}") from None
     try:
-        with _server(job, interrupts) as host:
-            _load(job, host, options, interrupts)
+        with Guard() as guard, _server(job, guard, interrupts) as host:
+            _load(job, host, options, guard, interrupts)
         if interrupts.count and not _began(job.folder):
             raise RunError("stopped before the run began")
     except RunError as error:
@@ -127,7 +129,7 @@ def check(job: Job) -> LoadOptions:
 
 
 @contextmanager
-def _server(job: Job, interrupts: Interrupts) -> Iterator[str]:
+def _server(job: Job, guard: Guard, interrupts: Interrupts) -> Iterator[str]:
     """The address of the server under test; one of our own lives as long as this context."""
     if job.host is not None:
         yield job.host
@@ -136,9 +138,11 @@ def _server(job: Job, interrupts: Interrupts) -> Iterator[str]:
         store = Path(tempfile.mkdtemp(prefix="socketswarm-store-", dir=job.store or _store_parent()))
     except OSError as error:
         raise OptionError(f"no store can be made in {error.filename}: {error.strerror}") from None
+    guard.will_remove(str(store))
     process = None
     try:
         process = _start_server(job, store)
+        guard.will_end(process, SERVER_STOP_S)
         yield _wait_until_listening(process, job.folder, interrupts)
     finally:
         if process is not None:
@@ -185,17 +189,19 @@ def _wait_until_listening(process: "subprocess.Popen[str]", folder: Path, interr
 # ── the load ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _load(job: Job, host: str, options: LoadOptions, interrupts: Interrupts) -> None:
+def _load(job: Job, host: str, options: LoadOptions, guard: Guard, interrupts: Interrupts) -> None:
     if interrupts.count:
         return
+    stop_s = LOAD_STOP_S + options.drain_s
     with (job.folder / "locust.log").open("wb") as log:
         process = subprocess.Popen(
             _locust_command(job, host), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
     try:
+        guard.will_end(process, stop_s)
         code = _watch(process, job.folder, options.planned_s, interrupts)
     finally:
-        _end(process, LOAD_STOP_S + options.drain_s)
+        _end(process, stop_s)
     if not interrupts.count and (code not in (OK, FAILED) or not _began(job.folder)):
         raise RunError(f"Locust ended with exit code {code}: {_last_line(job.folder / 'locust.log')}")
 

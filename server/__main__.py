@@ -3,6 +3,14 @@
 What serving does not need is imported where it is used: a server is ready within half a second of its command.
 """
 
+import signal
+
+if __name__ == "__main__":  # before the other imports, which take most of that time
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    from server.processes import hold_signals
+
+    hold_signals()
+
 import gc
 import os
 import sys

@@ -25,10 +25,35 @@ from types import FrameType
 from typing import NoReturn
 
 PR_SET_PDEATHSIG = 1
-CAUGHT = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGCHLD)
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+_CHANGES = (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU)
+UNUSED: dict[int, str] = {
+    signal.SIGUSR1: "USR1 does nothing: the log goes to standard error, there is no file to reopen",
+    signal.SIGUSR2: "USR2 does nothing: another version takes a restart, another configuration HUP",
+}
+"""At these other servers do what ours has no need for."""
+CAUGHT = (*STOPS, *_CHANGES, *UNUSED, signal.SIGCHLD)
 """What the supervisor listens to."""
+_FAULTS = {signal.SIGILL, signal.SIGTRAP, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV, signal.SIGSYS}
+_DEFAULT = {*_FAULTS, signal.SIGXCPU, signal.SIGKILL, signal.SIGSTOP, signal.SIGTSTP}
+IGNORED = signal.valid_signals() - {*CAUGHT, *_DEFAULT}
+"""All others: most would end a process that does not know them."""
 
 log = logging.getLogger("server")
+
+
+def hold_signals() -> None:
+    """Until there is a supervisor: what it would ignore is ignored, to change anything has time until then, and a stop
+    is an exit at once, which takes back what was made so far."""
+    for number in (*IGNORED, *UNUSED):
+        signal.signal(number, signal.SIG_IGN)
+    for number in STOPS:
+        signal.signal(number, _exit)
+    signal.pthread_sigmask(signal.SIG_SETMASK, _CHANGES)
+
+
+def _exit(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
 
 
 class Wakeups:
@@ -43,9 +68,12 @@ class Wakeups:
         self._poll.register(self._ready_read, select.POLLIN)
 
     def catch_signals(self) -> None:
+        signal.set_wakeup_fd(self._signals_write, warn_on_full_buffer=False)
         for number in CAUGHT:
             signal.signal(number, _woken)
-        signal.set_wakeup_fd(self._signals_write, warn_on_full_buffer=False)
+        for number in IGNORED:
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUGHT)
 
     def wait(self, until_s: float) -> tuple[bytes, set[int]]:
         """Sleep until something comes, or until then (monotonic; inf for ever). Returns the numbers of signals, and the
@@ -64,6 +92,9 @@ class Wakeups:
         os.close(self._ready_write)
 
     def close(self) -> None:
+        """Hear nothing more: Python would give each signal back its default action before it ends."""
+        for number in CAUGHT:
+            signal.signal(number, signal.SIG_IGN)
         signal.set_wakeup_fd(-1)
         for fd in (self._signals_read, self._signals_write, self._ready_read, self._ready_write):
             os.close(fd)
@@ -93,9 +124,11 @@ def has_terminal() -> bool:
 def no_longer_than(seconds: float, error: Exception) -> Iterator[None]:
     """Raise it in whatever system call the block still waits then: whoever waits for ever hears no signal."""
 
-    def give_up(number: int, frame: FrameType | None) -> NoReturn:
-        raise error
+    def give_up(number: int, frame: FrameType | None) -> None:
+        if time.monotonic() >= until_s:  # or somebody else sent it
+            raise error
 
+    until_s = time.monotonic() + seconds
     before = signal.signal(signal.SIGALRM, give_up)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
@@ -105,34 +138,37 @@ def no_longer_than(seconds: float, error: Exception) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def fork(become: Callable[[], None], name: str) -> int:
-    """Fork a child that calls `become` and ends; returns its pid. `name` is what its errors are logged under. OSError
-    when there can be no child."""
+def fork(become: Callable[[], None], name: str, ended_by: int | None = None) -> int:
+    """Fork a child that calls `become` and ends; returns its pid. `name` is what its errors are logged under. Of the
+    signals that people send it ignores all but `ended_by`. OSError when there can be no child."""
     threads = Path("/proc/self/task").stat().st_nlink - 2  # one folder a thread
     assert threads == 1, f"the supervisor has {threads} threads and must not fork"
     # Signals wait until the child has its own handlers: it must not write into our pipe.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, CAUGHT)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (*CAUGHT, *IGNORED))
     parent = os.getpid()
     try:
         pid = os.fork()
         if pid == 0:
-            _live(become, name, parent, mask)
+            _live(become, name, ended_by, parent, mask)
         return pid
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _live(become: Callable[[], None], name: str, parent: int, mask: set[int | signal.Signals]) -> NoReturn:
+def _live(
+    become: Callable[[], None], name: str, ended_by: int | None, parent: int, mask: set[int | signal.Signals]
+) -> NoReturn:
     """Be the child, which never returns into the supervisor's code."""
     code = 1
     try:
         die_with(parent)
         signal.set_wakeup_fd(-1)
-        # A terminal or a service manager sends these to the whole group; they are meant for the supervisor, which
-        # decides: a worker that drained by itself would leave its slot without service.
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU):
+        # A terminal, a service manager or pkill sends these to all; they are meant for the supervisor, which decides:
+        # a worker that drained by itself would leave its slot without service.
+        for number in CAUGHT:
             signal.signal(number, signal.SIG_IGN)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for number in (signal.SIGCHLD, *([] if ended_by is None else [ended_by])):
+            signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         gc.enable()
         become()
@@ -174,7 +210,7 @@ def how_it_ended(status: int, killed_because: str | None) -> str:
     number = os.WTERMSIG(status)
     try:
         name = signal.Signals(number).name
-    except ValueError:
+    except ValueError:  # a real-time one
         name = f"signal {number}"
     by = f"the supervisor, because {killed_because}" if killed_because else "somebody else"
     return f"was ended by {name} from {by}" if number in (signal.SIGKILL, signal.SIGTERM) else f"died of {name}"

@@ -13,9 +13,10 @@ from server.listening import systemd
 from server.listening.listener import Group, Listeners
 from server.options import MAX_WORKERS, ServerConfig, printable
 from server.pid_file import PidFile
+from server.ports.holders import read_process
 from server.scoreboard import EventLog, Scoreboard, ServerState
 from server.status.page_process import open_page, url_of
-from server.storage.folders import lock_store, prepare_store
+from server.storage.folders import holder_of, lock_store, prepare_store
 from server.storage.quota import count_store
 from server.supervisor import Supervisor
 
@@ -78,10 +79,19 @@ def _prepare(config: ServerConfig) -> None:
         try:
             lock_store(config.store)  # for as long as this process and its workers live
         except BlockingIOError:
-            raise StartError(f"store {config.store} is used by another server; name another folder") from None
+            raise StartError(
+                f"store {config.store} is used by {_who_has(config.store)}; name another folder: --store DIR, or make "
+                "serve STORE=DIR"
+            ) from None
         prepare_store(config.store, config.workers)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _who_has(store: Path) -> str:
+    pid = holder_of(store)
+    process = None if pid is None else read_process(pid)
+    return "another server" if process is None else str(process)
 
 
 def _identity(config: ServerConfig, folder: Path, listeners: Listeners, page: Group | None) -> ServerState:

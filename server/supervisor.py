@@ -18,7 +18,7 @@ from functools import partial
 
 from msgspec.structs import replace
 
-from server import scoreboard
+from server import processes, scoreboard
 from server.fleet import HANDSHAKE_S, LOOK_AGAIN_S, Change, Deaths, Fleet, Fork, Resize, Slot, Wait, WorkerProcess
 from server.listening.listener import Group, Listeners
 from server.listening.systemd import Manager
@@ -163,7 +163,7 @@ class Supervisor:
     def _on_signals(self, numbers: bytes) -> None:
         # A whole process group is often signalled at once: know that we stop before we see that workers did. And
         # timeout(1) signals the process and then its group: what arrives together is one wish, not two.
-        wishes = [number for number in (signal.SIGTERM, signal.SIGINT) if number in numbers]
+        wishes = [number for number in processes.STOPS if number in numbers]
         if signal.SIGHUP in numbers and self._had_terminal and not has_terminal():
             if not self._fleet.is_stopping:  # the shell and the kernel both tell, and neither is in a hurry
                 self._stop("its terminal was closed")
@@ -174,6 +174,8 @@ class Supervisor:
         for number in numbers:
             if number in (signal.SIGTTIN, signal.SIGTTOU):
                 self._resize(self._fleet.wanted + (1 if number == signal.SIGTTIN else -1))
+            elif text := processes.UNUSED.get(number):
+                log.info("%s", text)
         if signal.SIGCHLD in numbers:
             self._reap()
 
@@ -229,7 +231,7 @@ class Supervisor:
         record[scoreboard.STARTED_NS] = record[scoreboard.HEARTBEAT_NS] = time.monotonic_ns()
         births = record[scoreboard.BIRTHS] + 1
         try:
-            worker.pid = fork(partial(self._be_worker, worker, births), f"worker {slot.number}")
+            worker.pid = fork(partial(self._be_worker, worker, births), f"worker {slot.number}", RETIRE)
         except OSError:
             record[scoreboard.STATE] = scoreboard.EMPTY
             raise

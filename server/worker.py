@@ -7,8 +7,8 @@ RETIRE drains: the accept queues are emptied first, so that nobody who was alrea
 scoreboard says so; those of lent sockets wait for the next server. Every upload on the open connections is served and
 answered with `"connection": "close"`, until all are gone and have read what they were told. The drain timeout bounds
 that: when it has passed, uploads under way are refused, and SHUT_DOWN_GRACE_S later whoever is still there is cut off.
-TERM and INT are ignored: a terminal or a service manager sends them to the whole process group, and the supervisor
-decides.
+It is a signal that nobody else sends. TERM, INT and their like are ignored: a terminal or a service manager sends them
+to the whole process group, and the supervisor decides.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ from server.storage.store import DiscardStore, FileStore, Store
 from server.tls import TlsLayer
 from server.worker_context import Client, Patience, WorkerContext
 
-RETIRE = signal.SIGUSR1
+RETIRE = signal.SIGRTMIN
 ACCEPT_BURST = 64
 ACCEPT_PAUSE_S = 0.1
 MAX_REFUSALS = 16  # connections beyond the most, while they are told `busy`

@@ -18,6 +18,7 @@ import msgspec
 import psutil
 
 from reports import environment, run_folder
+from reports.guard import Guard
 from reports.missing_values import read
 from reports.recording import recorder
 from reports.recording.observed_server import is_local, why_unseen
@@ -37,13 +38,16 @@ def record(out: Path, subject: Subject, command: Sequence[str], interval_s: floa
     """
     if os.access(out / run_folder.RUN, os.F_OK):  # never an error: what is wrong with `out` is said when it is made
         raise RunFolderError(f"{out} holds a run already; give another folder with --out")
-    process = _start(command) if command else None
-    try:
-        if process is not None:
-            subject = replace(subject, pid=process.pid)
-        _record(out, subject, process, interval_s, load_pid)
-    finally:
-        code = 0 if process is None else _end(process)
+    if not command:
+        _record(out, subject, None, interval_s, load_pid)
+        return 0
+    with Guard() as guard:
+        process = _start(command)
+        try:
+            guard.will_end(process, COMMAND_ENDS_S)
+            _record(out, replace(subject, pid=process.pid), process, interval_s, load_pid)
+        finally:
+            code = _end(process)
     return 128 - code if code < 0 else code
 
 

@@ -120,7 +120,7 @@ def _clear(path: Path) -> None:
         except BlockingIOError:  # its queue is full
             raise PathError("a server that is busy listens there; stop it or name another path") from None
         pid, _, _ = _UCRED.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    raise PathError(f"pid {pid} listens there; stop it or name another path")
+    raise PathError(f"pid {pid} listens there; stop it with: make killport SOCKET={path}, or name another path")
 
 
 def _umask() -> int:

@@ -1,4 +1,4 @@
-"""Who holds a port, and how to free it: `python -m server.ports show|release PORT...`.
+"""Who holds a port or a unix socket, and how to free it: `python -m server.ports show|release PORT...`.
 
 This is the command and what it prints; `holders` looks, `release` frees.
 
@@ -11,21 +11,23 @@ import argparse
 import gc
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from server import printing
 from server.ports.holders import (
     ROLES,
     Holding,
+    Place,
     is_free,
     look_closely,
     notes_on,
     user_name,
 )
-from server.ports.release import FREE, HELD, NOTHING, REFUSED, Orders, Result, release
+from server.ports.release import FREE, HELD, NOTHING, ONLY_CLIENTS, REFUSED, Orders, Result, release
 from server.units import format_age, parse_duration
 
-_OUTCOMES = {FREE: "free", NOTHING: "free", HELD: "held", REFUSED: "refused"}
+_OUTCOMES = {FREE: "free", NOTHING: "free", ONLY_CLIENTS: "client", HELD: "held", REFUSED: "refused"}
 _BY_WEIGHT = list(_OUTCOMES)  # of several ports the worst one counts, as ordered there
 
 
@@ -35,6 +37,8 @@ _BY_WEIGHT = list(_OUTCOMES)  # of several ports the worst one counts, as ordere
 def _headline(holding: Holding) -> str:
     places = sorted({listener.place for listener in holding.listening})
     what = f"listening on {', '.join(places)}" if places else "nobody listens"
+    if isinstance(holding.port, str):
+        return f"unix://{holding.port}: {'listened on' if places else what}"
     return f"port {holding.port}/{'udp' if holding.udp else 'tcp'}: {what}"
 
 
@@ -54,7 +58,7 @@ def _as_json(result: Result) -> dict[str, Any]:
     holding = result.holding
     return {
         "port": holding.port,
-        "protocol": "udp" if holding.udp else "tcp",
+        "protocol": "unix" if isinstance(holding.port, str) else "udp" if holding.udp else "tcp",
         "outcome": _OUTCOMES[result.code],
         "listening": sorted({listener.place for listener in holding.listening}),
         "time_wait": holding.time_wait,
@@ -89,12 +93,16 @@ def _written(results: list[Result], as_json: bool) -> str:
 # --- The command line ---
 
 
-def _ports(text: str) -> range:
-    """`12345` or `5557-5560`."""
+def _ports(text: str) -> Sequence[Place]:
+    """`12345`, `5557-5560` or `unix:///PATH`."""
+    if text.startswith("unix:///"):
+        return [text.removeprefix("unix://")]
     match = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", text)
     ports = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
     if not ports or ports[0] < 1 or ports[-1] > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a port (1 to 65535) nor a range such as 5557-5560")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a port (1 to 65535), nor a range such as 5557-5560, nor unix:///PATH"
+        )
     return ports
 
 
@@ -109,12 +117,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m server.ports",
         description="Who holds a port, and how to free it.",
-        epilog="Exit codes: 0 free, 1 held, 2 wrong usage, 3 refused or no permission, "
+        epilog="Exit codes: 0 free, or a client's (release), 1 held, 2 wrong usage, 3 refused or no permission, "
         "4 nothing was there (release --strict only).",
         allow_abbrev=False,
     )
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("ports", metavar="PORT", nargs="+", type=_ports, help="a port or a range such as 5557-5560")
+    common.add_argument(
+        "ports", metavar="PORT", nargs="+", type=_ports, help="a port, a range such as 5557-5560, or unix:///PATH"
+    )
     common.add_argument("--udp", action="store_true", help="UDP ports instead of TCP")
     common.add_argument("--json", action="store_true", help="print JSON for scripts")
     commands = parser.add_subparsers(dest="command", metavar="show | release", required=True)
@@ -161,7 +171,9 @@ def main(arguments: list[str] | None = None) -> int:
         )
     printing.show(_written(results, asked.json))
     code = max((result.code for result in results), key=_BY_WEIGHT.index)
-    return code if code != NOTHING or asked.strict else FREE
+    if code in (NOTHING, ONLY_CLIENTS):
+        return NOTHING if asked.strict else FREE
+    return code
 
 
 if __name__ == "__main__":

@@ -47,6 +47,9 @@ _STATES = {
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
+# A port, or the path of a unix socket, which is held and freed in the same way.
+Place = int | str
+
 # A process for good: pid, and start time in clock ticks since boot.
 Identity = tuple[int, int]
 
@@ -66,6 +69,8 @@ class Listener(NamedTuple):
     @property
     def place(self) -> str:
         """Address and port as people write them."""
+        if self.family == socket.AF_UNIX:
+            return self.address
         return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
 
 
@@ -92,7 +97,8 @@ class Process(NamedTuple):
         """The command line in one line, without the program's folder; a process without one has only a name. Every
         process chooses both: escaped, or it could write lines of its own here."""
         program, *arguments = self.argv or (f"[{self.name}]",)
-        return one_line(" ".join([Path(program).name, *arguments]))
+        name = program if ": " in program else Path(program).name  # a title may name a path, as nginx's does
+        return one_line(" ".join([name, *arguments]))
 
     @property
     def age_s(self) -> float:
@@ -106,7 +112,7 @@ class Process(NamedTuple):
 class Holding(NamedTuple):
     """Everything that can be seen of one port at one moment."""
 
-    port: int
+    port: Place
     udp: bool
     listening: tuple[Listener, ...]
     processes: tuple[Process, ...]
@@ -127,16 +133,16 @@ class Holding(NamedTuple):
 # --- What other modules ask ---
 
 
-def look(ports: Collection[int], udp: bool = False) -> list[Holding]:
+def look(ports: Collection[Place], udp: bool = False) -> list[Holding]:
     """What can be seen of each port. One scan over all processes, however many ports there are."""
     return _holdings(_tables(ports, udp), udp)
 
 
-def look_closely(ports: Collection[int], udp: bool) -> list[Holding]:
+def look_closely(ports: Collection[Place], udp: bool) -> list[Holding]:
     """What `look` finds; where a port cannot be bound though nobody listens, sockets that are only bound count too."""
     tables = _tables(ports, udp)
     for port, table in tables.items():
-        if not (udp or table.listening or is_free(Holding(port, udp, (), (), 0))):
+        if isinstance(port, int) and not (udp or table.listening or is_free(Holding(port, udp, (), (), 0))):
             table.parts[BOUND].update(_bound(port))
     return _holdings(tables, udp)
 
@@ -145,8 +151,10 @@ def is_free(first: Holding) -> bool:
     """Whether every address that was listened on (or any, if none was) can be bound now.
 
     TCP is tried with SO_REUSEADDR, as servers do, which gets past TIME_WAIT and connections still being finished. UDP
-    is tried without: there the option would let two programs share the port.
+    is tried without: there the option would let two programs share the port. Where a path is, nobody may listen.
     """
+    if isinstance(first.port, str):
+        return not sockets.listening_at(first.port)
     places = {(listener.family, listener.address) for listener in first.listening}
     for family, address in places or {(socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")}:
         try:
@@ -204,7 +212,7 @@ def describe_holder(port: int) -> str:
     if roots := roots_of(holding.having(LISTENER)):
         return f"port {port} is held by {named(roots)}; free it with: make killport PORT={port}"
     if holding.unseen:
-        return f"port {port} is in use: {describe_unseen(holding, f'try: sudo make killport PORT={port}')}"
+        return f"port {port} is in use: {describe_unseen(holding, f'try: sudo make killport PORT={port} ANY_USER=1')}"
     return f"port {port} is in use, but nobody listens on it; what is known: python -m server.ports show {port}"
 
 
@@ -219,12 +227,21 @@ class _Table(NamedTuple):
     time_wait: list[str]
 
 
-def _tables(ports: Collection[int], udp: bool) -> dict[int, _Table]:
-    """Sort all sockets that have one of the ports at either end."""
-    tables = {port: _Table([], {role: set() for role in ROLES}, []) for port in ports}
+def _tables(places: Collection[Place], udp: bool) -> dict[Place, _Table]:
+    """Sort all sockets that have one of the ports at either end, or listen at one of the paths."""
+    tables = {place: _Table([], {role: set() for role in ROLES}, []) for place in places}
+    for path in [place for place in places if isinstance(place, str)]:
+        for link in sockets.listening_at(path):
+            tables[path].parts[LISTENER].add(link)
+            tables[path].listening.append(Listener(link, socket.AF_UNIX, path, 0, _owner_of(path), 0))
+    ports = [place for place in places if isinstance(place, int)]
     lowest, highest = map(int, (kernel_text("/proc/sys/net/ipv4/ip_local_port_range") or "32768 60999").split())
     listens = sockets.UDP_UNCONNECTED if udp else sockets.LISTEN
-    for row in sockets.of_ports(ports, udp=udp):
+    rows = sockets.of_ports(ports, udp=udp) if ports else []
+    listened_on = {row.here for row in rows if row.state == listens}
+    is_left = not udp and any(row.here in tables and row.here not in listened_on for row in rows)
+    called = _listened_on() if is_left else set()
+    for row in rows:
         table = tables[row.here if row.here in tables else row.there]
         if row.state == sockets.TIME_WAIT:
             table.time_wait.append(row.link)
@@ -234,13 +251,31 @@ def _tables(ports: Collection[int], udp: bool) -> dict[int, _Table]:
             address = socket.inet_ntop(row.family, row.local[: 16 if row.family == socket.AF_INET6 else 4])
             table.parts[LISTENER].add(row.link)
             table.listening.append(Listener(row.link, row.family, address, row.here, row.uid, row.queue))
-        # From a port of the range that the kernel hands out to one outside of it: this was not accepted, some program
-        # called out from here. Other connections cannot be told apart, and need an order to end.
-        elif lowest <= row.here <= highest and row.there < lowest:
+        # From a port of the range that the kernel hands out to one outside of it, or from where nobody listens to where
+        # somebody does: this was not accepted, some program called out from here. Other connections cannot be told
+        # apart, and need an order to end.
+        elif (lowest <= row.here <= highest and row.there < lowest) or (
+            row.here not in listened_on and row.there in called
+        ):
             table.parts[CLIENT].add(row.link)
         else:
             table.parts[ACCEPTED_ONLY].add(row.link)
     return tables
+
+
+def _listened_on() -> set[int]:
+    """All TCP ports that somebody here listens on."""
+    try:
+        return {row.here for row in sockets.diagnosed(1 << sockets.LISTEN)}
+    except OSError:
+        return set()  # as in `sockets.of_ports`
+
+
+def _owner_of(path: str) -> int:
+    try:
+        return os.stat(path).st_uid  # noqa: PTH116
+    except OSError:
+        return 0  # removed, or in a folder that is closed to us
 
 
 def _bound(port: int) -> list[str]:
@@ -251,7 +286,7 @@ def _bound(port: int) -> list[str]:
         return []  # as in `sockets.of_ports`
 
 
-def _holdings(tables: dict[int, _Table], udp: bool) -> list[Holding]:
+def _holdings(tables: dict[Place, _Table], udp: bool) -> list[Holding]:
     """Find the processes behind these sockets, in one scan."""
     links = {link for table in tables.values() for some in table.parts.values() for link in some}
     owners: dict[int, set[str]] = {}
@@ -391,10 +426,12 @@ def notes_on(holding: Holding) -> list[str]:
     if accepted := holding.having(ACCEPTED_ONLY, BOUND):
         notes.append(
             f"on it without listening: {_pids(accepted)}. Whoever does not set SO_REUSEADDR cannot bind meanwhile, "
-            "and nobody can if the old listener did not; release --include-accepted ends it too"
+            "and nobody can if the old listener did not; release --include-accepted ends it too, if it is not ours "
+            "with --force (INCLUDE_ACCEPTED=1 FORCE=1 of make)"
         )
     if holding.unseen:
-        notes.append(describe_unseen(holding, f"see it with: sudo python -m server.ports show {holding.port}"))
+        place = holding.port if isinstance(holding.port, int) else f"unix://{holding.port}"
+        notes.append(describe_unseen(holding, f"see it with: sudo python -m server.ports show {place}"))
     if holding.time_wait:
         notes.append(
             f"{_connections(holding.time_wait)} in TIME_WAIT: of no process any more, and over within 60 s. "
@@ -417,6 +454,11 @@ def describe_unseen(holding: Holding, way: str) -> str:
     if os.geteuid() == 0:
         way = "another container or the kernel has it"
     return f"a process of user {user} listens that cannot be seen from here; {way}"
+
+
+def for_make(place: Place) -> str:
+    """As `make killport` takes it."""
+    return f"PORT={place}" if isinstance(place, int) else f"SOCKET={place}"
 
 
 def user_name(uid: int) -> str:

@@ -32,9 +32,11 @@ from server.ports.holders import (
     LISTENER,
     Holding,
     Identity,
+    Place,
     Process,
     ancestors,
     describe_unseen,
+    for_make,
     is_free,
     links_of,
     look_closely,
@@ -49,8 +51,8 @@ from server.ports.holders import (
 from server.ports.sockets import kernel_text
 from server.printing import one_line
 
-# What became of a port, and the command's exit codes.
-FREE, HELD, USAGE, REFUSED, NOTHING = range(5)
+# What became of a port, and the command's exit codes, but for the last: there is nothing to free then either.
+FREE, HELD, USAGE, REFUSED, NOTHING, ONLY_CLIENTS = range(6)
 
 ROUNDS = 3  # so often is a port freed that somebody takes again
 _POLL_S = 0.02
@@ -91,7 +93,7 @@ Ask = Callable[[str], bool]
 # --- Release ---
 
 
-def release(ports: Collection[int], orders: Orders, say: Say, ask: Ask | None = None) -> list[Result]:
+def release(ports: Collection[Place], orders: Orders, say: Say, ask: Ask | None = None) -> list[Result]:
     """Free each port in turn. `say` gets progress; without `ask` nobody is asked, and what needs a yes is refused."""
     results = []
     for holding in look_closely(ports, orders.udp):
@@ -153,8 +155,10 @@ def _is_ours(process: Process) -> bool:
             return True
         if "locust" in arguments[:1]:  # the script that pip installs, run by its first line
             return True
-    from server.scoreboard import read_state
-
+    try:
+        from server.scoreboard import read_state
+    except ImportError:  # a Python without what the server needs: `make killport` takes any
+        return False
     return read_state(process.pid) is not None
 
 
@@ -166,7 +170,7 @@ def _forbidden(process: Process, root: Process, orders: Orders, ourselves: Colle
     if process.pid in ourselves:
         return f"{process} is this command itself or started it"
     if process.uid != os.geteuid() and not orders.any_user and not (root.uid == os.geteuid() and _is_ours(root)):
-        return f"{process} belongs to user {user_name(process.uid)}; --any-user ends it too"
+        return f"{process} belongs to user {user_name(process.uid)}; --any-user (ANY_USER=1 of make) ends it too"
     return None
 
 
@@ -181,14 +185,14 @@ def _refusals(
         if (reason := _forbidden(process, root_of(process, holders, ourselves), orders, ourselves))
     ]
     if holding.unseen:
-        reasons.append(describe_unseen(holding, f"try: sudo make killport PORT={holding.port}"))
+        reasons.append(describe_unseen(holding, f"try: sudo make killport {for_make(holding.port)} ANY_USER=1"))
     if reasons:
         return reasons
     for root in roots:
         if orders.force or _is_ours(root):
             continue
         if not (ask and ask(f"{root} is neither a socketswarm server nor Locust. End it?")):
-            reasons.append(f"{root} is neither a socketswarm server nor Locust; --force ends it too")
+            reasons.append(f"{root} is neither a socketswarm server nor Locust; --force (FORCE=1 of make) ends it too")
     return reasons
 
 
@@ -288,6 +292,11 @@ def _verified(first: Holding, last: Holding, ended: set[Identity], lines: list[s
         code, verdict = HELD, f"still held: {named(survivors)} did not end, not even by KILL"
     elif last.listening:
         code, verdict = HELD, f"still held: taken again by {named(listeners) or 'somebody'}, {_starter(listeners)}"
+    elif not ended and last.having(CLIENT) and not last.having(ACCEPTED_ONLY, BOUND):
+        code, verdict = (
+            ONLY_CLIENTS,
+            "nothing to free: a client's connection has the port until it ends, and is left alone",
+        )
     elif last.having(ACCEPTED_ONLY, BOUND, CLIENT):
         code, verdict = HELD, "still held, though nobody listens"
     else:

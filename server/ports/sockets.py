@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 TIME_WAIT, UDP_UNCONNECTED, LISTEN, BOUND = 6, 7, 10, 13  # include/net/tcp_states.h
 _ALL = (1 << 12) - 1  # as a mask of the states before 12; the two after are for the kernel's own use, and bound ones
+_ACCEPTS = 1 << 16  # __SO_ACCEPTCON of include/linux/net.h
 _NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY, _NLMSG_ERROR, _REQUEST_DUMP = 4, 20, 2, 0x301  # include/uapi/linux/
 _ASK_ONE_BY_ONE = 8  # each port asked for takes a pass over all of the kernel's sockets
 
@@ -125,6 +126,17 @@ def listed(ports: Collection[int], protocol: str) -> Iterator[Row]:
                 address = b"".join(word.to_bytes(4, sys.byteorder) for word in words)
                 here, there, queue = int(local[-4:], 16), int(remote[-4:], 16), int(queues[9:], 16)
                 yield Row(family, int(state, 16), here, there, address, queue, None, None, int(uid), int(inode))
+
+
+def listening_at(path: str) -> list[str]:
+    """The links of the unix sockets that listen at a path, by the name that each was bound to (man 5 proc_pid_net)."""
+    rows = [row.split(None, 7) for row in kernel_text("/proc/net/unix").splitlines()[1:]]
+    real = os.path.realpath(path)
+    return [
+        f"socket:[{row[6]}]"
+        for row in rows
+        if len(row) == 8 and int(row[3], 16) & _ACCEPTS and row[7][:1] == "/" and os.path.realpath(row[7]) == real
+    ]
 
 
 def kernel_text(path: str) -> str:

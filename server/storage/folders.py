@@ -38,6 +38,19 @@ def lock_store(root: Path) -> int:
     return fd
 
 
+def holder_of(root: Path) -> int | None:
+    """Pid of the server that has taken the store, if the kernel tells (man 5 proc_locks): not of another container, nor
+    on a file system that shows another device than it has."""
+    try:
+        info = root.stat()
+        locks = Path("/proc/locks").read_text().splitlines()
+    except OSError:
+        return None
+    place = f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}:{info.st_ino}"
+    found = (int(words[4]) for words in map(str.split, locks) if words[1] == "FLOCK" and words[5] == place)
+    return next((pid for pid in found if pid > 0), None)
+
+
 def prepare_store(root: Path, slots: int) -> None:
     """Make the store's folders and empty those for temporary files. OSError when that cannot be done."""
     root.mkdir(parents=True, exist_ok=True)

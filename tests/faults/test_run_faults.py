@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 
+import psutil
 import pytest
 from loads import LOADTEST, acked, assert_complete, assert_report, events, failures, started
 from servers import eventually
@@ -78,6 +79,26 @@ def test_the_server_is_killed(tmp_path):
     outcome = run_folder.read_outcome(folder)
     assert outcome.verdict == "INVALID"
     assert "the server was gone in phase long-1" in outcome.reason
+
+
+def test_the_run_itself_is_killed(tmp_path):
+    """Nobody is left to end what it started, or to remove its store: `started` looks for both."""
+    with started(tmp_path, *RUN, "--phase-seconds", "600") as job:
+        job.in_phase("warm-up")
+        job.find_store()
+        job.process.kill()
+        eventually(lambda: not job.living(), "all of it has ended")
+    [folder] = job.runs()
+    assert run_folder.read_run(folder).ended.how == "stopped"
+    assert not failures(folder)
+
+
+def test_a_comparison_is_killed_before_its_first_server_listens(tmp_path):
+    with started(tmp_path, *LOADTEST, "compare", "--a", "--workers 1", "--b", "--workers 2") as job:
+        server = job.find("-m server --port")
+        job.process.kill()
+        job.process.wait()
+        eventually(lambda: not psutil.pid_exists(server), "the server has ended")
 
 
 def test_locust_is_killed(tmp_path):

@@ -445,15 +445,6 @@ def state_of(pid: int) -> str:
     return text[text.rindex(")") + 2]
 
 
-def test_a_worker_that_is_told_to_end_by_somebody_else_goes_on() -> None:
-    """A service manager tells the whole group. It would leave its slot without service as long as it drains."""
-    with running() as server, Client(server.port):
-        [worker] = server.workers()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU):
-            os.kill(worker, number)
-        assert [upload(server.port, b"abc").pid for _ in range(3)] == [worker] * 3
-
-
 def test_what_cannot_be_written_down_ends_nothing(tmp_path: Path) -> None:
     with faulty("full", tmp_path) as server:
         before = server.workers()

@@ -4,23 +4,28 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
 
 import pytest
-from servers import ROOT
+from servers import AS_NOBODY, ROOT, needs_nobody, running
+from servers_of_others import public_folder
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-def make(folder, *arguments):
+def done(folder, *arguments, prefix=()):
     # Under `make test` the outer make would speak up in the inner one.
     alone = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
-    done = subprocess.run(
-        ["make", *arguments], cwd=folder, env=alone, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.stderr == ""
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    command = [*prefix, "make", *arguments]
+    return subprocess.run(command, cwd=folder, env=alone, capture_output=True, text=True, timeout=60, check=False)
+
+
+def make(folder, *arguments):
+    made = done(folder, *arguments)
+    assert made.stderr == ""
+    assert made.returncode == 0, made.stdout
+    return made.stdout
 
 
 def commands(output):
@@ -41,8 +46,8 @@ def copy(tmp_path):
 def installed(copy):
     """One where everything is installed already."""
     (copy / ".venv" / "bin").mkdir(parents=True)
-    for name in ("bin/python", ".installed", ".installed-dev"):
-        (copy / ".venv" / name).touch()
+    for name in ("bin/python", "bin/pip", ".installed", ".installed-dev"):
+        (copy / ".venv" / name).touch(mode=0o755)
     return copy
 
 
@@ -70,7 +75,7 @@ def test_clean_needs_nothing(copy):
     assert (copy / "reports" / "runs").exists()
 
 
-@pytest.mark.parametrize("target", ["serve", "killport", "loadtest", "compare", "test", "soak", "lint", "bench"])
+@pytest.mark.parametrize("target", ["serve", "loadtest", "compare", "test", "soak", "lint", "bench"])
 def test_every_other_target_installs_by_itself(copy, target):
     said = make(copy, "-n", target)
     assert "-m venv .venv" in said
@@ -100,7 +105,7 @@ def test_loadtest_passes_options_on(installed, given, expected):
 
 def test_only_what_is_said_to_make_counts(installed, monkeypatch):
     """Shells export some of these names for purposes of their own."""
-    for name in ("HOST", "USERS", "A", "PORT", "STORE"):
+    for name in ("HOST", "USERS", "A", "PORT", "STORE", "FORCE", "SOCKET"):
         monkeypatch.setenv(name, "1")
     assert ran(installed, "loadtest") == [".venv/bin/python", "-m", "loadtest", "run"]
     assert ran(installed, "serve")[3:] == ["--port", "12345", "--workers", "4", "--store", "uploads"]
@@ -129,7 +134,61 @@ def test_serve_and_killport(installed):
     assert ran(installed, "serve") == serve
     changed = ran(installed, "serve", "PORT=1", "WORKERS=2", "STORE=my store")
     assert changed == [*serve[:4], "1", "--workers", "2", "--store", "my store"]
-    assert ran(installed, "killport", "PORT=1") == [".venv/bin/python", "-m", "server.ports", "release", "1"]
+    release = [".venv/bin/python", "-m", "server.ports", "release"]
+    assert ran(installed, "killport", "PORT=1") == [*release, "1"]
+    assert ran(installed, "killport", "SOCKET=/run/a b", "FORCE=1", "ANY_USER=0", "INCLUDE_ACCEPTED=yes") == [
+        *release,
+        "unix:///run/a b",
+        "--force",
+        "--include-accepted",
+    ]
+
+
+def test_killport_needs_no_virtual_environment(copy):
+    """Nor anything but Python. What is ours it then knows by the command line only, which is not that of these tests'
+    servers."""
+    shutil.copytree(ROOT / "server", copy / "server")
+    plain = f"PYTHON={sys.executable} -S"
+    with running() as server:
+        refused = done(copy, "killport", f"PORT={server.port}", plain)
+        assert refused.returncode == 2
+        assert "neither a socketswarm server nor Locust; --force (FORCE=1 of make) ends it too" in refused.stdout
+        assert server.process.poll() is None
+        assert "let go after TERM" in make(copy, "killport", f"PORT={server.port}", "FORCE=1", plain)
+    assert not (copy / ".venv").exists()
+
+
+BROKEN = """#!/bin/sh
+case "$*" in *venv*) mkdir -p .venv/bin; echo "no ensurepip" >&2; exit 1; esac
+"""
+
+
+def test_make_removes_nothing_when_it_cannot_install(copy):
+    (copy / ".venv").mkdir()
+    (copy / ".venv" / "mine").touch()
+    (copy / "broken").write_text(BROKEN)
+    (copy / "broken").chmod(0o755)
+    refused = done(copy, "install", "PYTHON=./broken")
+    assert refused.returncode == 2
+    assert ".venv cannot be set up. If it is of a Python that is gone, remove it: make clean\n" in refused.stderr
+    assert (copy / ".venv" / "mine").exists()
+    assert "-m venv .venv" in make(copy, "-n", "install")  # a half that is there is no whole
+
+
+@needs_nobody
+@pytest.mark.parametrize("mode", [0o700, 0o755])
+def test_what_belongs_to_another_user_is_left_alone_in_one_line(mode):
+    with public_folder() as folder:
+        for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+            shutil.copy(ROOT / name, folder)
+        (folder / ".venv" / "bin").mkdir(parents=True)
+        (folder / ".venv").chmod(mode)
+        (folder / ".venv" / "bin" / "mine").touch()
+        refused = done(folder, "install", prefix=AS_NOBODY)
+        assert refused.returncode == 2
+        [said] = refused.stderr.splitlines()
+        assert "*** nobody cannot install here: .venv belongs to root. Have its owner run make, or " in said
+        assert (folder / ".venv" / "bin" / "mine").exists()
 
 
 def test_locust_has_our_defaults():

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from mainless import MAINLESS
-from servers import DEADLINE_S, command, eventually, free_port, session
+from servers import DEADLINE_S, command, eventually, free_port, running, session
 
 from server import scoreboard
 from server.ports import holders, sockets
@@ -214,7 +214,7 @@ def test_orphans_that_stay_are_each_ended(start: Start) -> None:
 
 
 def test_make_killport_frees_the_port_and_may_be_repeated(real_server: Program) -> None:
-    make = ["make", "killport", f"PORT={real_server.port}", "-o", ".venv/.installed"]  # -o: install nothing here
+    make = ["make", "killport", f"PORT={real_server.port}"]
     for _ in range(2):
         done = subprocess.run(make, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -542,24 +542,41 @@ def test_several_ports_and_ranges_at_once(start: Start) -> None:
     eventually(lambda: not first.everybody() | second.everybody(), "all of it is gone")
 
 
-def test_a_client_calling_out_from_the_port_is_a_client(start: Start) -> None:
-    """Bound to a port of the kernel's own range by hand, connected to a port outside of it."""
-    listener = None
-    for candidate in range(20000, 20100):
-        try:
-            listener = socket.create_server(("127.0.0.1", candidate))
-            break
-        except OSError:
-            continue
-    assert listener is not None
-    with listener:
+@pytest.mark.parametrize("inside", [False, True], ids=["to a port outside the kernel's range", "within it"])
+def test_a_client_calling_out_from_the_port_is_a_client(start: Start, inside: bool) -> None:
+    """It cannot be bound meanwhile, and there is nothing to free: no way is shown that would be refused."""
+    with socket.create_server(("127.0.0.1", 0 if inside else free_port())) as listener:
         caller = start(
             LISTEN + "s = socket.create_connection(('127.0.0.1', int(sys.argv[1]))); ready(s.getsockname()[1]); wait()",
             listener.getsockname()[1],
         )
         assert roles(caller.port)[caller.pid] == "client"
-        run("release", caller.port, "--include-accepted", "--force", "--any-user")
+        done = run("release", caller.port, "--include-accepted", "--force", "--any-user", "--json")
+        [result] = json.loads(done.stdout)
+        said = "nothing to free: a client's connection has the port until it ends, and is left alone"
+        assert (done.returncode, result["outcome"], result["lines"][0]) == (0, "client", said)
+        assert "--" not in run("release", caller.port).stdout.partition(said)[2]
+        assert run("release", caller.port, "--strict").returncode == 4
         assert caller.process.poll() is None
+
+
+def test_a_unix_socket_is_freed_as_a_port_is(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with running("--listen", f"unix://{path}", workers=2, forked=False) as server:
+        shown = run("show", f"unix://{path}", "--json")
+        [held] = json.loads(shown.stdout)
+        assert (shown.returncode, held["port"], held["protocol"]) == (1, str(path), "unix")
+        assert {each["pid"] for each in held["processes"]} == {server.pid, *server.workers()}
+        assert f"socketswarm: worker 0 [unix://{path}]" in run("show", f"unix://{path}").stdout
+        second = command("-m", "server", "--listen", f"unix://{path}", "--discard")
+        assert f"stop it with: make killport SOCKET={path}, or name another path" in second.stderr
+        make = ["make", "killport", f"SOCKET={path}"]
+        done = subprocess.run(make, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "let go after TERM" in done.stdout
+        assert server.wait() == 0
+        assert not path.exists()
+    assert run("show", f"unix://{path}").returncode == 0
 
 
 def test_both_ways_to_ask_the_kernel_agree(start: Start) -> None:

@@ -303,6 +303,15 @@ def test_a_command_ends_with_the_terminal(tmp_path):
     assert "1 process in all" in report(folder)
 
 
+def test_a_command_ends_with_a_recorder_that_is_killed(tmp_path):
+    folder = tmp_path / "run"
+    with recording(folder, "--", "sleep", "600") as process:
+        [command] = [pid for pid, role in roles(folder).items() if role == "server-master"]
+        process.kill()
+        process.wait()
+        eventually(lambda: not psutil.pid_exists(command), "it has ended too")
+
+
 def fill_the_disk(folder):
     """For run.json, which is written beside its place first: /dev/full has no space for a single byte."""
     (folder / f".{run_folder.RUN}").symlink_to("/dev/full")

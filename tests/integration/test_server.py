@@ -889,9 +889,9 @@ def test_a_store_serves_one_server_at_a_time(tmp_path: Path) -> None:
     with running(store=store) as first:
         second = other_server("--port", "0", "--store", store)
         assert second.returncode == 1
-        assert second.stderr.splitlines()[-1] == (
-            f"Error: store {store} is used by another server; name another folder"
-        )
+        [said] = second.stderr.splitlines()
+        assert said.startswith(f"Error: store {store} is used by pid {first.pid} (")
+        assert said.endswith("); name another folder: --store DIR, or make serve STORE=DIR")
         assert upload(first.port, b"still here", "a").code == "ok"
     with running(store=store):
         pass  # free again
