@@ -99,7 +99,7 @@ def _job(options: dict[str, Any], arguments: Sequence[str], *, brief: bool = Fal
     if options["host"] is not None:
         for name in ("workers", "store"):
             if options[name] is not None:
-                raise OptionError(f"{name} is for a server that the run starts, but {options['host']} runs already")
+                raise OptionError(f"{name} is for a server that the run starts, but the one of --host runs already")
     own = ("host", "users", "workers", "store", "fail_if")
     fields = DEFAULTS | {name: value for name, value in options.items() if name not in own}
     fields["fail_if"] = "; ".join(options["fail_if"])
@@ -164,7 +164,7 @@ def _side(name: str, common: Sequence[str], options: str) -> Side:
     try:
         arguments = [*common, *shlex.split(options)]
     except ValueError as error:
-        raise click.BadParameter(f"{options!r}: {error}", param_hint=f"--{name.lower()}") from None
+        raise click.BadParameter(str(error), param_hint=f"--{name.lower()}") from None
     if not any(argument.startswith(COMPARED_RUN[0]) for argument in arguments):
         arguments = [*COMPARED_RUN, *arguments]
     if not any(argument.startswith("--label") for argument in arguments):

@@ -34,6 +34,7 @@ SERVER_START_S = 20.0
 SERVER_STOP_S = 10.0
 LOAD_STOP_S = 30.0  # beside the drain: last batches, the recorder's last sample
 POLL_S = 0.2
+ROOM_TO_SPEAK_BYTES = 4096  # a block
 RATE_OVER_S = 0.8  # of shorter times a rate would be chance
 STORE_ROOM_BYTES = 2 << 30  # payloads are at most 1 GiB, and replaced while they are still being read
 
@@ -95,12 +96,12 @@ def run(job: Job, interrupts: Interrupts) -> tuple[int, Path]:
             raise
         _show(f"{error}\n", sys.stderr)
     finally:
-        _report(job)
+        is_reported = _report(job)
     if interrupts.count:
         if not _began(job.folder):  # it would be in the way of who reads all runs
             shutil.rmtree(job.folder, ignore_errors=True)
         return INTERRUPTED, job.folder
-    outcome = run_folder.read_outcome(job.folder)
+    outcome = run_folder.read_outcome(job.folder) if is_reported else None
     return (FAILED if outcome is None else outcome.exit_code), job.folder
 
 
@@ -291,14 +292,17 @@ def _end(process: "subprocess.Popen[str] | subprocess.Popen[bytes]", grace_s: fl
         process.stdout.close()
 
 
-def _report(job: Job) -> None:
-    """Build and show the report, if anything was measured; otherwise the error that stopped us says more."""
-    if _began(job.folder):
+def _report(job: Job) -> bool:
+    """Build and show the report, if anything was measured; otherwise the error that stopped us says more. Whether there
+    is one."""
+    if not _began(job.folder):
+        return False
+    built = _build(job.folder)
+    if -built.returncode in ENDING:  # Ctrl-C came in the instant before it had a session of its own
         built = _build(job.folder)
-        if -built.returncode in ENDING:  # Ctrl-C came in the instant before it had a session of its own
-            built = _build(job.folder)
-        verdict, _, _ = built.stdout.partition("\n")
-        _show(f"{verdict}\n" if job.brief else built.stdout, sys.stdout)
+    verdict, _, _ = built.stdout.partition("\n")
+    _show(f"{verdict}\n" if job.brief else built.stdout, sys.stdout)
+    return built.returncode == 0
 
 
 def _build(folder: Path) -> "subprocess.CompletedProcess[str]":
@@ -317,5 +321,10 @@ def _show(text: str, stream: TextIO) -> None:
 
 
 def _last_line(path: Path) -> str:
+    """What a log says last: of a program that says more after its error, that. On a full disk it says nothing."""
     lines = path.read_text(errors="replace").strip().splitlines() if path.exists() else []
-    return lines[-1] if lines else f"it said nothing; see {path}"
+    errors = [line.removeprefix("Error: ") for line in lines if line.startswith("Error: ")]
+    if lines:
+        return [*lines, *errors][-1]
+    is_full = path.exists() and shutil.disk_usage(path).free < ROOM_TO_SPEAK_BYTES
+    return f"no space is left for {path}" if is_full else f"it said nothing; see {path}"

@@ -1,5 +1,6 @@
 """A comparison's files: comparison.html, comparison.md, comparison.json, and what a terminal shows of it."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from markupsafe import Markup
@@ -17,15 +18,21 @@ COMPARISON_MD = "comparison.md"
 
 
 def write(comparison: Comparison, folder: Path) -> str:
-    """Make the folder and write all three files, each whole or not at all. Returns what a terminal should show, which
+    """Make the folder and write all three files, or none. Returns what a terminal should show, which
     ends with the path of comparison.html. RunFolderError when the folder cannot be written."""
     shown = view(comparison)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        run_folder.write_whole(folder / COMPARISON_JSON, comparison)
-        run_folder.replace(folder / COMPARISON_MD, markdown(shown).encode())
-        run_folder.replace(folder / COMPARISON_HTML, html(shown).encode())
+        run_folder.replace_all(
+            {
+                folder / COMPARISON_JSON: run_folder.json_of(comparison),
+                folder / COMPARISON_MD: markdown(shown).encode(),
+                folder / COMPARISON_HTML: html(shown).encode(),
+            }
+        )
     except OSError as error:
+        with suppress(OSError):  # one that has nothing in it says nothing
+            folder.rmdir()
         raise RunFolderError(f"the comparison cannot be written into {folder}: {error.strerror}") from error
     return terminal(shown, folder / COMPARISON_HTML)
 

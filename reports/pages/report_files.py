@@ -19,7 +19,7 @@ from reports.run_folder import RunFolderError
 
 
 def build(folder: Path) -> str:
-    """Write summary.json, report.html and report.md of a run folder, from that folder alone, each whole or not at all.
+    """Write summary.json, report.html and report.md of a run folder, from that folder alone: all of them or none.
 
     Returns what a terminal should show, which ends with the path of report.html. RunFolderError as from `analyse`, and
     when the folder cannot be written.
@@ -28,9 +28,13 @@ def build(folder: Path) -> str:
     shown = view(analysis)
     page, text = html(analysis, shown), markdown(shown)
     try:
-        run_folder.write_whole(folder / run_folder.SUMMARY, analysis.summary)
-        run_folder.replace(folder / run_folder.REPORT_MD, text.encode())
-        run_folder.replace(folder / run_folder.REPORT_HTML, page.encode())
+        run_folder.replace_all(
+            {
+                folder / run_folder.SUMMARY: run_folder.json_of(analysis.summary),
+                folder / run_folder.REPORT_MD: text.encode(),
+                folder / run_folder.REPORT_HTML: page.encode(),
+            }
+        )
     except OSError as error:
         raise RunFolderError(f"the report cannot be written into {folder}: {error.strerror}") from error
     return terminal(shown, folder / run_folder.REPORT_HTML)
