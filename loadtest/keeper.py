@@ -99,9 +99,13 @@ class RunKeeper:
 
     def _give_up(self, reason: str) -> None:
         """No run without its evidence: end the test, and a headless Locust with it."""
-        self._environment.process_exit_code = 2
         headless = getattr(self._environment.parsed_options, "headless", False)
         gevent.spawn(self._runner.quit if headless else lambda: stop_soon(self._runner))
+        self._say(reason)
+
+    def _say(self, reason: str) -> None:
+        """What is wrong with the options after all."""
+        self._environment.process_exit_code = 2
         with suppress(OSError):  # a log on a full disk, say: whoever reads it must not keep Locust running
             print(f"Error: {reason}", file=sys.stderr)
 
@@ -144,8 +148,8 @@ class RunKeeper:
             case messages.DONE:
                 run.done(sender)
             case messages.FAILED:
-                run.fail(msg.data["text"])
-                self._give_up(msg.data["text"])
+                run.fail(msg.data["text"])  # which ends Locust, too
+                self._say(msg.data["text"])
 
 
 def stop_soon(runner: Runner) -> None:

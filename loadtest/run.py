@@ -91,6 +91,9 @@ def run(job: Job, interrupts: Interrupts) -> tuple[int, Path]:
             _load(job, host, options, interrupts)
         if interrupts.count and not _began(job.folder):
             raise RunError("stopped before the run began")
+    except OptionError:  # which the first upload has shown, or the store: nothing was measured
+        shutil.rmtree(job.folder, ignore_errors=True)
+        raise
     except RunError as error:
         if not interrupts.count:
             raise
@@ -103,6 +106,15 @@ def run(job: Job, interrupts: Interrupts) -> tuple[int, Path]:
         return INTERRUPTED, job.folder
     outcome = run_folder.read_outcome(job.folder) if is_reported else None
     return (FAILED if outcome is None else outcome.exit_code), job.folder
+
+
+def _why_failed(folder: Path) -> str:
+    """What the load found wrong with its options once it ran; empty when that is not known."""
+    try:
+        ended = run_folder.read_run(folder).ended
+    except RunFolderError:
+        return ""
+    return ended.reason if ended is not None and ended.how == "failed" else ""
 
 
 def _began(folder: Path) -> bool:
@@ -189,6 +201,8 @@ def _load(job: Job, host: str, options: LoadOptions, interrupts: Interrupts) -> 
         code = _watch(process, job.folder, options.planned_s, interrupts)
     finally:
         _end(process, LOAD_STOP_S + options.drain_s)
+    if not interrupts.count and code == USAGE and (reason := _why_failed(job.folder)):
+        raise OptionError(reason)
     if not interrupts.count and (code not in (OK, FAILED) or not _began(job.folder)):
         raise RunError(f"Locust ended with exit code {code}: {_last_line(job.folder / 'locust.log')}")
 
