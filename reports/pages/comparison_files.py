@@ -34,7 +34,7 @@ def write(comparison: Comparison, folder: Path) -> str:
         with suppress(OSError):  # one that has nothing in it says nothing
             folder.rmdir()
         raise RunFolderError(f"the comparison cannot be written into {folder}: {error.strerror}") from error
-    return terminal(shown, folder / COMPARISON_HTML)
+    return terminal(shown, folder / COMPARISON_HTML, layout.columns())
 
 
 def html(shown: ComparisonView) -> str:
@@ -45,12 +45,13 @@ def markdown(shown: ComparisonView) -> str:
     return layout.template("comparison.md.j2").render(view=shown)
 
 
-def terminal(shown: ComparisonView, page: Path) -> str:
-    """Verdict, sentence, warnings, the findings of each label, what was set differently, and where the page is."""
+def terminal(shown: ComparisonView, page: Path, columns: int = 0) -> str:
+    """For a terminal of so many columns: verdict, sentence, warnings, the findings of each label, what was set
+    differently, and where the page is."""
     tables = [table for section in shown.sections for table in (section.findings, section.differences)]
     blocks = [
         [f"{shown.verdict}: {shown.sentence}"],
         [f"warning: {warning}" for warning in shown.warnings],
-        *(layout.aligned(table) for table in tables),
+        *(layout.aligned(table, columns) for table in tables),
     ]
     return layout.terminal(blocks, page)

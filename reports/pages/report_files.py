@@ -37,7 +37,7 @@ def build(folder: Path) -> str:
         )
     except OSError as error:
         raise RunFolderError(f"the report cannot be written into {folder}: {error.strerror}") from error
-    return terminal(shown, folder / run_folder.REPORT_HTML)
+    return terminal(shown, folder / run_folder.REPORT_HTML, layout.columns())
 
 
 def html(analysis: Analysis, shown: View) -> str:
@@ -61,16 +61,16 @@ def markdown(shown: View) -> str:
     return layout.template("report.md.j2").render(view=shown)
 
 
-def terminal(shown: View, report: Path) -> str:
-    """Verdict, sentence, conditions, what to be wary of, the modes without their size classes, what was offered, and
-    where the report is."""
+def terminal(shown: View, report: Path, columns: int = 0) -> str:
+    """For a terminal of so many columns: verdict, sentence, conditions, what to be wary of, the modes without their
+    size classes, what was offered, and where the report is."""
     blocks = [
         [f"{shown.verdict}: {shown.reason}"],
         [shown.sentence],
         [_threshold_line(*row.cells) for row in shown.thresholds.rows],
         [f"warning: {warning}" for warning in shown.warnings],
-        layout.aligned(shown.offered),
-        layout.aligned(shown.modes),
+        layout.aligned(shown.offered, columns),
+        layout.aligned(shown.modes, columns),
     ]
     return layout.terminal(blocks, report)
 
