@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 from in_process import called
+from slow import first_of
 
 from reports import run_folder
 from reports.__main__ import cli, main
@@ -153,19 +154,13 @@ def test_of_no_width_known_or_too_small_a_one_none_is_lost(plain, columns):
 
 
 def test_the_terminal_s_width_is_that_of_who_shows_it(plain, monkeypatch):
-    _, folder = plain
+    wide, folder = plain
     monkeypatch.setenv("COLUMNS", "60")
-    shown = report_files.build(folder).splitlines()
-    assert len([line for line in shown if line.startswith("Connections ")]) > 1
-    monkeypatch.setenv("COLUMNS", "200")
-    shown = report_files.build(folder).splitlines()
-    assert len([line for line in shown if line.startswith("Connections ")]) == 1
+    narrow = report_files.build(folder)
+    assert [text.count("\nConnections ") for text in (wide, narrow)] == [1, 3]
 
 
-FILES = (run_folder.SUMMARY, run_folder.REPORT_MD, run_folder.REPORT_HTML)
-
-
-@pytest.mark.parametrize("full", FILES)
+@pytest.mark.parametrize("full", first_of([run_folder.REPORT_HTML, run_folder.REPORT_MD, run_folder.SUMMARY]))
 def test_on_a_full_disk_no_file_of_a_report_is_left_whichever_does_not_fit(tmp_path, full):
     folder = run_folders.write(tmp_path / "run")
     before = sorted(path.name for path in folder.iterdir())
@@ -175,16 +170,14 @@ def test_on_a_full_disk_no_file_of_a_report_is_left_whichever_does_not_fit(tmp_p
     assert sorted(path.name for path in folder.iterdir()) == before
 
 
-def test_a_run_whose_disk_was_full_says_so_although_only_an_event_could(build):
-    terminal, folder = build(ended=None)
-    assert "warning: the run was cut off" in terminal
+def test_a_run_whose_disk_was_full_says_so_although_only_an_event_could(tmp_path):
+    folder = run_folders.write(tmp_path / "run", ended=None)
+    assert analyse(folder).summary.warnings[0].startswith("the run was cut off")
     event = Event(mono_ns=0, wall_ns=0, source="load", kind=run_folder.RUN_FAILED, text="No space left on device")
     with (folder / run_folder.EVENTS).open("ab") as file:
         file.write(msgspec.json.encode(event) + b"\n")
-    terminal = report_files.build(folder)
-    assert "warning: the run failed: No space left on device" in terminal
-    assert "cut off" not in terminal
-    assert run_folder.read_outcome(folder).exit_code != 0
+    summary = analyse(folder).summary
+    assert (summary.warnings[0], summary.exit_code) == ("the run failed: No space left on device", 1)
 
 
 def test_the_repeat_command_is_quoted_for_a_shell(unusual):
