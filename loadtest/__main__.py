@@ -88,8 +88,9 @@ def cli() -> None:
 def run(**options: Any) -> None:
     """Load a server and report what it held and what it cost.
 
-    Exit codes: 0 all uploads acknowledged, 1 some failed or the run broke, 2 wrong options, 3 a --fail-if condition
-    came true, 4 the numbers cannot be trusted (INVALID or NOISY), 130 interrupted.
+    Exit codes: 0 all uploads acknowledged, 1 some failed or the run broke, 2 wrong options, or the first upload showed
+    that none can succeed, 3 a --fail-if condition came true, 4 the numbers cannot be trusted (INVALID or NOISY), 130
+    interrupted.
     """
     interrupts = main_job.Interrupts()
     _exit(lambda: main_job.run(_job(options, sys.argv[2:]), interrupts)[0])
@@ -100,7 +101,7 @@ def _job(options: dict[str, Any], arguments: Sequence[str], *, brief: bool = Fal
     if options["host"] is not None:
         for name in ("workers", "store"):
             if options[name] is not None:
-                raise OptionError(f"{name} is for a server that the run starts, but {options['host']} runs already")
+                raise OptionError(f"{name} is for a server that the run starts, but the one of --host runs already")
     own = ("host", "users", "workers", "store", "fail_if")
     fields = DEFAULTS | {name: value for name, value in options.items() if name not in own}
     fields["fail_if"] = "; ".join(options["fail_if"])
@@ -165,7 +166,7 @@ def _side(name: str, common: Sequence[str], options: str) -> Side:
     try:
         arguments = [*common, *shlex.split(options)]
     except ValueError as error:
-        raise click.BadParameter(f"{options!r}: {error}", param_hint=f"--{name.lower()}") from None
+        raise click.BadParameter(str(error), param_hint=f"--{name.lower()}") from None
     if not any(argument.startswith(COMPARED_RUN[0]) for argument in arguments):
         arguments = [*COMPARED_RUN, *arguments]
     if not any(argument.startswith("--label") for argument in arguments):

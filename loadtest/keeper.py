@@ -99,10 +99,15 @@ class RunKeeper:
 
     def _give_up(self, reason: str) -> None:
         """No run without its evidence: end the test, and a headless Locust with it."""
-        print(f"Error: {reason}", file=sys.stderr)
-        self._environment.process_exit_code = 2
         headless = getattr(self._environment.parsed_options, "headless", False)
         gevent.spawn(self._runner.quit if headless else lambda: stop_soon(self._runner))
+        self._say(reason)
+
+    def _say(self, reason: str) -> None:
+        """What is wrong with the options after all."""
+        self._environment.process_exit_code = 2
+        with suppress(OSError):  # a log on a full disk, say: whoever reads it must not keep Locust running
+            print(f"Error: {reason}", file=sys.stderr)
 
     def on_spawning_complete(self, user_count: int, **_: Any) -> None:
         if self._run is not None:
@@ -143,8 +148,8 @@ class RunKeeper:
             case messages.DONE:
                 run.done(sender)
             case messages.FAILED:
-                run.fail(msg.data["text"])
-                self._give_up(msg.data["text"])
+                run.fail(msg.data["text"])  # which ends Locust, too
+                self._say(msg.data["text"])
 
 
 def stop_soon(runner: Runner) -> None:
@@ -177,6 +182,8 @@ class _Run:
         self._users = 0
         self._stopping = False
         self._closed = False
+        self._has_no_report = False
+        """Whether one should have been built and could not."""
         folder = _make_folder(environment, str(fields["label"]))
         self._writer = RunWriter(folder, _describe(environment, folder, fields, self._options), self._options)
         self.pulse = self._writer.pulse
@@ -316,7 +323,7 @@ class _Run:
             self._ending = Ending(how="failed", reason=reason)
             log.error(reason)
             with suppress(OSError):
-                self._note("run-failed", reason)
+                self._note(run_folder.RUN_FAILED, reason)
         if not self._stopping:
             gevent.spawn(stop_soon, self._runner)
 
@@ -403,7 +410,7 @@ class _Run:
         try:
             self._close_books(end_ns, recorder_problem)
             if not getattr(parsed, "no_report", False):
-                build_report(self._writer.folder)
+                self._has_no_report = not build_report(self._writer.folder)
         except Exception as error:
             self._cannot_go_on(error)
         self._set_exit_code()
@@ -426,7 +433,9 @@ class _Run:
         outcome = run_folder.read_outcome(self._writer.folder)
         if outcome is not None:
             self._environment.process_exit_code = outcome.exit_code
-        elif self.pulse.any_failed or (self._ending is not None and self._ending.how == "failed"):
+        elif (
+            self._has_no_report or self.pulse.any_failed or (self._ending is not None and self._ending.how == "failed")
+        ):
             self._environment.process_exit_code = 1
 
 

@@ -30,6 +30,7 @@ from loadtest.locust_form import Form
 from loadtest.options import OptionError
 from loadtest.payloads import PayloadError
 from loadtest.trust_tab import add_trust_tab
+from loadtest.wires import HostError, parse_target
 
 
 class Lifecycle:
@@ -82,6 +83,15 @@ class Lifecycle:
         if options.shape != "none":
             environment.shape_class = shapes.Stages(options.shape, users, options.planned_s)
             environment.shape_class.runner = environment.runner
+        return None
+
+    def host_problem(self) -> str | None:
+        """What is wrong with the host of the command line, if it has one: Locust's page would show it to everybody."""
+        try:
+            if self._environment.host:
+                parse_target(self._environment.host)
+        except HostError as error:
+            return str(error)
         return None
 
     def prepare_command_line(self) -> str | None:

@@ -59,6 +59,9 @@ class Load:
         self.phase = RunningPhase("ramp-up", options.plan[0].uploads_per_connection)
         self.addresses: dict[Target, Address] = {}
         self.in_flight = 0
+        self.any_acknowledged = False
+        self.failed_first: dict[str, str] = {}
+        """code -> message of the uploads that failed before any was acknowledged."""
         self.mistakes = 0
         """Uploads that failed for a reason nobody foresaw."""
         self.telemetry = Telemetry()
@@ -77,6 +80,10 @@ class Load:
         size_bytes = payload.size_bytes
         row = row_of(phase.uploads_per_connection, size_bytes)
         self.telemetry.record(phase.name, row, size_bytes, done, arrival, late=phase.over_by(done.end_ns))
+        if done.error is None:
+            self.any_acknowledged = True
+        elif not self.any_acknowledged:
+            self.failed_first[done.error.code] = done.error.message
         if done.error is not None or self._fires_all:
             begun_ns = done.start_ns if arrival is None else arrival.intended_ns
             code = None if done.error is None else done.error.code

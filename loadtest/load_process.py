@@ -16,7 +16,7 @@ from locust.env import Environment
 from locust.rpc.protocol import Message
 from locust.runners import Runner, WorkerRunner
 
-from loadtest import locust_tables, messages
+from loadtest import hopeless, locust_tables, messages
 from loadtest import options as load_options
 from loadtest.alarm import Alarm
 from loadtest.hiccup_meter import HiccupMeter
@@ -103,6 +103,7 @@ class _Test:
         self._plan_end: gevent.Greenlet[..., Any] | None = None
         gc.collect()
         gc.freeze()  # Locust's own objects, which no later collection has to look through while uploads wait
+        self._judged: set[str] = set()
         self._hiccups: list[tuple[str, Sparse]] = []
         self._meter = HiccupMeter()
         self._batches = gevent.spawn(self._send_batches)
@@ -162,6 +163,18 @@ class _Test:
         while True:
             gevent.sleep(BATCH_S)
             self._send_batch()
+            self._judge_first_uploads()
+
+    def _judge_first_uploads(self) -> None:
+        """A run of which no upload can succeed is ended. Asked once for each new way in which the first ones failed."""
+        load = self.load
+        if load.any_acknowledged or self._judged >= load.failed_first.keys():
+            return
+        self._judged = set(load.failed_first)
+        why = hopeless.why_none_can(dict(load.failed_first), load.options.target)
+        if why is not None and not load.any_acknowledged:
+            text = f"no upload to {self._environment.host} can succeed: {why}"
+            _send(self._environment, self._run, messages.FAILED, {"text": text})
 
     def _take_hiccups(self) -> None:
         """Those until now belong to this phase."""

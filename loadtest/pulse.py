@@ -28,6 +28,7 @@ class Pulse:
         self._ticks: dict[tuple[str, int], tuple[LoadTick, LoadTick]] = {}
         """load process -> its last two ticks"""
         self._lines: Sequence[UploadsLine] = ()
+        self._lasted_s = 1.0
         self._failed = 0
         self._dropped = 0
 
@@ -35,8 +36,10 @@ class Pulse:
         _, before = self._ticks.get((tick.host, tick.pid), (tick, tick))
         self._ticks[tick.host, tick.pid] = before, tick
 
-    def second(self, lines: Sequence[UploadsLine]) -> None:
+    def second(self, lines: Sequence[UploadsLine], lasted_s: float) -> None:
+        """Where a phase changes it may last less, and the first one more."""
         self._lines = lines
+        self._lasted_s = lasted_s
         for line in lines:
             for name in line.names.values():
                 dropped = name.failures.get(DROPPED, 0)
@@ -63,7 +66,7 @@ class Pulse:
         return [
             Row("Verdict", verdict, why),
             Row("Phase", self._lines[-1].phase),
-            Row("Uploads", f"{sum(name.count for name in names):,}/s"),
+            Row("Uploads", f"{sum(name.count for name in names) / self._lasted_s:,.0f}/s"),
             Row("p99 of the slowest size class", f"{slowest / 1000:,.2f} ms"),
             Row("Failed", f"{self._failed:,}", "since the run's start"),
             Row("Dropped arrivals", f"{self._dropped:,}", "due while the most uploads were in flight"),

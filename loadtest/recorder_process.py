@@ -118,8 +118,8 @@ class RecorderProcess:
         return None
 
 
-def build_report(folder: Path) -> None:
-    """Build the report in a process of its own: it needs 160 MiB that Locust should not have."""
+def build_report(folder: Path) -> bool:
+    """Build the report in a process of its own: it needs 160 MiB that Locust should not have. Whether it is there."""
     command = [sys.executable, "-m", "reports", "build", str(folder)]
     try:
         built = subprocess.run(
@@ -133,8 +133,9 @@ def build_report(folder: Path) -> None:
         )
     except subprocess.TimeoutExpired:
         log.error("the report took over %g s; build it with: %s", REPORT_TIMEOUT_S, run_folder.build_command(folder))
-        return
+        return False
     if built.returncode == 0:
         log.info("report\n%s", built.stdout.rstrip())
     else:
         log.error("the report could not be built: %s", built.stderr.strip())
+    return built.returncode == 0

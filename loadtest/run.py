@@ -15,29 +15,27 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Never, TextIO
-
-from tqdm import tqdm
+from typing import TextIO
 
 from loadtest import options as load_options
 from loadtest.options import LoadOptions, OptionError
 from loadtest.payloads import PayloadError
+from loadtest.progress import Progress
 from reports import run_folder
 from reports.guard import Guard
-from reports.run_folder import RunFolderError, UploadsLine, UploadsTail
+from reports.run_folder import RunFolderError
 from server.printing import one_line
 
 SERVER_START_S = 20.0
 SERVER_STOP_S = 10.0
 LOAD_STOP_S = 30.0  # beside the drain: last batches, the recorder's last sample
 POLL_S = 0.2
-RATE_OVER_S = 0.8  # of shorter times a rate would be chance
+ROOM_TO_SPEAK_BYTES = 4096  # a block
 STORE_ROOM_BYTES = 2 << 30  # payloads are at most 1 GiB, and replaced while they are still being read
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -93,18 +91,30 @@ def run(job: Job, interrupts: Interrupts) -> tuple[int, Path]:
             _load(job, host, options, guard, interrupts)
         if interrupts.count and not _began(job.folder):
             raise RunError("stopped before the run began")
+    except OptionError:  # which the first upload has shown, or the store: nothing was measured
+        shutil.rmtree(job.folder, ignore_errors=True)
+        raise
     except RunError as error:
         if not interrupts.count:
             raise
         _show(f"{error}\n", sys.stderr)
     finally:
-        _report(job)
+        is_reported = _report(job)
     if interrupts.count:
         if not _began(job.folder):  # it would be in the way of who reads all runs
             shutil.rmtree(job.folder, ignore_errors=True)
         return INTERRUPTED, job.folder
-    outcome = run_folder.read_outcome(job.folder)
+    outcome = run_folder.read_outcome(job.folder) if is_reported else None
     return (FAILED if outcome is None else outcome.exit_code), job.folder
+
+
+def _why_failed(folder: Path) -> str:
+    """What the load found wrong with its options once it ran; empty when that is not known."""
+    try:
+        ended = run_folder.read_run(folder).ended
+    except RunFolderError:
+        return ""
+    return ended.reason if ended is not None and ended.how == "failed" else ""
 
 
 def _began(folder: Path) -> bool:
@@ -202,6 +212,8 @@ def _load(job: Job, host: str, options: LoadOptions, guard: Guard, interrupts: I
         code = _watch(process, job.folder, options.planned_s, interrupts)
     finally:
         _end(process, stop_s)
+    if not interrupts.count and code == USAGE and (reason := _why_failed(job.folder)):
+        raise OptionError(reason)
     if not interrupts.count and (code not in (OK, FAILED) or not _began(job.folder)):
         raise RunError(f"Locust ended with exit code {code}: {_last_line(job.folder / 'locust.log')}")
 
@@ -223,7 +235,7 @@ def _locust_command(job: Job, host: str) -> list[str]:
 def _watch(process: "subprocess.Popen[bytes]", folder: Path, planned_s: float, interrupts: Interrupts) -> int:
     """Show the run's progress until Locust has ended; pass interrupts on."""
     handled = 0
-    with closing(_Progress(folder, planned_s)) as progress:
+    with closing(Progress(folder, planned_s, lambda text: _show(f"{text}\n", sys.stderr))) as progress:
         while True:
             try:
                 return process.wait(POLL_S)
@@ -235,58 +247,6 @@ def _watch(process: "subprocess.Popen[bytes]", folder: Path, planned_s: float, i
                 progress.say("stopping: finishing the uploads under way (again to end at once)")
                 process.send_signal(signal.SIGTERM if first else signal.SIGKILL)
             progress.update()
-
-
-class _Progress:
-    """One bar for the whole plan, fed from the run folder that the run is writing."""
-
-    def __init__(self, folder: Path, total_s: float) -> None:
-        self._folder = folder
-        self._tail = UploadsTail(folder)
-        self._failed = self._uploads = self._bytes = self._since_ns = 0
-        terminal = sys.stderr.isatty()
-        layout = "{desc:<9} {percentage:3.0f} % |{bar}| {n:.0f}/{total:.0f} s{postfix}"
-        self._total_s = total_s
-        self._shown_s = 0.0
-        self._bar: tqdm[Never] = tqdm(
-            total=total_s, bar_format=layout, mininterval=0.2 if terminal else 5.0, ncols=None if terminal else 100
-        )
-        self._bar.set_description_str("starting", refresh=False)
-
-    def close(self) -> None:
-        self._bar.close()
-
-    def say(self, text: str) -> None:
-        self._bar.clear()
-        _show(f"{text}\n", sys.stderr)
-        self._bar.refresh()
-
-    def update(self) -> None:
-        try:
-            phases = run_folder.read_run(self._folder).phases
-        except RunFolderError:
-            return  # not begun yet
-        running = [phase for phase in phases if phase.name != "ramp-up"]
-        if running:
-            elapsed_s = (time.monotonic_ns() - running[0].start_ns) / 1e9
-            self._bar.set_description_str(running[-1].name, refresh=False)
-            step_s = max(0.0, min(elapsed_s, self._total_s) - self._shown_s)
-            self._shown_s += step_s
-            self._bar.update(step_s)
-        for line in self._tail.take():
-            self._take(line)
-
-    def _take(self, line: UploadsLine) -> None:
-        """Show rates when about a second has passed: where a phase changes, a line is of less."""
-        self._failed += sum(sum(name.failures.values()) for name in line.names.values())
-        self._uploads += sum(name.count for name in line.names.values())
-        self._bytes += sum(name.bytes for name in line.names.values())
-        passed_s = (line.mono_ns - self._since_ns) / 1e9 if self._since_ns else 1.0
-        if passed_s < RATE_OVER_S:
-            return
-        rates = f"{self._uploads / passed_s:,.0f} uploads/s  {self._bytes / passed_s / 1e6:,.1f} MB/s"
-        self._bar.set_postfix_str(f"{rates}  {self._failed:,} failed", refresh=False)
-        self._since_ns, self._uploads, self._bytes = line.mono_ns, 0, 0
 
 
 # ── the end ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -305,20 +265,25 @@ def _end(process: "subprocess.Popen[str] | subprocess.Popen[bytes]", grace_s: fl
         process.stdout.close()
 
 
-def _report(job: Job) -> None:
-    """Build and show the report, if anything was measured; otherwise the error that stopped us says more."""
-    if _began(job.folder):
+def _report(job: Job) -> bool:
+    """Build and show the report, if anything was measured; otherwise the error that stopped us says more. Whether there
+    is one."""
+    if not _began(job.folder):
+        return False
+    built = _build(job.folder)
+    if -built.returncode in ENDING:  # Ctrl-C came in the instant before it had a session of its own
         built = _build(job.folder)
-        if -built.returncode in ENDING:  # Ctrl-C came in the instant before it had a session of its own
-            built = _build(job.folder)
-        verdict, _, _ = built.stdout.partition("\n")
-        _show(f"{verdict}\n" if job.brief else built.stdout, sys.stdout)
+    verdict, _, _ = built.stdout.partition("\n")
+    _show(f"{verdict}\n" if job.brief else built.stdout, sys.stdout)
+    return built.returncode == 0
 
 
 def _build(folder: Path) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "reports", "build", str(folder)]
+    wide = {"COLUMNS": str(shutil.get_terminal_size((0, 0)).columns)}  # as our terminal is, which it does not see
     return subprocess.run(
         command,
+        env=os.environ | wide,
         stdout=subprocess.PIPE,
         encoding=sys.stdout.encoding,
         errors="replace",
@@ -338,5 +303,10 @@ def _show(text: str, stream: TextIO) -> None:
 
 
 def _last_line(path: Path) -> str:
+    """What a log says last: of a program that says more after its error, that. On a full disk it says nothing."""
     lines = path.read_text(errors="replace").strip().splitlines() if path.exists() else []
-    return one_line(lines[-1]) if lines else f"it said nothing; see {path}"
+    errors = [line.removeprefix("Error: ") for line in lines if line.startswith("Error: ")]
+    if lines:
+        return one_line([*lines, *errors][-1])
+    is_full = path.exists() and shutil.disk_usage(path).free < ROOM_TO_SPEAK_BYTES
+    return f"no space is left for {path}" if is_full else f"it said nothing; see {path}"

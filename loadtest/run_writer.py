@@ -46,7 +46,7 @@ class RunWriter:
 
     @property
     def silent_s(self) -> float:
-        """Seconds since `write_second` was called last."""
+        """Seconds since `write_second` was called last, or since the run's start."""
         return time.monotonic() - self._written_s
 
     def change(self, **fields: Any) -> None:
@@ -98,11 +98,11 @@ class RunWriter:
 
     def write_second(self, users: int) -> None:
         """A line of what was added since the last one, for each phase; now and then the histograms so far."""
-        self._written_s = time.monotonic()
+        lasted_s, self._written_s = self.silent_s, time.monotonic()
         lines = self._merger.take_second(users)
         for line in lines:
             self._uploads.append(line)
-        self.pulse.second(lines)
+        self.pulse.second(lines, lasted_s)
         self._lines += 1
         if self._lines % HISTOGRAMS_EVERY == 0:
             self._uploads.append(self._merger.histograms(self.phase.name))

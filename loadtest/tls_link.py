@@ -19,7 +19,8 @@ from loadtest.link import SEND_PIECE_BYTES, Address, Link, WaiterFactory
 GOODBYE_LIMIT_S = 1.0  # for a server to close TCP after both have said that they are done
 _READ_BYTES = 64 << 10  # more than a record has: one read takes all of it
 
-_WITHOUT_A_WORD = "the server ended the handshake without a word: does it want a certificate (--cert)?"
+WITHOUT_A_WORD = "the server ended the handshake without a word: does it want a certificate (--cert)?"
+_ALERT = "_ALERT_"
 _NOT_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG", "HTTP_REQUEST")
 
 
@@ -32,10 +33,14 @@ def in_words(error: ssl.SSLError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the server's certificate is not to be trusted: {error.verify_message.rstrip('.')}"
     reason = error.reason or ""
-    _, refused, what = reason.partition("_ALERT_")
-    if refused:
-        return f"the server refused: {_spelled(what)}"
+    if is_refusal(error):
+        return f"the server refused: {_spelled(reason.partition(_ALERT)[2])}"
     return "the server does not speak TLS" if reason in _NOT_TLS else _spelled(reason) or str(error)
+
+
+def is_refusal(error: ssl.SSLError) -> bool:
+    """Whether the server has said so itself, in TLS."""
+    return _ALERT in (error.reason or "")
 
 
 def _spelled(reason: str) -> str:
@@ -73,11 +78,11 @@ class TlsLink:
                 self._link.send(self._outgoing.read())
                 data, _ = self._link.receive()
                 if not data:
-                    raise TlsError(_WITHOUT_A_WORD)
+                    raise TlsError(WITHOUT_A_WORD)
                 self._incoming.write(data)
             self._link.send(self._outgoing.read())
         except ConnectionError:
-            raise TlsError(_WITHOUT_A_WORD) from None
+            raise TlsError(WITHOUT_A_WORD) from None
         self._accepted = self._tls.version() != "TLSv1.3"
 
     def _has_shaken_hands(self) -> bool:
@@ -147,7 +152,7 @@ class TlsLink:
         except ConnectionError:
             if self._accepted:
                 raise
-        raise TlsError(_WITHOUT_A_WORD)
+        raise TlsError(WITHOUT_A_WORD)
 
     def _decrypted(self, data: bytes) -> bytes:
         """What these bytes complete; none when they are no whole record, or say nothing to us."""

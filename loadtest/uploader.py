@@ -52,11 +52,11 @@ class Uploader:
         except gevent.GreenletExit:  # a server that hangs must not go uncounted
             done = _failed("unfinished", start_ns)
             raise
-        except Exception:
+        except Exception as error:
             if not load.mistakes:  # the others are most likely the same, and thousands
                 log.exception("an upload failed for a reason nobody foresaw; others like it are only counted")
             load.mistakes += 1
-            done = _failed("client_failed", start_ns)
+            done = _failed("client_failed", start_ns, f"{type(error).__name__}: {error}")
         finally:
             load.in_flight -= 1
             if done is not None:
@@ -75,5 +75,5 @@ class Uploader:
         self._on_connection = 0
 
 
-def _failed(code: str, start_ns: int) -> Upload:
-    return Upload(error=UploadError(code), start_ns=start_ns, end_ns=time.monotonic_ns(), connected=False)
+def _failed(code: str, start_ns: int, message: str = "") -> Upload:
+    return Upload(error=UploadError(code, message), start_ns=start_ns, end_ns=time.monotonic_ns(), connected=False)

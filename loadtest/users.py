@@ -76,13 +76,14 @@ def _begin(environment: Environment, **_: Any) -> None:
     if environment.runner is None:
         return
     lifecycle = _lifecycles[environment] = Lifecycle(environment)
+    if isinstance(environment.runner, WorkerRunner):
+        return
     parsed = environment.parsed_options
     starts_now = parsed is not None and (parsed.headless or parsed.autostart)
-    if starts_now and not isinstance(environment.runner, WorkerRunner):
-        problem = lifecycle.prepare_command_line()
-        if problem is not None:
-            print(f"Error: {problem}", file=sys.stderr)
-            sys.exit(2)
+    problem = lifecycle.prepare_command_line() if starts_now else lifecycle.host_problem()
+    if problem is not None:
+        print(f"Error: {problem}", file=sys.stderr)
+        sys.exit(2)
 
 
 class UploadUser(User):

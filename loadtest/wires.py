@@ -9,7 +9,8 @@ import os
 import re
 from collections.abc import Callable
 from functools import partial
-from urllib.parse import urlsplit
+from unicodedata import normalize
+from urllib.parse import unquote, urlsplit
 
 from loadtest.wire_interface import Answer, Target, Wire, WireError, WireFactory
 from server.protocol import ClientConnection, RemoteProtocolError, UploadHeader
@@ -22,6 +23,8 @@ __all__ = [
 
 FRAMED = ("tcp", "tls", "unix")
 """Schemes of the framed upload protocol: it goes over any stream."""
+
+_NOT_SENT = "is never sent and would stand in every report: leave it out (the framed protocol's token has --token-file)"
 
 
 class HostError(ValueError):
@@ -62,7 +65,7 @@ class FramedWire:
 
 
 def parse_target(host: str) -> Target:
-    """HostError says what is wrong with a text that names no target."""
+    """HostError says what is wrong with a text that names no target, without repeating what may be a password."""
     if host.startswith("unix:"):
         return _parse_unix(host)
     try:
@@ -71,17 +74,32 @@ def parse_target(host: str) -> Target:
         (name or "").encode("idna")  # what a lookup would stumble over later
     except ValueError:  # UnicodeError is one
         name, port, parts = None, None, urlsplit("")
+    if "@" in parts.netloc:
+        raise HostError(f"what was given is not a host: it has a user or a password before its @, which {_NOT_SENT}")
+    if parts.query or parts.fragment:
+        raise HostError(
+            f"what was given is not a host: it has a query or a fragment (behind ? or #), which {_NOT_SENT}"
+        )
+    if parts.scheme == "https":
+        raise HostError(
+            "https:// is not supported: write http://HOST:PORT/PATH; over TLS goes the framed protocol, tls://HOST:PORT"
+        )
     if parts.scheme == "http":
         port = port or 80
     elif parts.scheme not in ("tcp", "tls") or parts.path not in ("", "/"):
         name = None
     path = parts.path.rstrip("/") + "/"
-    if not name or not port or parts.query or parts.fragment or not re.fullmatch(r"[!-~]+", path):
+    if not name or not port or not re.fullmatch(r"[!-~]+", path):
         raise HostError(
-            f"{host!r} is not a host: write tcp://HOST:PORT, such as tcp://127.0.0.1:12345, tls://HOST:PORT, "
+            f"{_shown(host)} is not a host: write tcp://HOST:PORT, such as tcp://127.0.0.1:12345, tls://HOST:PORT, "
             "unix:///PATH or http://HOST:PORT/PATH"
         )
     return Target(parts.scheme, name, port, path)
+
+
+def _shown(host: str) -> str:
+    """The text, unless it looks like one with a password in it, however that is written."""
+    return "what was given" if re.search("[@?#]", normalize("NFKC", unquote(host))) else repr(host)
 
 
 def _parse_unix(host: str) -> Target:
@@ -93,8 +111,8 @@ def _parse_unix(host: str) -> Target:
         length = 0
     if not path.startswith("/") or path.endswith("/") or "\0" in path or not 0 < length <= MAX_UNIX_PATH_BYTES:
         raise HostError(
-            f"{host!r} is not a host: write unix:///PATH of a socket, such as unix:///run/uploads.sock, of at most "
-            f"{MAX_UNIX_PATH_BYTES} bytes"
+            f"{_shown(host)} is not a host: write unix:///PATH of a socket, such as unix:///run/uploads.sock, of at "
+            f"most {MAX_UNIX_PATH_BYTES} bytes"
         )
     return Target("unix", "", 0, path)
 

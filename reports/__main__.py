@@ -60,7 +60,10 @@ def compare(runs: tuple[Path, ...], baseline: str | None, tolerance: float, out:
     except comparing.LabelError as error:
         raise click.UsageError(one_line(str(error))) from None
     labels = "-".join([compared.baseline, *(one.label for one in compared.against)])
-    folder = out or run_folder.create(Path("reports/comparisons") / run_folder.new_run_id(labels))
+    try:
+        folder = out or run_folder.create(Path("reports/comparisons") / run_folder.new_run_id(labels))
+    except OSError as error:
+        raise RunFolderError(f"the comparison's folder cannot be made: {error}") from None
     print(comparison_files.write(compared, folder))
     sys.exit(compared.exit_code)
 
@@ -94,6 +97,8 @@ def record(
 
     if port is None and pid is None and not command and not until_stdin_closes:
         raise click.UsageError("name the server: --port PORT, --pid PID, or -- COMMAND")
+    if set(host) & set("@/?#"):  # it may have a password, and the run folder would show it
+        raise click.UsageError("--host is an address or a name alone, such as 127.0.0.1: no scheme, user or path")
     if pid is not None and command:
         raise click.UsageError("--pid and a COMMAND both name the server: give one of them")
     if until_stdin_closes and command:

@@ -6,7 +6,8 @@ replaced is written beside its place and moved there.
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -64,11 +65,30 @@ def decoded(lines: Iterable[bytes], decoder: "msgspec.json.Decoder[T]") -> Itera
 
 def write_whole(path: Path, value: Any) -> None:
     """Replace a JSON file, see `replace`."""
-    replace(path, msgspec.json.format(encoded(value), indent=2) + b"\n")
+    replace(path, json_of(value))
+
+
+def json_of(value: Any) -> bytes:
+    """A JSON file's content."""
+    return msgspec.json.format(encoded(value), indent=2) + b"\n"
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Replace a file atomically; readers see the old or the new one."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_bytes(content)
-    temporary.rename(path)
+    """Replace a file atomically; readers see the old or the new one. OSError when it cannot be written: then nothing
+    has changed."""
+    replace_all({path: content})
+
+
+def replace_all(contents: Mapping[Path, bytes]) -> None:
+    """Replace several files, each as `replace` does, and none of them before all are written."""
+    temporaries = {path: path.with_name(f".{path.name}") for path in contents}
+    try:
+        for path, content in contents.items():
+            temporaries[path].write_bytes(content)
+        for path, temporary in temporaries.items():
+            temporary.rename(path)
+    except BaseException:
+        for temporary in temporaries.values():
+            with suppress(OSError):  # what is wrong is wrong with the first one
+                temporary.unlink()
+        raise

@@ -8,6 +8,8 @@ Counters are stored cumulative, rates are derived by the reader. What could not 
 at any moment at most the last line of a file is torn, and the readers here skip it.
 """
 
+import errno
+import shutil
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -20,12 +22,15 @@ import msgspec
 from reports.json_lines import UNDECODABLE as UNDECODABLE
 from reports.json_lines import Appender as Appender
 from reports.json_lines import decoded
-from reports.json_lines import replace as replace
+from reports.json_lines import json_of as json_of
+from reports.json_lines import replace_all as replace_all
 from reports.json_lines import write_whole as write_whole
+from server.units import format_size
 
 T = TypeVar("T")
 
 SCHEMA_VERSION = 1
+ROOM_BYTES = 2 << 20  # for a minute of two workers and its report
 
 RUN = "run.json"  # what was run, on what, with which phases, and how it ended; rewritten whole
 PROCESSES = "processes.jsonl"  # a line a tick: every process with its cumulative costs
@@ -36,6 +41,8 @@ EVENTS = "events.jsonl"  # what happened, as it happens
 SUMMARY = "summary.json"  # the report's numbers
 REPORT_HTML = "report.html"
 REPORT_MD = "report.md"
+
+RUN_FAILED = "run-failed"  # the kind of event that says why a run could not go on
 
 Role = Literal[
     "server-master", "server-worker", "server-status", "load-master", "load-worker", "hiccup-meter", "recorder"
@@ -343,8 +350,15 @@ def new_run_id(label: str, now: datetime | None = None) -> str:
 
 
 def create(path: Path) -> Path:
-    """Make a new run folder; when the name is taken, the first free of `path-2`, `path-3`... OSError as from mkdir."""
+    """Make a new run folder; when the name is taken, the first free of `path-2`, `path-3`... OSError as from mkdir, and
+    when there is no room for a run: it would only be cut off."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    free_bytes = shutil.disk_usage(path.parent).free
+    if free_bytes < ROOM_BYTES:
+        left, needed = format_size(free_bytes), format_size(ROOM_BYTES)
+        raise OSError(
+            errno.ENOSPC, f"{left} are left there, and a run with its report takes {needed}", str(path.parent)
+        )
     candidate, number = path, 1
     while True:
         try:

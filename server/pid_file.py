@@ -29,6 +29,7 @@ class PidFile:
             self._prepared.write_text(f"{os.getpid()}\n")
             self._prepared.chmod(0o644)  # a pid is no secret, and the store's umask is not meant for it
         except OSError as error:
+            self._prepared.unlink(missing_ok=True)  # a full disk still takes an empty file
             raise PidFileError(f"pid_file {printable(path)} cannot be written: {error.strerror}") from None
 
     def publish(self) -> None:

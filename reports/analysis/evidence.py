@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from reports import run_folder
 from reports.run_folder import (
+    Ending,
     Event,
     HistogramsLine,
     HostTick,
@@ -71,6 +72,8 @@ def read(folder: Path) -> Evidence:
         else:
             histograms[line.phase] = line
     ticks = list(run_folder.read_processes(folder))
+    events = sorted(run_folder.read_events(folder), key=lambda event: event.mono_ns)
+    run = _with_its_end(run, events)
     return Evidence(
         run=_until_its_last_tick(run, ticks) if run.model == "none" else run,
         seconds=seconds,
@@ -78,7 +81,7 @@ def read(folder: Path) -> Evidence:
         ticks=ticks,
         host=list(run_folder.read_host(folder)),
         load=list(run_folder.read_load(folder)),
-        events=sorted(run_folder.read_events(folder), key=lambda event: event.mono_ns),
+        events=events,
     )
 
 
@@ -91,6 +94,14 @@ def _look_for(folder: Path) -> None:
         raise RunFolderError(f"the run folder {folder} cannot be read: {error.strerror}") from error
     if not stat.S_ISDIR(found.st_mode):
         raise RunFolderError(f"{folder} is a file; give the run folder, which has {run_folder.RUN} in it")
+
+
+def _with_its_end(run: RunInfo, events: Sequence[Event]) -> RunInfo:
+    """A full disk had no room for another run.json, but perhaps for one more event."""
+    reason = next((event.text for event in events if event.kind == run_folder.RUN_FAILED), None)
+    if run.ended is not None or reason is None:
+        return run
+    return msgspec.structs.replace(run, ended=Ending(how="failed", reason=reason))
 
 
 def _until_its_last_tick(run: RunInfo, ticks: Sequence[ProcessTick]) -> RunInfo:

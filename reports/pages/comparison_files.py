@@ -1,5 +1,6 @@
 """A comparison's files: comparison.html, comparison.md, comparison.json, and what a terminal shows of it."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from markupsafe import Markup
@@ -17,17 +18,23 @@ COMPARISON_MD = "comparison.md"
 
 
 def write(comparison: Comparison, folder: Path) -> str:
-    """Make the folder and write all three files, each whole or not at all. Returns what a terminal should show, which
+    """Make the folder and write all three files, or none. Returns what a terminal should show, which
     ends with the path of comparison.html. RunFolderError when the folder cannot be written."""
     shown = view(comparison)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        run_folder.write_whole(folder / COMPARISON_JSON, comparison)
-        run_folder.replace(folder / COMPARISON_MD, markdown(shown).encode())
-        run_folder.replace(folder / COMPARISON_HTML, html(shown).encode())
+        run_folder.replace_all(
+            {
+                folder / COMPARISON_JSON: run_folder.json_of(comparison),
+                folder / COMPARISON_MD: markdown(shown).encode(),
+                folder / COMPARISON_HTML: html(shown).encode(),
+            }
+        )
     except OSError as error:
+        with suppress(OSError):  # one that has nothing in it says nothing
+            folder.rmdir()
         raise RunFolderError(f"the comparison cannot be written into {folder}: {error.strerror}") from error
-    return terminal(shown, folder / COMPARISON_HTML)
+    return terminal(shown, folder / COMPARISON_HTML, layout.columns())
 
 
 def html(shown: ComparisonView) -> str:
@@ -38,12 +45,13 @@ def markdown(shown: ComparisonView) -> str:
     return layout.template("comparison.md.j2").render(view=shown)
 
 
-def terminal(shown: ComparisonView, page: Path) -> str:
-    """Verdict, sentence, warnings, the findings of each label, what was set differently, and where the page is."""
+def terminal(shown: ComparisonView, page: Path, columns: int = 0) -> str:
+    """For a terminal of so many columns: verdict, sentence, warnings, the findings of each label, what was set
+    differently, and where the page is."""
     tables = [table for section in shown.sections for table in (section.findings, section.differences)]
     blocks = [
         [f"{shown.verdict}: {shown.sentence}"],
         [f"warning: {warning}" for warning in shown.warnings],
-        *(layout.aligned(table) for table in tables),
+        *(layout.aligned(table, columns) for table in tables),
     ]
     return layout.terminal(blocks, page)

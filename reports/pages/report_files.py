@@ -19,7 +19,7 @@ from reports.run_folder import RunFolderError
 
 
 def build(folder: Path) -> str:
-    """Write summary.json, report.html and report.md of a run folder, from that folder alone, each whole or not at all.
+    """Write summary.json, report.html and report.md of a run folder, from that folder alone: all of them or none.
 
     Returns what a terminal should show, which ends with the path of report.html. RunFolderError as from `analyse`, and
     when the folder cannot be written.
@@ -28,12 +28,16 @@ def build(folder: Path) -> str:
     shown = view(analysis)
     page, text = html(analysis, shown), markdown(shown)
     try:
-        run_folder.write_whole(folder / run_folder.SUMMARY, analysis.summary)
-        run_folder.replace(folder / run_folder.REPORT_MD, text.encode())
-        run_folder.replace(folder / run_folder.REPORT_HTML, page.encode())
+        run_folder.replace_all(
+            {
+                folder / run_folder.SUMMARY: run_folder.json_of(analysis.summary),
+                folder / run_folder.REPORT_MD: text.encode(),
+                folder / run_folder.REPORT_HTML: page.encode(),
+            }
+        )
     except OSError as error:
         raise RunFolderError(f"the report cannot be written into {folder}: {error.strerror}") from error
-    return terminal(shown, folder / run_folder.REPORT_HTML)
+    return terminal(shown, folder / run_folder.REPORT_HTML, layout.columns())
 
 
 def html(analysis: Analysis, shown: View) -> str:
@@ -57,16 +61,16 @@ def markdown(shown: View) -> str:
     return layout.template("report.md.j2").render(view=shown)
 
 
-def terminal(shown: View, report: Path) -> str:
-    """Verdict, sentence, conditions, what to be wary of, the modes without their size classes, what was offered, and
-    where the report is."""
+def terminal(shown: View, report: Path, columns: int = 0) -> str:
+    """For a terminal of so many columns: verdict, sentence, conditions, what to be wary of, the modes without their
+    size classes, what was offered, and where the report is."""
     blocks = [
         [f"{shown.verdict}: {shown.reason}"],
         [shown.sentence],
         [_threshold_line(*row.cells) for row in shown.thresholds.rows],
         [f"warning: {warning}" for warning in shown.warnings],
-        layout.aligned(shown.offered),
-        layout.aligned(shown.modes),
+        layout.aligned(shown.offered, columns),
+        layout.aligned(shown.modes, columns),
     ]
     return layout.terminal(blocks, report)
 

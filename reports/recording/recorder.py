@@ -25,7 +25,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -41,6 +41,7 @@ from reports.run_folder import (
     EVENTS,
     HOST,
     PROCESSES,
+    RUN_FAILED,
     Appender,
     Event,
     HostTick,
@@ -100,7 +101,12 @@ def record(
         _Orders(control, on_first_signal) as orders,
         closing(Recorder(lines, subject, load_pid=load_pid)) as recorder,
     ):
-        _run(recorder, orders, round(interval_s * _SECOND_NS), started, outlives=control is not None)
+        try:
+            _run(recorder, orders, round(interval_s * _SECOND_NS), started, outlives=control is not None)
+        except RunFolderError as error:
+            with suppress(RunFolderError):  # where one more line finds room, a report can say why there are no others
+                recorder.report(RUN_FAILED, str(error))
+            raise
         return recorder.last_seen
 
 

@@ -6,9 +6,10 @@ import signal
 
 import psutil
 import pytest
-from loads import LOADTEST, acked, assert_complete, assert_report, events, failures, started
+from loads import LOADTEST, acked, assert_complete, assert_report, built, events, failures, started
 from servers import eventually
 from slow import first_of
+from small_disks import fill, small_disk
 
 from reports import run_folder
 from reports.analysis.summarise import analyse
@@ -159,3 +160,25 @@ def test_the_hiccup_meter_is_killed(tmp_path):
     lines = [line for line in run_folder.read_uploads(folder) if line.phase == "long-1"]
     assert lines
     assert not any(line.hiccups if isinstance(line, HistogramsLine) else line.hiccup_us for line in lines)
+
+
+@pytest.mark.parametrize("moment", first_of(["long-1", "locust.log"]))
+def test_the_disk_is_full(tmp_path, moment):
+    """Also when Locust cannot even say so: its log is on the same disk. With room again, the report says it."""
+    with small_disk(tmp_path / "reports" / "runs", "4m") as disk:
+        with started(tmp_path, *RUN, "--phase-seconds", "600") as job:
+            if moment == "long-1":
+                job.in_phase(moment)
+            else:
+                eventually(lambda: list(disk.glob(f"*/{moment}")), moment)
+            taken = fill(disk)
+            assert job.wait() == 1, job.said()
+        assert "No space left on device" in job.said() or "no space is left for" in job.said()
+        taken.unlink()
+        [folder] = job.runs()
+        assert not list(folder.glob(".*"))
+        assert not (folder / run_folder.REPORT_HTML).exists()
+        if moment == "long-1":
+            assert built(folder).exit_code in (1, 4)
+            assert "the run failed: " in (folder / run_folder.REPORT_MD).read_text()
+            assert "No space left on device" in (folder / run_folder.REPORT_MD).read_text()

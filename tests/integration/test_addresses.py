@@ -14,6 +14,7 @@ import pytest
 from certificates import Authority
 from crowd import crowd
 from servers import AS_NOBODY, ROOT, Client, command, eventually, needs_nobody, port_of, running, upload
+from small_disks import fill, small_disk
 
 from server.status import reader
 
@@ -283,6 +284,14 @@ def test_a_pid_file_that_cannot_be_is_one_line(tmp_path: Path) -> None:
     assert "cannot be written: there is no folder" in failing("--port", "0", "--pid-file", tmp_path / "none" / "file")
     assert (tmp_path / "file").read_text() == "precious"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_pid_file_on_a_full_disk_leaves_nothing_there(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        taken = fill(disk)
+        said = failing("--port", "0", "--pid-file", disk / "pid")
+        assert "cannot be written: No space left on device" in said
+        assert list(disk.iterdir()) == [taken]
 
 
 def test_a_pid_file_of_somebody_else_is_left_to_them(tmp_path: Path) -> None:

@@ -61,6 +61,8 @@ def test_stopped_in_between_it_compares_what_there_is(tmp_path):
         (["--a", "--wrkers 1"], "No such option '--wrkers'"),
         (["--b", "--plan nonsense"], "nonsense"),
         (["--a", "--workers '1"], "Invalid value for --a"),
+        (["--a", "--host tcp://user:hunter2@127.0.0.1:1 '"], "Invalid value for --a: No closing quotation"),
+        (["--a", "--seed 2", "--host", "tcp://user:hunter2@127.0.0.1:1"], "it has a user or a password"),
         (["--tolerance", "much", "--a", "--workers 1"], "'much' is not a share"),
         (["--a", "--label x", "--b", "--label x"], "both sets have the label 'x'"),
         (["--a", "", "--b", " "], "say what differs: --a and --b have options of `run`"),
@@ -71,4 +73,5 @@ def test_what_is_wrong_is_said_before_anything_runs(tmp_path, options, said):
     done = called(cli, tmp_path, "compare", *options)
     assert done.returncode == 2
     assert said in done.stdout + done.stderr
+    assert "hunter2" not in done.stdout + done.stderr
     assert not (tmp_path / "reports").exists()

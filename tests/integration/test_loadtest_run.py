@@ -46,6 +46,7 @@ def test_to_the_end(tmp_path):
     assert info.load_options["verify_digest"] is False
     assert failures(folder) == {}
     assert "server    listening on 127.0.0.1:" in job.said()
+    assert "\r" not in job.said()
     assert job.said().rstrip().endswith(str(folder.relative_to(tmp_path) / "report.html"))
     roles = {"server-master", "server-worker", "load-master", "hiccup-meter", "recorder"}
     assert set(pids_by_role(folder)) == roles
@@ -235,6 +236,7 @@ def test_wrong_options(tmp_path, options, said):
             ["--host", "tcp://127.0.0.1:{closed}"],
             "no server at tcp://127.0.0.1:{closed}: Connection refused; start one",
         ),
+        (["--host", "tcp://user:hunter2@127.0.0.1:1", "--workers", "2"], "the one of --host runs already"),
         (["--host", "unix:///no/such/socket"], "no server at unix:///no/such/socket: No such file or directory"),
         (["--host", "tcp://127.0.0.1:{closed}", "--workers", "2"], "workers is for a server that the run starts, but"),
         (["--host", "tcp://127.0.0.1:{closed}", "--store", "."], "store is for a server that the run starts, but"),
@@ -252,6 +254,7 @@ def assert_refused(tmp_path, options, said):
     assert done.returncode == 2
     [line] = [line for line in everything.splitlines() if line.startswith("Error: ")]
     assert said in line
+    assert "hunter2" not in everything
     assert everything.splitlines()[-1] == line
     assert not (tmp_path / "reports").exists()
 

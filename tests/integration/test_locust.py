@@ -292,6 +292,14 @@ def test_wrong_options(tmp_path, options, said):
     assert not (tmp_path / "reports").exists()
 
 
+def test_a_page_is_not_shown_with_a_password_in_it(tmp_path):
+    options = ["--web-host", "127.0.0.1", "--web-port", str(free_port()), "--host", "http://user:hunter2@127.0.0.1"]
+    code, everything = run(tmp_path, *LOCUST, *options)
+    assert code == 2
+    assert "Error: what was given is not a host: it has a user or a password" in everything
+    assert "hunter2" not in everything
+
+
 def test_an_unknown_choice(tmp_path):
     code, everything = run(tmp_path, *HEADLESS, "--host", "tcp://127.0.0.1:1", "--at-cap", "wait")
     assert code == 2

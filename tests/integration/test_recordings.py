@@ -350,6 +350,7 @@ def test_the_disk_is_full_at_the_end(tmp_path):
         (["--pid", "-1"], 2, "-1 is not in the range x>=1"),
         (["--port", "1", "--interval", "nan"], 2, "nan is no number of seconds"),
         (["--until-stdin-closes", "--", "true"], 2, "it starts no COMMAND"),
+        (["--host", "user:hunter2@localhost", "--port", "1"], 2, "--host is an address or a name alone"),
         (["--port", "http"], 2, "is not a valid integer"),
         (["--", "/no/such/command"], 1, "cannot start /no/such/command: No such file or directory"),
         (["--out", "x" * 300, "--port", "1"], 1, "cannot record into " + "x" * 300 + ": File name too long"),
@@ -360,6 +361,7 @@ def test_mistakes(tmp_path, arguments, code, problem):
     assert done.returncode == code
     assert problem in done.stderr
     assert "Traceback" not in done.stderr
+    assert "hunter2" not in done.stderr
 
 
 def test_a_folder_that_holds_a_run_is_left_alone(tmp_path):

@@ -14,7 +14,7 @@ from headless import load, measured, serving, summary, together, users
 from in_process import called
 from loads import LOADTEST, acked, assert_complete, built, events, failures, started
 from secure import Certificates, Store, over_tls
-from servers import DEADLINE_S, ROOT, free_port, running
+from servers import DEADLINE_S, ROOT, Client, eventually, free_port, running
 from slow import first_of
 
 from loadtest import link
@@ -121,6 +121,8 @@ def test_a_certificate_that_is_not_to_be_trusted(issued, files):
 
 MISTAKES = [
     (["--host", "ssl://127.0.0.1:1"], "'ssl://127.0.0.1:1' is not a host: write tcp://HOST:PORT"),
+    (["--host", f"tcp://user:{TOKEN}@127.0.0.1:1"], "what was given is not a host: it has a user or a password"),
+    (["--host", f"http://127.0.0.1:1/?{TOKEN}"], "what was given is not a host: it has a query or a fragment"),
     (["--host", "unix://relative"], "'unix://relative' is not a host: write unix:///PATH of a socket"),
     (["--host", "tcp://127.0.0.1:1", "--ca", "ca.pem"], "ca is for hosts of tls://, and this one is of tcp://"),
     (["--host", "tls://127.0.0.1:1", "--ca", "none"], "ca: 'none' cannot be read: No such file or directory"),
@@ -222,6 +224,36 @@ def test_the_main_jobs_own_server_wants_the_token(tmp_path, token_file):
     assert str(token_file) in run_folder.read_run(folder).server.command
     assert failures(folder) == {}
     assert_nowhere(TOKEN, tmp_path / "here")
+
+
+@pytest.mark.parametrize("mistake", first_of(["token", "tls"]))
+def test_a_run_ends_at_its_first_uploads_when_none_can_succeed(tmp_path, token_file, mistake):
+    """As for any other wrong option: one line, and nothing is left. Whatever the plan, which would take an hour."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "wrong").write_text("another\n")
+    wants = {"token": ["--token-file", token_file], "tls": ["--tls-cert", Authority(tmp_path).server()]}[mistake]
+    options = ["--users", "2", "--phase-seconds", "900", "--token-file", str(tmp_path / "wrong")]
+    with running(*wants) as server:
+        host = f"tcp://127.0.0.1:{server.port}"
+        with started(tmp_path / "here", *LOADTEST, "run", "--host", host, *options) as job:
+            assert job.wait() == 2, job.said()
+        assert server.stored() == 0
+    why = {
+        "token": "unauthorized: the token is wrong",
+        "tls": "the server speaks TLS, which tcp:// does not: write tls://",
+    }
+    assert job.said().splitlines()[-1].startswith(f"Error: no upload to {host} can succeed: {why[mistake]}")
+    assert job.runs() == []
+
+
+@pytest.mark.slow
+def test_a_server_that_is_busy_at_first_ends_no_run(tmp_path):
+    with running("--max-connections", "1") as server:
+        host = f"tcp://127.0.0.1:{server.port}"
+        with Client(server.port), started(tmp_path, *load(host, *users(2), "--plan", "long", "--no-report")) as job:
+            eventually(lambda: server.failures().get("busy", 0) > 5, "all are refused")
+            assert job.wait() != 2, job.said()
+    assert failures(job.runs()[0]).keys() == {"busy"}
 
 
 def test_a_run_does_not_begin_with_a_server_that_is_not_to_be_trusted(tmp_path, issued):

@@ -227,7 +227,7 @@ def accepts(port):
         return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1:12345", "https://127.0.0.1:1", "tcp://127.0.0.1", "tcp://a..b:1"])
+@pytest.mark.parametrize("host", ["127.0.0.1:12345", "ssl://127.0.0.1:1", "tcp://127.0.0.1", "tcp://a..b:1"])
 def test_a_bad_host(tmp_path, host):
     (tmp_path / "file").touch()
     said = refusal(upload("--host", host, tmp_path / "file"), code=2)

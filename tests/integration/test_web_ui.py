@@ -134,7 +134,9 @@ def test_the_form_has_our_fields(page):
         ({"seed": "one"}, "seed: 'one' is not a whole number"),
         ({"host": "tcp://127.0.0.1:{closed}"}, "no server at tcp://127.0.0.1:{closed}: Connection refused"),
         ({"host": "http://127.0.0.1:{closed}/"}, "no server at http://127.0.0.1:{closed}/: Connection refused"),
-        ({"host": "https://127.0.0.1:1"}, "'https://127.0.0.1:1' is not a host: write tcp://HOST:PORT"),
+        ({"host": "https://127.0.0.1:1"}, "https:// is not supported: write http://HOST:PORT/PATH"),
+        ({"host": "http://user:hunter2@127.0.0.1"}, "what was given is not a host: it has a user or a password"),
+        ({"host": "tcp://127.0.0.1:1?hunter2"}, "what was given is not a host: it has a query or a fragment"),
         ({"host": ""}, "'' is not a host"),
         ({"host": "tcp://a..b:1"}, "'tcp://a..b:1' is not a host"),
         ({"user_count": "many"}, "Invalid user_count"),
@@ -164,6 +166,7 @@ def test_wrong_fields_are_refused(page, fields, said):
     assert answer["success"] is False
     assert said.format(closed=closed) in answer["message"]
     assert "\n" not in answer["message"]
+    assert "hunter2" not in str(answer) + page.get("/") + page.job.said()
     assert page.job.runs() == before
 
 

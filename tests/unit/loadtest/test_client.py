@@ -578,9 +578,7 @@ def test_what_is_no_unix_socket(text):
     [
         "",
         "127.0.0.1:12345",
-        "https://127.0.0.1:12345",
         "http://",
-        "http://127.0.0.1/a?b",
         "http://127.0.0.1/ä",
         "http://127.0.0.1/a b",
         "tcp://127.0.0.1",
@@ -592,7 +590,6 @@ def test_what_is_no_unix_socket(text):
         "tls://127.0.0.1:1/path",
         "tls://127.0.0.1",
         "ssl://127.0.0.1:1",
-        "tcp://127.0.0.1:1?query",
         "tcp://[::1:1",
         "tcp://a..b:1",
         "tcp://" + "a" * 64 + ":1",
@@ -601,6 +598,48 @@ def test_what_is_no_unix_socket(text):
 def test_what_is_no_host(text):
     with pytest.raises(HostError, match="is not a host: write tcp://HOST:PORT"):
         parse_target(text)
+
+
+SECRET = "hunter2"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("http://user:hunter2@127.0.0.1:1/a", "it has a user or a password before its @, which is never sent"),
+        ("tcp://user:hunter2@127.0.0.1:1", "it has a user or a password"),
+        ("tls://hunter2@127.0.0.1:1", "it has a user or a password"),
+        ("https://user:hunter2@127.0.0.1", "it has a user or a password"),
+        ("http://user:hun/hunter2@127.0.0.1:1", "is not a host: write tcp://HOST:PORT"),
+        ("http://user:hun#hunter2@127.0.0.1:1", "is not a host: write tcp://HOST:PORT"),
+        ("http://user:hunter2@[::1", "is not a host: write tcp://HOST:PORT"),
+        ("http://user:hunter2@127.0.0.1:99999", "it has a user or a password|is not a host: write tcp://HOST:PORT"),
+        ("user:hunter2@127.0.0.1:1", "is not a host: write tcp://HOST:PORT"),
+        ("http://user:hunter2%40127.0.0.1", "is not a host: write tcp://HOST:PORT"),
+        ("http://user:hunter2\uff20127.0.0.1", "is not a host: write tcp://HOST:PORT"),
+        ("unix://user:hunter2@/run/s", "is not a host: write unix:///PATH"),
+        ("tcp://127.0.0.1:1?token=hunter2", "it has a query or a fragment"),
+        ("tls://127.0.0.1:1/?hunter2", "it has a query or a fragment"),
+        ("http://127.0.0.1/a?b=hunter2@c", "it has a query or a fragment"),
+        ("http://127.0.0.1/a#hunter2", "it has a query or a fragment"),
+    ],
+    ids=ascii,
+)
+def test_a_host_with_a_secret_is_refused_without_repeating_it(text, said):
+    with pytest.raises(HostError, match=f"^what was given .*({said})") as caught:
+        parse_target(text)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["https://127.0.0.1:12345", "HTTPS://example.org/a"])
+def test_https_is_said_not_to_be_supported(text):
+    with pytest.raises(HostError, match="https:// is not supported: write http://HOST:PORT/PATH"):
+        parse_target(text)
+
+
+@pytest.mark.parametrize("text", ["unix:///run/a@b?c#d", "http://127.0.0.1/@me/"])
+def test_where_these_characters_are_a_path_s_own(text):
+    assert "@" in parse_target(text).path
 
 
 @pytest.mark.parametrize(

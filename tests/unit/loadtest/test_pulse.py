@@ -39,7 +39,7 @@ def test_a_second() -> None:
     for at_s, cpu_s in ((0, 5.0), (1, 5.1), (2, 5.4)):
         pulse.tick(tick(at_s, cpu_s, in_flight=3))
         pulse.tick(tick(at_s, cpu_s / 10, pid=2, in_flight=4))
-    pulse.second([line(count=1234)])
+    pulse.second([line(count=1234)], 1.0)
     assert shown(pulse) == {
         "Verdict": "VALID so far",
         "Phase": "long-1",
@@ -55,10 +55,16 @@ def test_a_second() -> None:
     }
 
 
+def test_a_second_that_was_none_has_a_true_rate_too() -> None:
+    pulse = Pulse()
+    pulse.second([line(count=400), line(count=100)], 0.5)
+    assert shown(pulse)["Uploads"] == "1,000/s"
+
+
 def test_failures_add_up_and_drops_are_apart() -> None:
     pulse = Pulse()
     for _ in range(2):
-        pulse.second([line(failures={"timeout": 1, "dropped": 5}), line(failures={"busy": 2})])
+        pulse.second([line(failures={"timeout": 1, "dropped": 5}), line(failures={"busy": 2})], 1.0)
     assert (shown(pulse)["Failed"], shown(pulse)["Dropped arrivals"]) == ("6", "10")
 
 
@@ -66,7 +72,7 @@ def verdict(cpu_s: float = 0.1, delay_s: float = 0.0, hiccup_us: float = 100) ->
     pulse = Pulse()
     pulse.tick(tick(0, 0))
     pulse.tick(tick(1, cpu_s, delay_s=delay_s))
-    pulse.second([line(hiccup_us=hiccup_us)])
+    pulse.second([line(hiccup_us=hiccup_us)], 1.0)
     return shown(pulse)["Verdict"]
 
 

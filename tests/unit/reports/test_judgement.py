@@ -16,6 +16,7 @@ import pytest
 from in_process import called
 from servers import ROOT
 from slow import first_of
+from small_disks import fill, small_disk
 
 from reports import run_folder
 from reports.__main__ import main
@@ -409,3 +410,19 @@ def test_texts_of_strangers_stay_texts(repeat, tmp_path):
     assert "<script>alert" not in page
     assert "\\<script\\>" in text and "\\|\\*x\\*" in text
     assert str(tmp_path / "out" / "comparison.html") in write(found, tmp_path / "out")
+
+
+def test_on_a_full_disk_nothing_is_left_of_a_comparison(repeat, tmp_path):
+    runs = [repeat(name) for _ in range(6) for name in ("A", "B")]
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        taken = fill(disk, but_bytes=8 << 10)
+        with pytest.raises(run_folder.RunFolderError, match=r"the comparison cannot be written into .*: No space left"):
+            write(compare_runs(runs, "A", 0), disk / "out")
+        assert list(disk.iterdir()) == [taken]
+
+
+def test_a_comparison_whose_folder_cannot_be_made_is_one_line(folders, tmp_path):
+    (tmp_path / "reports").touch()
+    done = called(main, tmp_path, "compare", *folders)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("Error: the comparison's folder cannot be made: ")

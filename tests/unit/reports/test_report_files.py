@@ -9,11 +9,12 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 from in_process import called
+from slow import first_of
 
 from reports import run_folder
 from reports.__main__ import cli, main
 from reports.analysis.summarise import analyse
-from reports.pages import report_files
+from reports.pages import layout, report_files
 from reports.pages.report_texts import view
 from reports.run_folder import Event, RunFolderError
 from reports.summary import SUMMARY_VERSION
@@ -130,6 +131,55 @@ def test_costs_that_are_unknown_are_not_zero(unusual):
     assert "not recorded" in terminal
 
 
+@pytest.mark.parametrize("columns", [50, 60, 80, 100, 200])
+def test_tables_fit_the_terminal(plain, columns):
+    """What there is no room for follows below, and each part says again of what it tells."""
+    _, folder = plain
+    table = view(analyse(folder)).modes
+    lines = layout.aligned(table, columns)
+    assert max(map(len, lines)) <= columns
+    parts = "\n".join(lines).split("\n\n")
+    firsts = [re.split("  +", part.splitlines()[0])[0] for part in parts]
+    assert set(firsts) == {table.columns[0].title}
+    for row in table.rows:
+        assert all(cell in "\n".join(lines) for cell in row.cells)
+
+
+@pytest.mark.parametrize("columns", [0, 1])
+def test_of_no_width_known_or_too_small_a_one_none_is_lost(plain, columns):
+    _, folder = plain
+    table = view(analyse(folder)).modes
+    lines = layout.aligned(table, columns)
+    assert len(lines) == (len(table.rows) + 2 if not columns else (len(table.columns) - 1) * (len(table.rows) + 3) - 1)
+
+
+def test_the_terminal_s_width_is_that_of_who_shows_it(plain, monkeypatch):
+    wide, folder = plain
+    monkeypatch.setenv("COLUMNS", "60")
+    narrow = report_files.build(folder)
+    assert [text.count("\nConnections ") for text in (wide, narrow)] == [1, 3]
+
+
+@pytest.mark.parametrize("full", first_of([run_folder.REPORT_HTML, run_folder.REPORT_MD, run_folder.SUMMARY]))
+def test_on_a_full_disk_no_file_of_a_report_is_left_whichever_does_not_fit(tmp_path, full):
+    folder = run_folders.write(tmp_path / "run")
+    before = sorted(path.name for path in folder.iterdir())
+    (folder / f".{full}").symlink_to("/dev/full")
+    with pytest.raises(RunFolderError, match=r"the report cannot be written into .*: No space left on device"):
+        report_files.build(folder)
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_a_run_whose_disk_was_full_says_so_although_only_an_event_could(tmp_path):
+    folder = run_folders.write(tmp_path / "run", ended=None)
+    assert analyse(folder).summary.warnings[0].startswith("the run was cut off")
+    event = Event(mono_ns=0, wall_ns=0, source="load", kind=run_folder.RUN_FAILED, text="No space left on device")
+    with (folder / run_folder.EVENTS).open("ab") as file:
+        file.write(msgspec.json.encode(event) + b"\n")
+    summary = analyse(folder).summary
+    assert (summary.warnings[0], summary.exit_code) == ("the run failed: No space left on device", 1)
+
+
 def test_the_repeat_command_is_quoted_for_a_shell(unusual):
     _, folder = unusual
     assert "--label &#39;two words; rm -rf&#39;" in (folder / run_folder.REPORT_HTML).read_text()
@@ -214,7 +264,7 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path, monkeypatch
     def refuse(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_folder, "write_whole", refuse)
+    monkeypatch.setattr(run_folder, "replace_all", refuse)
     with pytest.raises(RunFolderError, match=r"cannot be written into .*: No space left"):
         report_files.build(folder)
 
