@@ -14,6 +14,7 @@ from reports.analysis import conditions
 from reports.analysis.accounts import tracks
 from reports.analysis.binding import binding
 from reports.analysis.connection_cost import contrast, sweep_fit
+from reports.analysis.control_groups import control_group_summaries
 from reports.analysis.evidence import Evidence, count, read
 from reports.analysis.histograms import PercentileCurve, percentile_curves
 from reports.analysis.modes import mode_summaries
@@ -56,7 +57,7 @@ def analyse(folder: Path) -> Analysis:
     processes = [process_summary(track, phases) for track in seen]
     verdict, reason = judge(evidence, phases)
     load = _load(evidence)
-    tcp = tcp_summary(evidence)
+    tcp, groups = tcp_summary(evidence), control_group_summaries(evidence)
     whole_server = server_summary(evidence, seen, server)
     thresholds = conditions.results(conditions.Measured(evidence, modes, phases, whole_server, load))
     summary = Summary(
@@ -64,7 +65,7 @@ def analyse(folder: Path) -> Analysis:
         model=evidence.run.model,
         verdict=verdict,
         reason=reason,
-        binding=binding(phases, tcp, evidence.run.model),
+        binding=binding(phases, tcp, groups, evidence.run.model),
         exit_code=conditions.exit_code(verdict, thresholds, load, evidence.run.ended),
         warnings=warnings(evidence, phases, modes),
         thresholds=thresholds,
@@ -76,6 +77,7 @@ def analyse(folder: Path) -> Analysis:
         server=whole_server,
         tcp=tcp,
         load=load,
+        control_groups=groups,
     )
     return Analysis(
         evidence.run, summary, timeline(evidence, seen, processes), evidence.events, percentile_curves(evidence, phases)

@@ -26,6 +26,7 @@ from reports.summary import (
     GENERATOR_WARNING,
     HICCUP_LIMIT_US,
     RUN_DELAY_LIMIT,
+    THROTTLED_LIMIT,
     ModeSummary,
     PhaseSummary,
     Verdict,
@@ -64,6 +65,8 @@ def _limit(measured: Sequence[PhaseSummary]) -> str:
             f"the load generator was the limit, not the server: its busiest process used "
             f"{percent(worst.generator_share or 0)} of one core in phase {worst.name} (over {percent(GENERATOR_LIMIT)})"
         )
+    if throttled := _throttled(measured):
+        return throttled
     if limited := [phase for phase in measured if phase.machine_limited]:
         worst = max(limited, key=lambda phase: phase.machine_share or 0)
         others = ", mostly with other programs" if worst.mostly_foreign else ""
@@ -72,6 +75,17 @@ def _limit(measured: Sequence[PhaseSummary]) -> str:
             f"{percent(worst.machine_share or 0)} of phase {worst.name}{others} (from {percent(CAPACITY)} on)"
         )
     return ""
+
+
+def _throttled(measured: Sequence[PhaseSummary]) -> str:
+    """Empty where no CPU quota held the load up."""
+    worst = max(measured, key=lambda phase: phase.load_throttled_share or 0)
+    if not worst.load_throttled:
+        return ""
+    return (
+        f"the load stood still for want of its CPU quota, in {percent(worst.load_throttled_share or 0)} of the quota's "
+        f"periods in phase {worst.name} (at most {percent(THROTTLED_LIMIT)})"
+    )
 
 
 def _noise(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
@@ -91,7 +105,8 @@ def _noise(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
             f"a load process was ready to run but waited for a CPU during {percent(delay)} of phase {worst.name} (at "
             f"most {percent(RUN_DELAY_LIMIT)}): that waiting is in the latencies"
         )
-    return found
+    throttled = _throttled(measured)
+    return [throttled, *found] if found and throttled else found
 
 
 def _held(measured: Sequence[PhaseSummary]) -> str:
@@ -110,7 +125,10 @@ def _held(measured: Sequence[PhaseSummary]) -> str:
 
 
 def _uneven(full: Sequence[PhaseSummary]) -> str:
-    """Said where one worker was full while others had time left: better spread, the server may hold more."""
+    """Said where a quota left it no time, or one worker was full while others had time left: with another quota, or
+    better spread, the server may hold more."""
+    if throttled := most(phase.server_throttled_share for phase in full if phase.at_quota):
+        return f" of its CPU quota, which was used up in {percent(throttled)} of the quota's periods"
     shares = [(phase.mean_worker_share or 0, phase.busiest_worker_share or 0) for phase in full]
     mean, busiest = min(shares)
     if mean >= CAPACITY:
