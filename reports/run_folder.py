@@ -451,6 +451,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
     verdict: str
     reason: str
+    also_broken: list[str] = []
     exit_code: int
 
 

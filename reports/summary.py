@@ -182,6 +182,7 @@ class PhaseSummary(msgspec.Struct, frozen=True, kw_only=True):
     """The share of the offered uploads that were acknowledged before the phase was over."""
     transaction_mean_us: float | None
     drift: Drift | None
+    """None also in an INVALID run."""
     schedule_lag_us: Latency | None
     pool_wait_us: Latency | None
     hiccup_us: Latency
@@ -401,8 +402,11 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     model: Model
     verdict: Verdict
     reason: str
+    """In a word: of an INVALID run what happened first, which the rest may follow from."""
+    also_broken: list[str] = []
+    """The rest, of an INVALID run."""
     binding: str
-    """What was at its limit, with its evidence; empty when nothing was measured."""
+    """What was at its limit, with its evidence; empty when nothing was measured, or nothing that may be used."""
     exit_code: int
     """What a command exits with that judges the run: 4 INVALID or NOISY, 3 a threshold is broken, 1 the run failed, or
     an upload did and no threshold says how many may; 0 none of these."""

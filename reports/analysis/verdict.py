@@ -15,6 +15,7 @@ from itertools import pairwise
 
 from reports import run_folder
 from reports.analysis import histograms
+from reports.analysis.causes import in_order
 from reports.analysis.evidence import LONGEST_GAP, Evidence, count, interval_s, stored
 from reports.analysis.histograms import Samples
 from reports.analysis.invariants import SAMPLES_MISSING_LIMIT, broken
@@ -42,19 +43,19 @@ MOST_GAPS = 5
 SCHEDULE_LAG_WARNING_US = 5_000.0
 
 
-def judge(evidence: Evidence, phases: Sequence[PhaseSummary]) -> tuple[Verdict, str]:
-    """The verdict and its reason, a sentence without a full stop."""
+def judge(evidence: Evidence, phases: Sequence[PhaseSummary]) -> tuple[Verdict, str, list[str]]:
+    """The verdict, its reason, a sentence without a full stop, and what else is broken where it is INVALID."""
     measured = [phase for phase in phases if phase.measured]
     if evidence.run.model == "none":
-        return "RECORDED", "what the processes cost; no load of ours was there to be judged"
+        return "RECORDED", "what the processes cost; no load of ours was there to be judged", []
     noise = _noise(evidence, measured) if measured else []
-    if found := broken(evidence, measured, noisy=bool(noise)):
-        return "INVALID", "; ".join(found)
+    if found := in_order(evidence, broken(evidence, measured, noisy=bool(noise))):
+        return "INVALID", found[0], found[1:]
     if noise:
-        return "NOISY", "; ".join(noise)
+        return "NOISY", "; ".join(noise), []
     if limit := _limit(measured):
-        return "LOWER BOUND", limit
-    return "VALID", f"{_held(measured)}: {_busiest(measured)}"
+        return "LOWER BOUND", limit, []
+    return "VALID", f"{_held(measured)}: {_busiest(measured)}", []
 
 
 def _limit(measured: Sequence[PhaseSummary]) -> str:
@@ -167,6 +168,15 @@ def warnings(evidence: Evidence, phases: Sequence[PhaseSummary], modes: Sequence
         *_generator(measured),
         *_samples(modes),
     ]
+
+
+def warnings_of_invalid(evidence: Evidence, phases: Sequence[PhaseSummary], found: Sequence[str]) -> list[str]:
+    """What else happened, where nobody may use the numbers; `found` is told already."""
+    measured = [phase for phase in phases if phase.measured]
+    ending = [] if evidence.run.ended is not None and evidence.run.ended.reason in found else _ending(evidence)
+    failures = _failures(evidence, measured) if any(phase.uploads for phase in measured) else []
+    told = [*ending, *_left_out(evidence, phases), *failures, *_recorder(evidence, measured)]
+    return [*told, *_deaths(evidence, measured)]
 
 
 def _ending(evidence: Evidence) -> list[str]:

@@ -61,7 +61,7 @@ def terminal(shown: View, report: Path) -> str:
     """Verdict, sentence, conditions, what to be wary of, the modes without their size classes, what was offered, and
     where the report is."""
     blocks = [
-        [f"{shown.verdict}: {shown.reason}"],
+        [f"{shown.verdict}: {shown.reason}", *(f"  also broken: {text}" for text in shown.also_broken)],
         [shown.sentence],
         [_threshold_line(*row.cells) for row in shown.thresholds.rows],
         [f"warning: {warning}" for warning in shown.warnings],

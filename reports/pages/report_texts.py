@@ -46,6 +46,7 @@ class View:
     subtitle: str
     verdict: str
     reason: str
+    also_broken: list[str]
     sentence: str
     warnings: list[str]
     thresholds: Table
@@ -79,6 +80,7 @@ def view(analysis: Analysis) -> View:
         subtitle=f"{started:%d %B %Y, %H:%M} UTC, {what}",
         verdict=summary.verdict,
         reason=summary.reason,
+        also_broken=summary.also_broken,
         sentence=sentence(summary),
         warnings=summary.warnings,
         thresholds=threshold_table(summary.thresholds),
@@ -124,6 +126,8 @@ def sentence(summary: Summary) -> str:
     measured = {mode.mode: mode for mode in summary.modes if mode.uploads}
     if not measured:
         return "Nothing was measured."
+    if summary.verdict == "INVALID":
+        return "Its numbers are told for who looks for the cause, and must not be used."
     workers = summary.server.workers
     who = f"With {workers} worker{'s' if workers > 1 else ''} the server" if workers else "The server"
     *clauses, last = (_clause(mode) for mode in measured.values())
