@@ -106,8 +106,8 @@ def _noise(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
             f"a load process was ready to run but waited for a CPU during {percent(delay)} of phase {worst.name} (at "
             f"most {percent(RUN_DELAY_LIMIT)}): that waiting is in the latencies"
         )
-    throttled = _throttled(measured)
-    return [throttled, *found] if found and throttled else found
+    throttled = _throttled(measured)  # then nothing else did, and the rest follows from it
+    return [throttled] if found and throttled else found
 
 
 def _held(measured: Sequence[PhaseSummary]) -> str:

@@ -266,7 +266,8 @@ def _limits(groups: Sequence[ControlGroupSummary]) -> Facts:
         if group.memory_limit_bytes is not None:
             hits, peak = group.memory_limit_hits or 0, mebibytes(group.memory_peak_bytes or 0)
             limit = f"{mebibytes(group.memory_limit_bytes)} of memory for {who}, reached {hits:,} times"
-            found.append((group.path, f"{limit}; at most {peak} were seen"))
+            killed = f"; {group.oom_kills:,} processes were killed for it" if group.oom_kills else ""
+            found.append((group.path, f"{limit}; at most {peak} were seen{killed}"))
     return found
 
 

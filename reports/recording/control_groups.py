@@ -108,7 +108,7 @@ def _version_2(folder: str) -> dict[str, Any]:
 
 def _cpu_version_1(folder: str) -> dict[str, Any]:
     quota, period = (_text(f"{folder}/cpu.cfs_{name}_us").strip() for name in ("quota", "period"))
-    if not quota.isdecimal():  # -1: none
+    if not (quota.isdecimal() and period.isdecimal()):  # -1: none; or the group has gone between the two
         return {}
     return {"quota_cores": int(quota) / int(period), **_throttling(folder, "throttled_time", 1000)}
 
@@ -128,7 +128,7 @@ _READERS = {"": _version_2, "cpu": _cpu_version_1, "memory": _memory_version_1}
 
 def _throttling(folder: str, time: str, per_us: int) -> dict[str, int]:
     told = _numbers(f"{folder}/cpu.stat")
-    if "nr_periods" not in told:
+    if not {"nr_periods", "nr_throttled", time} <= told.keys():
         return {}
     return {
         "periods": told["nr_periods"],

@@ -252,11 +252,12 @@ def test_a_quota_of_the_load_makes_rates_a_lower_bound(tmp_path: Path, roles: li
     )
 
 
-def test_a_quota_of_the_load_is_the_first_reason_for_noise(tmp_path: Path) -> None:
+def test_a_quota_of_the_load_is_the_reason_for_noise(tmp_path: Path) -> None:
     group = msgspec.structs.replace(GROUP, roles=["load-master"])
     summary = recorded(tmp_path / "run", group, periods=10, throttled=9, run_delay_share=0.8).summary
     assert summary.verdict == "NOISY"
     assert summary.reason.startswith("the load stood still for want of its CPU quota, in 90.0 %")
+    assert "waited for a CPU" not in summary.reason
 
 
 def test_a_quota_of_the_recorder_alone_is_not_told(tmp_path: Path) -> None:
@@ -290,6 +291,9 @@ def test_who_was_killed_for_a_limit_of_memory_proves_it(tmp_path: Path) -> None:
     ticks[0] = msgspec.structs.replace(ticks[0], control_groups=[limited])
     ticks[-1] = msgspec.structs.replace(ticks[-1], control_groups=[msgspec.structs.replace(limited, oom_kills=2)])
     rewrite(folder / run_folder.HOST, ticks)
-    assert analyse(folder).summary.binding.startswith(
+    analysis = analyse(folder)
+    assert analysis.summary.binding.startswith(
         "the memory limit of the server (512 MiB, reached 0 times; 2 processes were killed for it; "
     )
+    [(_, fact)] = dict(view(analysis).facts)["Control groups"]
+    assert fact.endswith("; 2 processes were killed for it")
