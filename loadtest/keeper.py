@@ -29,7 +29,7 @@ from loadtest.options import LoadOptions
 from loadtest.plan import PlannedPhase
 from loadtest.pulse import Pulse
 from loadtest.recorder_process import RecorderProcess, build_report, subject_of
-from loadtest.roster import Roster
+from loadtest.roster import LOST_S, Roster
 from loadtest.run_writer import RunWriter
 from reports import environment as machine
 from reports import run_folder
@@ -293,10 +293,12 @@ class _Run:
                 self._roster.excuse_silence(now_s)
             for sender in self._roster.lost(now_s):
                 self._roster.went(sender)
-                self._lost(f"a load process was lost: {len(self._roster)} of {len(self._roster) + 1} are left")
+                text = f"a load process was lost: {len(self._roster)} of {len(self._roster) + 1} are left"
+                self._lost(text, silent_s=LOST_S)
 
-    def _lost(self, text: str) -> None:
-        self._note("load-process-lost", text)
+    def _lost(self, text: str, **details: float) -> None:
+        self._note("load-process-lost", text, **details)
+        self.pulse.broken(text)
         if not self._stopping:
             self.fail(text)
 
@@ -321,6 +323,7 @@ class _Run:
         """The run cannot give what was asked for, and is ended."""
         if self._ending is None or self._ending.how != "failed":
             self._ending = Ending(how="failed", reason=reason)
+            self.pulse.broken(reason)
             log.error(reason)
             with suppress(OSError):
                 self._note(run_folder.RUN_FAILED, reason)

@@ -4,10 +4,11 @@ The report judges measured phases as a whole; this judges one second by the same
 need not wait for the end to hear that the machine is too busy.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from reports.run_folder import LoadTick, UploadsLine
+from reports.run_folder import LoadTick, SecondOfUploads, UploadsLine
 from reports.summary import GENERATOR_LIMIT, HICCUP_LIMIT_US, RUN_DELAY_LIMIT
 from server.failure_codes import DROPPED
 
@@ -31,6 +32,11 @@ class Pulse:
         self._lasted_s = 1.0
         self._failed = 0
         self._dropped = 0
+        self._broken = ""
+
+    def broken(self, why: str) -> None:
+        """The run will be INVALID. What came first is the cause."""
+        self._broken = self._broken or why
 
     def tick(self, tick: LoadTick) -> None:
         _, before = self._ticks.get((tick.host, tick.pid), (tick, tick))
@@ -53,7 +59,8 @@ class Pulse:
 
     def rows(self) -> list[Row]:
         if not self._lines:
-            return [Row("Verdict", "–", "nothing was uploaded yet")]
+            told = ("INVALID", self._broken) if self._broken else ("–", "nothing was uploaded yet")
+            return [Row("Verdict", *told)]
         busiest, delayed = (
             self._share(lambda tick: tick.cpu_s),
             self._share(lambda tick: (tick.run_delay_ns or 0) / 1e9),
@@ -61,7 +68,7 @@ class Pulse:
         hiccup_us = max((line.hiccup_us.p99 for line in self._lines if line.hiccup_us is not None), default=0.0)
         names = [name for line in self._lines for name in line.names.values()]
         last = [tick for _, tick in self._ticks.values()]
-        verdict, why = _verdict(busiest, delayed, hiccup_us)
+        verdict, why = self._invalid(names) or _verdict(busiest, delayed, hiccup_us)
         slowest = max((shown.p99 for name in names if (shown := name.response_us or name.transaction_us)), default=0.0)
         return [
             Row("Verdict", verdict, why),
@@ -78,6 +85,18 @@ class Pulse:
             Row("Load waited for a core", f"{delayed:.0%} of the time", f"over {RUN_DELAY_LIMIT:.0%} it is too noisy"),
             Row("Hiccups, p99", f"{hiccup_us:,.0f} µs", f"over {HICCUP_LIMIT_US:,.0f} µs the machine is too noisy"),
         ]
+
+    def _invalid(self, names: Sequence[SecondOfUploads]) -> tuple[str, str] | None:
+        """A second without a single upload measures nothing."""
+        if self._broken:
+            return "INVALID", self._broken
+        failures: Counter[str] = Counter()
+        for name in names:
+            failures.update(name.failures)
+        if any(name.count for name in names) or not failures:
+            return None
+        told = ", ".join(f"{code} {number:,}" for code, number in failures.most_common())
+        return "INVALID", f"this second, all uploads failed: {told}"
 
     def _share(self, counter: Callable[[LoadTick], float]) -> float:
         """The largest share of the last tick's time, of all load processes."""

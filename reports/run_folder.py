@@ -215,6 +215,34 @@ class NetworkBytes(msgspec.Struct, frozen=True, kw_only=True):
     sent: int
 
 
+class ControlGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """A control group that limits recorded processes, its own or those of groups below it. Counters are cumulative
+    since the group was made; what the kernel does not tell, or does not limit, is None."""
+
+    path: str
+    """Its folder."""
+    roles: list[Role]
+    """Of the recorded processes in it."""
+    quota_cores: float | None = None
+    """CPU that all its processes together may use of each period, usually 0.1 s, in cores."""
+    periods: int | None = None
+    """In which any of them was ready to run."""
+    throttled_periods: int | None = None
+    """In which its quota was used up, so that all of them stood still until the next one."""
+    throttled_us: int | None = None
+    """How long they did, summed over cores."""
+    memory_max_bytes: int | None = None
+    """Beyond it the kernel takes memory back, and kills where it cannot."""
+    memory_high_bytes: int | None = None
+    """Beyond it, the kernel takes memory back and slows down who asks for more."""
+    memory_bytes: int | None = None
+    """Used now, files in the page cache included."""
+    memory_limit_hits: int | None = None
+    """How often either limit was reached."""
+    oom_kills: int | None = None
+    """Processes that were killed for it."""
+
+
 class HostTick(Line, frozen=True, kw_only=True):
     """A line of host.jsonl. Counters are cumulative."""
 
@@ -235,6 +263,8 @@ class HostTick(Line, frozen=True, kw_only=True):
     """Bytes by the name of the interface."""
     memory_available_bytes: int | None = None
     load_1min: float | None = None
+    control_groups: list[ControlGroup] = []
+    """Those that limit the recorded processes."""
 
 
 class Percentiles(msgspec.Struct, frozen=True, kw_only=True):
@@ -434,6 +464,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
     verdict: str
     reason: str
+    also_broken: list[str] = []
     exit_code: int
 
 

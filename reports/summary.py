@@ -24,6 +24,7 @@ MISSED_TICKS_LIMIT = 0.20  # of the recorder's, in a measure phase
 ACHIEVED_LIMIT = 0.99  # of the offered uploads: with less, an open model measured another load than it was asked for
 HICCUP_LIMIT_US = 5_000.0  # a sleeper of 1 ms that wakes so late was kept from its core by something else
 RUN_DELAY_LIMIT = 0.20  # of the time that a load process was ready to run and did not
+THROTTLED_LIMIT = 0.10  # of the periods of a CPU quota: with more of them used up, it decides when uploads end
 FOREIGN_LIMIT = 0.50  # of all busy CPU: with more of it, what other programs do is what is measured
 SHORTEST_PHASE_S = 1.0
 
@@ -181,6 +182,7 @@ class PhaseSummary(msgspec.Struct, frozen=True, kw_only=True):
     """The share of the offered uploads that were acknowledged before the phase was over."""
     transaction_mean_us: float | None
     drift: Drift | None
+    """None also in an INVALID run."""
     schedule_lag_us: Latency | None
     pool_wait_us: Latency | None
     hiccup_us: Latency
@@ -205,6 +207,10 @@ class PhaseSummary(msgspec.Struct, frozen=True, kw_only=True):
     """The share of the time in which a load process was ready to run and waited for a CPU: of the one that waited
     most."""
     recorder_missed_share: float
+    server_throttled_share: float | None = None
+    """The share of the periods of its CPU quota in which the server had used it up: of the quota that most held it up.
+    None where nothing limits its CPU."""
+    load_throttled_share: float | None = None
 
     @property
     def end_s(self) -> float:
@@ -261,14 +267,25 @@ class PhaseSummary(msgspec.Struct, frozen=True, kw_only=True):
         return full and not self.at_capacity and self.generator_share is not None
 
     @property
+    def load_throttled(self) -> bool:
+        """The load stood still for want of its CPU quota, which it may share with the server."""
+        return self.load_throttled_share is not None and self.load_throttled_share > THROTTLED_LIMIT
+
+    @property
     def limited(self) -> bool:
         """Something else than the server was the limit, so its rates are a lower bound."""
-        return self.generator_limited or self.machine_limited
+        return self.generator_limited or self.machine_limited or self.load_throttled
+
+    @property
+    def at_quota(self) -> bool:
+        """The server used all CPU that it is allowed."""
+        return self.server_throttled_share is not None and self.server_throttled_share >= CAPACITY
 
     @property
     def at_capacity(self) -> bool:
-        worker, generator = self.busiest_worker_share, self.generator_share
-        return worker is not None and generator is not None and worker >= CAPACITY and generator <= GENERATOR_LIMIT
+        if self.generator_share is None or self.generator_share > GENERATOR_LIMIT or self.load_throttled:
+            return False
+        return self.at_quota or (self.busiest_worker_share is not None and self.busiest_worker_share >= CAPACITY)
 
 
 class ProcessSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -338,6 +355,27 @@ class TcpSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes by the name of the network interface."""
 
 
+class ControlGroupSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """A control group that limited server or load, and what happened in it while it was recorded. None is what it does
+    not limit, or the kernel does not tell."""
+
+    path: str
+    """Its folder."""
+    roles: list[Role]
+    quota_cores: float | None
+    periods: int | None
+    throttled_periods: int | None
+    """Those in which the quota was used up, and all processes stood still."""
+    throttled_s: float | None
+    """For how long, summed over cores."""
+    memory_limit_bytes: int | None
+    """From which on the kernel takes memory back."""
+    memory_peak_bytes: int | None
+    """The most that was read, at few ticks; files in the page cache included."""
+    memory_limit_hits: int | None
+    oom_kills: int | None
+
+
 class LoadSummary(msgspec.Struct, frozen=True, kw_only=True):
     """All phases together, as the load counted them."""
 
@@ -364,8 +402,11 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     model: Model
     verdict: Verdict
     reason: str
+    """In a word: of an INVALID run what happened first, which the rest may follow from."""
+    also_broken: list[str] = []
+    """The rest, of an INVALID run."""
     binding: str
-    """What was at its limit, with its evidence; empty when nothing was measured."""
+    """What was at its limit, with its evidence; empty when nothing was measured, or nothing that may be used."""
     exit_code: int
     """What a command exits with that judges the run: 4 INVALID or NOISY, 3 a threshold is broken, 1 the run failed, or
     an upload did and no threshold says how many may; 0 none of these."""
@@ -380,3 +421,4 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     server: ServerSummary
     tcp: TcpSummary | None
     load: LoadSummary
+    control_groups: list[ControlGroupSummary] = []

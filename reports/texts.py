@@ -25,6 +25,10 @@ def percent(share: float) -> str:
     return f"{significant(share * 100)} %"
 
 
+def mebibytes(size_bytes: float) -> str:
+    return f"{significant(size_bytes / (1 << 20))} MiB"
+
+
 def duration(microseconds: float) -> str:
     """A duration for a sentence, in the unit that keeps the number short: 9,990 µs, 44.7 ms, 155 ms, 12.3 s."""
     value = microseconds

@@ -178,8 +178,8 @@ _BUSY = "|".join(
 
 def is_too_busy(outcome: Outcome) -> bool:
     """Whether all that can be said against a run is that the machine kept the load, or its recorder, from going on."""
-    kept = outcome.verdict == "INVALID" and re.fullmatch(f"({_BUSY})(; ({_BUSY}))*", outcome.reason) is not None
-    return outcome.verdict == "NOISY" or kept
+    kept = all(re.fullmatch(_BUSY, text) for text in (outcome.reason, *outcome.also_broken))
+    return outcome.verdict == "NOISY" or (outcome.verdict == "INVALID" and kept)
 
 
 def run(cwd: Path, *command: str) -> tuple[int, str]:

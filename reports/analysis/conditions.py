@@ -16,7 +16,7 @@ from reports.analysis.histograms import Samples
 from reports.missing_values import total
 from reports.run_folder import Ending
 from reports.summary import LoadSummary, ModeSummary, PhaseSummary, ServerSummary, ThresholdResult, Verdict
-from reports.texts import at_least, duration, percent, significant
+from reports.texts import at_least, duration, mebibytes, percent, significant
 from reports.thresholds import Threshold, ThresholdError, parse
 
 OPEN_MODEL_ONLY = {"response": "transaction", "schedule_lag": "", "pool_wait": ""}  # and what to use instead
@@ -168,4 +168,4 @@ def _memory(measured: Measured) -> Iterator[_Value]:
     if peak is None:
         yield _Value("whole run", None, unknown="the server's memory was not recorded")
     else:
-        yield _Value("whole run", peak, f"{significant(peak / (1 << 20))} MiB {kind}")
+        yield _Value("whole run", peak, f"{mebibytes(peak)} {kind}")

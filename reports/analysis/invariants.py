@@ -1,4 +1,4 @@
-"""What must hold, or the numbers must not be used. Each invariant that does not is one sentence.
+"""What must hold, or the numbers must not be used. Each invariant that does not is one finding.
 
     counts        the server stored what the load had acknowledged, and no more than failed unheard; so with connections
     users         closed model: uploading and pausing fill the users' time (Little's law)
@@ -10,9 +10,11 @@ no second side: N users who each go round upload and pause, R + Z long, make X =
 came, users were held up somewhere that no duration shows, which is nowhere but in the load itself.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 
 from reports.analysis import histograms
+from reports.analysis.causes import Finding, server_gone
 from reports.analysis.evidence import Count, Evidence, Stored, count, interval_s, spans, stored
 from reports.summary import ACHIEVED_LIMIT, MISSED_TICKS_LIMIT, PhaseSummary
 from reports.texts import percent, significant
@@ -24,12 +26,11 @@ SHORTEST_IN_CYCLES = 5  # phases of fewer uploads a user say nothing of Little's
 SAMPLES_MISSING_LIMIT = 0.01  # of a phase's uploads, in its histograms
 
 
-def broken(evidence: Evidence, measured: Sequence[PhaseSummary], *, noisy: bool) -> list[str]:
-    """The invariants that do not hold, as sentences without a full stop; only measure phases are judged. A `noisy`
-    machine explains why uploads were not taken in time, and that users were held up."""
+def broken(evidence: Evidence, measured: Sequence[PhaseSummary], *, noisy: bool) -> list[Finding]:
+    """The invariants that do not hold; only measure phases are judged. A `noisy` machine explains why uploads were not
+    taken in time, and that users were held up."""
     if not any(phase.uploads for phase in measured):
-        cut_off = "the run was cut off; " if evidence.run.ended is None else ""
-        return [f"{cut_off}nothing was measured: no measure phase of at least 1 s has an acknowledged upload"]
+        return [*_lost_load(evidence), _nothing(evidence, measured)]
     found = [
         *_lost_load(evidence),
         *_server_gone(evidence, measured),
@@ -43,41 +44,59 @@ def broken(evidence: Evidence, measured: Sequence[PhaseSummary], *, noisy: bool)
     return found
 
 
+def _nothing(evidence: Evidence, measured: Sequence[PhaseSummary]) -> Finding:
+    cut_off = "the run was cut off; " if evidence.run.ended is None else ""
+    failures: Counter[str] = Counter()
+    for phase in measured:
+        failures.update(phase.failures)
+    why = "no measure phase of at least 1 s has an acknowledged upload"
+    if failures:
+        named = ", ".join(f"{code} {number:,}" for code, number in failures.most_common())
+        why = f"all {failures.total():,} uploads of the measure phases failed ({named})"
+    return Finding("nothing measured", f"{cut_off}nothing was measured: {why}")
+
+
 # --- processes --------------------------------------------------------------------------------------------------------
 
 
-def _lost_load(evidence: Evidence) -> list[str]:
-    """Its users and its last second of counts are gone, whenever it was."""
-    return [event.text for event in evidence.events if event.kind == "load-process-lost"]
+def _lost_load(evidence: Evidence) -> list[Finding]:
+    """Its users and its last second of counts are gone, whenever it was; it is missed only after a while of silence."""
+    return [
+        Finding("load lost", event.text, at_s=evidence.s(event.mono_ns) - event.details.get("silent_s", 0))
+        for event in evidence.events
+        if event.kind == "load-process-lost"
+    ]
 
 
-def _server_gone(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
+def _server_gone(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[Finding]:
     """A server that ended while it was measured, whether another took its place or not. The recorder sees it at its
     next tick, which may come after the phase."""
     gone_s = [evidence.s(event.mono_ns) for event in evidence.events if event.kind == "server-gone"]
     tick_s = interval_s(evidence.times(evidence.ticks))
     return [
-        f"the server was gone in phase {phase.name}: what was measured is its end"
+        server_gone(evidence, f"the server was gone in phase {phase.name}: what was measured is its end", at_s)
         for phase in measured
-        if any(phase.start_s <= t_s <= phase.end_s + tick_s for t_s in gone_s)
+        for at_s in [next((t_s for t_s in gone_s if phase.start_s <= t_s <= phase.end_s + tick_s), None)]
+        if at_s is not None
     ]
 
 
-def _missing_ticks(measured: Sequence[PhaseSummary]) -> list[str]:
+def _missing_ticks(measured: Sequence[PhaseSummary]) -> list[Finding]:
     missed_s = sum(phase.recorder_missed_share * phase.duration_s for phase in measured)
     missed = missed_s / sum(phase.duration_s for phase in measured)
     if missed <= MISSED_TICKS_LIMIT:
         return []
-    return [
+    text = (
         f"the recorder missed {percent(missed)} of its ticks in the measured phases (at most "
         f"{percent(MISSED_TICKS_LIMIT)} may be missing): neither costs nor what limited the run can be trusted"
-    ]
+    )
+    return [Finding("ticks missed", text)]
 
 
 # --- arrivals: the open model -----------------------------------------------------------------------------------------
 
 
-def _unaccounted(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
+def _unaccounted(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[Finding]:
     """Whether each arrival was counted once. Only where the plan was over: who stops a run does not stop all load
     processes in the same instant."""
     if evidence.run.ended is None or evidence.run.ended.how != "completed":
@@ -86,19 +105,15 @@ def _unaccounted(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[s
     missing = {phase.name: (phase.offered or 0) - phase.uploads - sum(phase.failures.values()) for phase in known}
     found = []
     if lost := {name: number for name, number in missing.items() if number > 0}:
-        found.append(
-            f"{sum(lost.values()):,} uploads that were due in {', '.join(lost)} were neither acknowledged nor failed: "
-            "the load lost count of them"
-        )
+        text = f"{sum(lost.values()):,} uploads that were due in {', '.join(lost)} were neither acknowledged nor failed"
+        found.append(Finding("arrivals lost", text, ": the load lost count of them"))
     if twice := {name: -number for name, number in missing.items() if number < 0}:
-        found.append(
-            f"{sum(twice.values()):,} more uploads were acknowledged or failed in {', '.join(twice)} than were due: "
-            "the load sent or counted them twice"
-        )
+        text = f"{sum(twice.values()):,} more uploads were acknowledged or failed in {', '.join(twice)} than were due"
+        found.append(Finding("arrivals lost", text, ": the load sent or counted them twice"))
     return found
 
 
-def _not_achieved(measured: Sequence[PhaseSummary]) -> list[str]:
+def _not_achieved(measured: Sequence[PhaseSummary]) -> list[Finding]:
     """An arrival that is not acknowledged in time is explained by a limit: of the generator or the machine, which makes
     the rates a lower bound, or of the server, which is a result. Without one, another load was measured than was asked
     for."""
@@ -106,11 +121,12 @@ def _not_achieved(measured: Sequence[PhaseSummary]) -> list[str]:
     if not short:
         return []
     worst = min(short, key=lambda phase: phase.achieved_share or 0)
-    return [
+    text = (
         f"only {percent(worst.achieved_share or 0)} of the {worst.offered or 0:,} uploads offered in phase {worst.name}"
-        f"{_others(len(short))} were acknowledged in it (at least {percent(ACHIEVED_LIMIT)} must be; {_rest(worst)}), "
-        "and neither the server nor the load nor their machine is known to have been at its limit"
-    ]
+        f"{_others(len(short))} were acknowledged in it (at least {percent(ACHIEVED_LIMIT)} must be; {_rest(worst)})"
+    )
+    no_limit = ", and neither the server nor the load nor their machine is known to have been at its limit"
+    return [Finding("not taken", text, no_limit)]
 
 
 def _rest(phase: PhaseSummary) -> str:
@@ -126,25 +142,25 @@ def _others(phases: int) -> str:
 # --- users: the closed model ------------------------------------------------------------------------------------------
 
 
-def _unanswered(measured: Sequence[PhaseSummary]) -> list[str]:
+def _unanswered(measured: Sequence[PhaseSummary]) -> list[Finding]:
     """Uploads that waited for nothing. In a closed model a server that hangs also stops its load, so the few that are
     seen stand for all that were not sent, and their latency is in no percentile."""
     number = sum(phase.unanswered for phase in measured)
-    return [f"{number:,} uploads were never answered, and their latency is in no percentile: did the server hang?"] * (
-        number > 0
-    )
+    text = f"{number:,} uploads were never answered, and their latency is in no percentile"
+    return [Finding("unanswered", text, ": did the server hang?")] if number else []
 
 
-def _held_up(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
+def _held_up(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[Finding]:
     """Users that were held up, by Little's law. Where a generator or machine was the limit, that is said already."""
     idle = {phase.name: _idle_share(evidence, phase) or 0 for phase in measured if not phase.limited}
     worst = max(idle, key=lambda name: idle[name], default="")
     if not worst or idle[worst] <= IDLE_LIMIT:
         return []
-    return [
+    text = (
         f"users spent {percent(idle[worst])} of phase {worst} neither uploading nor pausing (at most "
-        f"{percent(IDLE_LIMIT)} may be lost): the load process held them up"
-    ]
+        f"{percent(IDLE_LIMIT)} may be lost)"
+    )
+    return [Finding("held up", text, ": the load process held them up")]
 
 
 def _idle_share(evidence: Evidence, phase: PhaseSummary) -> float | None:
@@ -182,7 +198,7 @@ def _mean_s(evidence: Evidence, phase: PhaseSummary, duration: str, missing: int
 # --- counts -----------------------------------------------------------------------------------------------------------
 
 
-def _differences(evidence: Evidence) -> list[str]:
+def _differences(evidence: Evidence) -> list[Finding]:
     """What the load counted against what the server counted, over the whole run.
 
     What was acknowledged is stored, so the server has at least that many. It may have more by the failures after which
@@ -201,32 +217,34 @@ def _differences(evidence: Evidence) -> list[str]:
     ]
 
 
-def _uploads_differ(board: Stored, total: Count, outside: Count) -> Iterator[str]:
+def _uploads_differ(board: Stored, total: Count, outside: Count) -> Iterator[Finding]:
     told = f"the server stored {board.uploads:,} uploads, but {total.uploads:,} were acknowledged to the load"
     if board.uploads < total.uploads - outside.uploads:
-        yield f"{told}: some that it acknowledged are not there"
+        yield Finding("uploads differ", f"{told}: some that it acknowledged are not there")
     unclear = _failed_but(NEVER_SENT, total)
     if board.uploads > total.uploads + unclear + outside.uploads:
-        yield f"{told} and only {unclear:,} that failed may be there (did something else upload to this server?)"
+        text = f"{told} and only {unclear:,} that failed may be there"
+        yield Finding("uploads differ", text, " (did something else upload to this server?)")
 
 
-def _connections_differ(board: Stored, total: Count, outside: Count) -> Iterator[str]:
+def _connections_differ(board: Stored, total: Count, outside: Count) -> Iterator[Finding]:
     unclear = _failed_but(NEVER_CONNECTED, total)
     if abs(board.connections - total.connections) > unclear + outside.connections:
-        yield (
+        text = (
             f"the server accepted {board.connections:,} connections, but the load opened {total.connections:,}, and no "
-            f"more than {unclear:,} of failed uploads are in doubt (did something else connect to this server?)"
+            f"more than {unclear:,} of failed uploads are in doubt"
         )
+        yield Finding("connections differ", text, " (did something else connect to this server?)")
 
 
-def _bytes_differ(board: Stored, total: Count, outside: Count) -> Iterator[str]:
+def _bytes_differ(board: Stored, total: Count, outside: Count) -> Iterator[Finding]:
     """Not compared where a failed upload may be stored: nobody knows how large it was."""
     if not _failed_but(NEVER_SENT, total) and abs(board.bytes - total.bytes) > outside.bytes:
-        yield (
+        text = (
             f"the server stored {significant(board.bytes / 1e6)} MB, but {significant(total.bytes / 1e6)} MB were "
-            f"acknowledged to the load ({abs(board.bytes - total.bytes):,} bytes differ): without failures they must "
-            "agree"
+            f"acknowledged to the load ({abs(board.bytes - total.bytes):,} bytes differ)"
         )
+        yield Finding("bytes differ", text, ": without failures they must agree")
 
 
 def _failed_but(codes: Collection[str], total: Count) -> int:

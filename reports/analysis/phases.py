@@ -24,6 +24,7 @@ from reports.analysis.accounts import (
 from reports.analysis.drift import drift
 from reports.analysis.evidence import Evidence, Floats, Span, count, interval_s, spans
 from reports.analysis.histograms import Samples
+from reports.analysis.quotas import Quota, quotas
 from reports.missing_values import most
 from reports.run_folder import HistogramsLine, Phase, UploadsLine
 from reports.summary import MISSED_TICKS_LIMIT, Latency, PhaseSummary
@@ -62,6 +63,7 @@ class _Costs:
     """All recorded processes but the server's."""
     load_itself: list[LoadAccounts]
     """What each load process says of itself, on whatever host."""
+    quotas: list[Quota]
     ticks: Floats
     """Seconds at which processes.jsonl has a line."""
 
@@ -78,6 +80,7 @@ def phase_summaries(evidence: Evidence, tracks: Sequence[Track], server: Account
         load=[track.account for track in tracks if track.is_load],
         others=[track.account for track in tracks if not track.is_server],
         load_itself=load_accounts(evidence),
+        quotas=quotas(evidence),
         ticks=evidence.times(evidence.ticks),
     )
     own: dict[str, list[Span]] = defaultdict(list)
@@ -152,6 +155,8 @@ def _phase(
         generator_share=_generator_share(costs, whole, recorded),
         generator_run_delay_share=most(_own_share(load.run_delay, whole) for load in costs.load_itself),
         recorder_missed_share=_missed_share(whole, ticks),
+        server_throttled_share=_throttled_share(costs.quotas, "server-", whole),
+        load_throttled_share=_throttled_share(costs.quotas, "load-", whole),
     )
 
 
@@ -213,6 +218,18 @@ def _share(account: Account | None, part: _Stretch | None) -> float | None:
 def _own_share(account: Account | None, whole: _Stretch) -> float | None:
     """The share of the time in which the account's own ticks surround the phase."""
     return None if account is None else _share(account, _surrounded(whole, account.t_s))
+
+
+def _throttled_share(found: Sequence[Quota], roles: str, whole: _Stretch) -> float | None:
+    """Of the quota that was used up most often, of those that processes with such roles are under."""
+    shares = []
+    for quota in found:
+        part = _surrounded(whole, quota.periods.t_s)
+        if part is not None and any(role.startswith(roles) for role in quota.group.roles):
+            periods = quota.periods.between(part.start_s, part.end_s)
+            throttled = quota.throttled.between(part.start_s, part.end_s)
+            shares.append(throttled / periods if periods >= 1 else 0.0)
+    return most(shares)
 
 
 def _generator_share(costs: _Costs, whole: _Stretch, recorded: _Stretch | None) -> float | None:

@@ -10,6 +10,8 @@ only joins the steps, each of which has a file of its own:
 from dataclasses import dataclass
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from reports.analysis import conditions
 from reports.analysis.accounts import tracks
 from reports.analysis.binding import binding
@@ -19,10 +21,11 @@ from reports.analysis.histograms import PercentileCurve, percentile_curves
 from reports.analysis.modes import mode_summaries
 from reports.analysis.phases import phase_summaries
 from reports.analysis.processes import process_summary, server_summary
+from reports.analysis.quotas import control_group_summaries
 from reports.analysis.server_cpu import server_cpu
 from reports.analysis.tcp_evidence import tcp_summary
 from reports.analysis.timeline import Timeline, timeline
-from reports.analysis.verdict import judge, warnings
+from reports.analysis.verdict import judge, warnings, warnings_of_invalid
 from reports.run_folder import Event, RunInfo
 from reports.summary import LoadSummary, Summary
 
@@ -54,9 +57,10 @@ def analyse(folder: Path) -> Analysis:
     phases = phase_summaries(evidence, seen, server)
     modes = mode_summaries(evidence, phases) if evidence.run.model != "none" else []
     processes = [process_summary(track, phases) for track in seen]
-    verdict, reason = judge(evidence, phases)
+    verdict, reason, also_broken = judge(evidence, phases)
+    invalid = verdict == "INVALID"
     load = _load(evidence)
-    tcp = tcp_summary(evidence)
+    tcp, groups = tcp_summary(evidence), control_group_summaries(evidence)
     whole_server = server_summary(evidence, seen, server)
     thresholds = conditions.results(conditions.Measured(evidence, modes, phases, whole_server, load))
     summary = Summary(
@@ -64,18 +68,22 @@ def analyse(folder: Path) -> Analysis:
         model=evidence.run.model,
         verdict=verdict,
         reason=reason,
-        binding=binding(phases, tcp, evidence.run.model),
+        also_broken=also_broken,
+        binding="" if invalid else binding(phases, tcp, groups, evidence.run.model),
         exit_code=conditions.exit_code(verdict, thresholds, load, evidence.run.ended),
-        warnings=warnings(evidence, phases, modes),
+        warnings=warnings_of_invalid(evidence, phases, [reason, *also_broken])
+        if invalid
+        else warnings(evidence, phases, modes),
         thresholds=thresholds,
         modes=modes,
         contrast=contrast(phases, "short", "long"),
         sweep=sweep_fit(phases),
-        phases=phases,
+        phases=[replace(phase, drift=None) for phase in phases] if invalid else phases,
         processes=processes,
         server=whole_server,
         tcp=tcp,
         load=load,
+        control_groups=groups,
     )
     return Analysis(
         evidence.run, summary, timeline(evidence, seen, processes), evidence.events, percentile_curves(evidence, phases)

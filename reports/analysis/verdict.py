@@ -15,6 +15,7 @@ from itertools import pairwise
 
 from reports import run_folder
 from reports.analysis import histograms
+from reports.analysis.causes import in_order
 from reports.analysis.evidence import LONGEST_GAP, Evidence, count, interval_s, stored
 from reports.analysis.histograms import Samples
 from reports.analysis.invariants import SAMPLES_MISSING_LIMIT, broken
@@ -26,6 +27,7 @@ from reports.summary import (
     GENERATOR_WARNING,
     HICCUP_LIMIT_US,
     RUN_DELAY_LIMIT,
+    THROTTLED_LIMIT,
     ModeSummary,
     PhaseSummary,
     Verdict,
@@ -41,19 +43,19 @@ MOST_GAPS = 5
 SCHEDULE_LAG_WARNING_US = 5_000.0
 
 
-def judge(evidence: Evidence, phases: Sequence[PhaseSummary]) -> tuple[Verdict, str]:
-    """The verdict and its reason, a sentence without a full stop."""
+def judge(evidence: Evidence, phases: Sequence[PhaseSummary]) -> tuple[Verdict, str, list[str]]:
+    """The verdict, its reason, a sentence without a full stop, and what else is broken where it is INVALID."""
     measured = [phase for phase in phases if phase.measured]
     if evidence.run.model == "none":
-        return "RECORDED", "what the processes cost; no load of ours was there to be judged"
+        return "RECORDED", "what the processes cost; no load of ours was there to be judged", []
     noise = _noise(evidence, measured) if measured else []
-    if found := broken(evidence, measured, noisy=bool(noise)):
-        return "INVALID", "; ".join(found)
+    if found := in_order(evidence, broken(evidence, measured, noisy=bool(noise))):
+        return "INVALID", found[0], found[1:]
     if noise:
-        return "NOISY", "; ".join(noise)
+        return "NOISY", "; ".join(noise), []
     if limit := _limit(measured):
-        return "LOWER BOUND", limit
-    return "VALID", f"{_held(measured)}: {_busiest(measured)}"
+        return "LOWER BOUND", limit, []
+    return "VALID", f"{_held(measured)}: {_busiest(measured)}", []
 
 
 def _limit(measured: Sequence[PhaseSummary]) -> str:
@@ -64,6 +66,8 @@ def _limit(measured: Sequence[PhaseSummary]) -> str:
             f"the load generator was the limit, not the server: its busiest process used "
             f"{percent(worst.generator_share or 0)} of one core in phase {worst.name} (over {percent(GENERATOR_LIMIT)})"
         )
+    if throttled := _throttled(measured):
+        return throttled
     if limited := [phase for phase in measured if phase.machine_limited]:
         worst = max(limited, key=lambda phase: phase.machine_share or 0)
         others = ", mostly with other programs" if worst.mostly_foreign else ""
@@ -72,6 +76,17 @@ def _limit(measured: Sequence[PhaseSummary]) -> str:
             f"{percent(worst.machine_share or 0)} of phase {worst.name}{others} (from {percent(CAPACITY)} on)"
         )
     return ""
+
+
+def _throttled(measured: Sequence[PhaseSummary]) -> str:
+    """Empty where no CPU quota held the load up."""
+    worst = max(measured, key=lambda phase: phase.load_throttled_share or 0)
+    if not worst.load_throttled:
+        return ""
+    return (
+        f"the load stood still for want of its CPU quota, in {percent(worst.load_throttled_share or 0)} of the quota's "
+        f"periods in phase {worst.name} (at most {percent(THROTTLED_LIMIT)})"
+    )
 
 
 def _noise(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
@@ -91,7 +106,8 @@ def _noise(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
             f"a load process was ready to run but waited for a CPU during {percent(delay)} of phase {worst.name} (at "
             f"most {percent(RUN_DELAY_LIMIT)}): that waiting is in the latencies"
         )
-    return found
+    throttled = _throttled(measured)  # then nothing else did, and the rest follows from it
+    return [throttled] if found and throttled else found
 
 
 def _held(measured: Sequence[PhaseSummary]) -> str:
@@ -110,7 +126,10 @@ def _held(measured: Sequence[PhaseSummary]) -> str:
 
 
 def _uneven(full: Sequence[PhaseSummary]) -> str:
-    """Said where one worker was full while others had time left: better spread, the server may hold more."""
+    """Said where a quota left it no time, or one worker was full while others had time left: with another quota, or
+    better spread, the server may hold more."""
+    if throttled := most(phase.server_throttled_share for phase in full if phase.at_quota):
+        return f" of its CPU quota, which was used up in {percent(throttled)} of the quota's periods"
     shares = [(phase.mean_worker_share or 0, phase.busiest_worker_share or 0) for phase in full]
     mean, busiest = min(shares)
     if mean >= CAPACITY:
@@ -150,6 +169,15 @@ def warnings(evidence: Evidence, phases: Sequence[PhaseSummary], modes: Sequence
         *_generator(measured),
         *_samples(modes),
     ]
+
+
+def warnings_of_invalid(evidence: Evidence, phases: Sequence[PhaseSummary], found: Sequence[str]) -> list[str]:
+    """What else happened, where nobody may use the numbers; `found` is told already."""
+    measured = [phase for phase in phases if phase.measured]
+    ending = [] if evidence.run.ended is not None and evidence.run.ended.reason in found else _ending(evidence)
+    failures = _failures(evidence, measured) if any(phase.uploads for phase in measured) else []
+    told = [*ending, *_left_out(evidence, phases), *failures, *_recorder(evidence, measured)]
+    return [*told, *_deaths(evidence, measured)]
 
 
 def _ending(evidence: Evidence) -> list[str]:

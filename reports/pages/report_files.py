@@ -65,7 +65,7 @@ def terminal(shown: View, report: Path, columns: int = 0) -> str:
     """For a terminal of so many columns: verdict, sentence, conditions, what to be wary of, the modes without their
     size classes, what was offered, and where the report is."""
     blocks = [
-        [f"{shown.verdict}: {shown.reason}"],
+        [f"{shown.verdict}: {shown.reason}", *(f"  also broken: {text}" for text in shown.also_broken)],
         [shown.sentence],
         [_threshold_line(*row.cells) for row in shown.thresholds.rows],
         [f"warning: {warning}" for warning in shown.warnings],

@@ -26,8 +26,16 @@ from reports.pages.tables import (
     threshold_table,
 )
 from reports.run_folder import RunInfo
-from reports.summary import ACHIEVED_LIMIT, ROLE_NAMES, ModeSummary, ProcessSummary, ServerSummary, Summary
-from reports.texts import duration, ranges, significant
+from reports.summary import (
+    ACHIEVED_LIMIT,
+    ROLE_NAMES,
+    ControlGroupSummary,
+    ModeSummary,
+    ProcessSummary,
+    ServerSummary,
+    Summary,
+)
+from reports.texts import duration, mebibytes, ranges, significant
 
 Facts = list[tuple[str, str]]
 
@@ -38,6 +46,7 @@ class View:
     subtitle: str
     verdict: str
     reason: str
+    also_broken: list[str]
     sentence: str
     warnings: list[str]
     thresholds: Table
@@ -71,6 +80,7 @@ def view(analysis: Analysis) -> View:
         subtitle=f"{started:%d %B %Y, %H:%M} UTC, {what}",
         verdict=summary.verdict,
         reason=summary.reason,
+        also_broken=summary.also_broken,
         sentence=sentence(summary),
         warnings=summary.warnings,
         thresholds=threshold_table(summary.thresholds),
@@ -86,7 +96,7 @@ def view(analysis: Analysis) -> View:
         all_processes=all_processes_table(summary),
         tcp=tcp_table(summary.tcp),
         events=event_table(analysis),
-        facts=_facts(run, summary.processes),
+        facts=_facts(run, summary),
         command=shlex.join(run.command),
     )
 
@@ -116,6 +126,8 @@ def sentence(summary: Summary) -> str:
     measured = {mode.mode: mode for mode in summary.modes if mode.uploads}
     if not measured:
         return "Nothing was measured."
+    if summary.verdict == "INVALID":
+        return "Its numbers are told for who looks for the cause, and must not be used."
     workers = summary.server.workers
     who = f"With {workers} worker{'s' if workers > 1 else ''} the server" if workers else "The server"
     *clauses, last = (_clause(mode) for mode in measured.values())
@@ -142,11 +154,11 @@ def _costs(summary: Summary) -> str:
 def _memory(server: ServerSummary) -> str:
     """PSS is read seldom, and may have been higher in between; RSS always, and is too high where processes share."""
     assert server.memory_peak_bytes is not None
-    peak = f"{significant(server.memory_peak_bytes / (1 << 20))} MiB"
+    peak = mebibytes(server.memory_peak_bytes)
     if server.memory_kind == "RSS" or server.rss_peak_bytes is None:
         return f"{peak} (RSS)"
     times = "once" if server.memory_readings == 1 else f"{server.memory_readings} times"
-    most = f"{significant(server.rss_peak_bytes / (1 << 20))} MiB"
+    most = mebibytes(server.rss_peak_bytes)
     return f"{peak} (PSS, read {times}; its RSS was at most {most})"
 
 
@@ -204,7 +216,7 @@ def _comparison(summary: Summary) -> str:
 # --- circumstances ----------------------------------------------------------------------------------------------------
 
 
-def _facts(run: RunInfo, processes: Sequence[ProcessSummary]) -> list[tuple[str, Facts]]:
+def _facts(run: RunInfo, summary: Summary) -> list[tuple[str, Facts]]:
     ending = "cut off: nobody ended it" if run.ended is None else f"{run.ended.how}: {run.ended.reason}"
     commit = "unknown" if run.git_commit is None else run.git_commit[:12] + (", with changes" if run.git_dirty else "")
     server = [("recorded", "no")]
@@ -215,7 +227,8 @@ def _facts(run: RunInfo, processes: Sequence[ProcessSummary]) -> list[tuple[str,
         ("Run", [("id", run.id), ("ended", ending), ("target", run.host), ("commit", commit)]),
         ("Load", _pairs(_load_facts(run))),
         ("Machine", _pairs(run.environment)),
-        ("Core placement", _placement(processes)),
+        ("Core placement", _placement(summary.processes)),
+        *([("Control groups", _limits(summary.control_groups))] if summary.control_groups else []),
         ("Server", server),
     ]
 
@@ -240,6 +253,22 @@ def _together(role: str, members: Sequence[ProcessSummary]) -> str:
 
 def _cores(listed: str) -> str:
     return f"core {listed}" if listed.isdecimal() else f"cores {listed}"
+
+
+def _limits(groups: Sequence[ControlGroupSummary]) -> Facts:
+    """What limited server or load from outside, by the folder that says so."""
+    found: Facts = []
+    for group in groups:
+        who = ", ".join(ROLE_NAMES[role] for role in group.roles)
+        if group.quota_cores is not None:
+            used_up = f"used up in {group.throttled_periods or 0:,} of {group.periods or 0:,} periods"
+            found.append((group.path, f"{significant(group.quota_cores)} cores for {who}, {used_up}"))
+        if group.memory_limit_bytes is not None:
+            hits, peak = group.memory_limit_hits or 0, mebibytes(group.memory_peak_bytes or 0)
+            limit = f"{mebibytes(group.memory_limit_bytes)} of memory for {who}, reached {hits:,} times"
+            killed = f"; {group.oom_kills:,} processes were killed for it" if group.oom_kills else ""
+            found.append((group.path, f"{limit}; at most {peak} were seen{killed}"))
+    return found
 
 
 def _load_facts(run: RunInfo) -> dict[str, Any]:

@@ -35,6 +35,7 @@ import msgspec
 import psutil
 
 from reports.recording.census import Census, Member, process_of
+from reports.recording.control_groups import ControlGroups
 from reports.recording.observed_server import CHUNK_BYTES, Server, is_local, split_lines, why_unseen
 from reports.recording.sampling import Footprint, footprint, sample_host, sample_process, untold
 from reports.run_folder import (
@@ -274,6 +275,7 @@ class Recorder:
         self._look_due_ns = 0
         self._server: Server | None = None
         self._census = Census()
+        self._control_groups = ControlGroups()
         self._roots: list[Member] = []
         self.last_seen: ServerInfo | None = None
         self.over = False
@@ -340,6 +342,8 @@ class Recorder:
             for member in there
         ]
         present = [sample for sample in samples if sample is not None]
+        if slow:
+            host = msgspec.structs.replace(host, control_groups=self._control_groups.limiting(there))
         self._lines.append(PROCESSES, ProcessTick(**stamp, processes=present))
         self._lines.append(HOST, host)
         self._copy_server_events()

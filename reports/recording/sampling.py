@@ -92,7 +92,7 @@ def _open_files(process: psutil.Process) -> int:
     return os.stat(f"/proc/{process.pid}/fd").st_size or process.num_fds()  # noqa: PTH116 - Path takes 9 µs more
 
 
-def sample_host(stamp: dict[str, int], port: int | None, slots: Iterable[SlotView] | None, *, slow: bool) -> HostTick:
+def sample_host(stamp: dict[str, Any], port: int | None, slots: Iterable[SlotView] | None, *, slow: bool) -> HostTick:
     """The whole machine now, the accept queues of a port of it, and the server's slots as they were read. What is dear
     is read on slow ticks only: counters lose nothing by that."""
     cores = read(lambda: psutil.cpu_times(percpu=True))  # first: idle time is compared with the stamp

@@ -145,7 +145,8 @@ def test_a_load_process_that_dies(model, tmp_path):
         assert [event.text for event in events(folder, "load-process-lost")] == [
             "a load process was lost: 1 of 2 are left"
         ]
-        assert "a load process was lost" in outcome(master).reason
+        assert outcome(master).reason == "a load process was lost: 1 of 2 are left"
+        assert not any("something else" in text or "run failed" in text for text in outcome(master).also_broken)
         assert run_folder.read_run(folder).ended.how == "failed"
         assert [other.wait() for other in others] == [-signal.SIGKILL, 0]
 

@@ -13,6 +13,7 @@ import pages
 import psutil
 import pytest
 import servers
+from limits import real_group
 from nursery import end_nurseries
 from servers import eventually, free_port
 from slow import first_of
@@ -113,6 +114,20 @@ def test_somebody_elses_prefork_server(tmp_path):
     assert all(sample.uss_bytes for tick in (ticks[0], ticks[-1]) for sample in tick.processes)
     assert all(host.scoreboard is None for host in hosts)
     assert [event.details["pid"] for event in events(tmp_path, "server-found")] == [server.pid]
+
+
+def test_the_quota_of_a_servers_control_group(tmp_path):
+    """It is read on slow ticks, whoever has made it."""
+    quota = {"cpu__max": "20000 100000", "cpu__cfs_quota_us": "20000"}
+    with real_group("cpu", **quota) as group, server_script(PREFORK, 0, 1) as (server, port):
+        (group / "cgroup.procs").write_text(str(server.pid))
+        with recorder(tmp_path, port) as process:
+            eventually(lambda: len(list(read_host(tmp_path))) >= 3, "three ticks")
+            finish(process)
+    groups = [{found.path: found for found in tick.control_groups} for tick in read_host(tmp_path)]
+    for found in (groups[0], groups[-1]):
+        assert (found[str(group)].quota_cores, found[str(group)].roles) == (0.2, ["server-master"])
+    assert not any(groups[1:-1])
 
 
 def quick(folder):

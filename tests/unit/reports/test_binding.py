@@ -16,7 +16,7 @@ def phases(tmp_path_factory):
 
 def bound(phases, tcp=None, model="closed", **changes):
     """With these changes to all phases."""
-    return binding([msgspec.structs.replace(phase, **changes) for phase in phases], tcp, model)
+    return binding([msgspec.structs.replace(phase, **changes) for phase in phases], tcp, [], model)
 
 
 def tcp(drops):
@@ -59,6 +59,6 @@ def test_the_open_model_has_no_users(phases):
 
 
 def test_nothing_measured_has_nothing_that_binds(phases):
-    assert binding([], None, "closed") == ""
+    assert binding([], None, [], "closed") == ""
     assert bound(phases, uploads=0) == ""
     assert bound(phases, model="none") == ""
