@@ -88,7 +88,7 @@ def test_what_breaks_a_run_is_told_at_once_and_the_first_cause_stays() -> None:
     pulse = Pulse()
     pulse.broken("a load process was lost")
     assert shown(pulse) == {"Verdict": "INVALID"}
-    pulse.second([line(hiccup_us=5001)])
+    pulse.second([line(hiccup_us=5001)], 1.0)
     pulse.broken("the run failed")
     [verdict_row, *_] = pulse.rows()
     assert (verdict_row.now, verdict_row.means) == ("INVALID", "a load process was lost")
@@ -96,11 +96,11 @@ def test_what_breaks_a_run_is_told_at_once_and_the_first_cause_stays() -> None:
 
 def test_a_second_in_which_all_uploads_failed_measures_nothing() -> None:
     pulse = Pulse()
-    pulse.second([line(count=0, failures={"connect_refused": 30, "timeout": 2})])
+    pulse.second([line(count=0, failures={"connect_refused": 30, "timeout": 2})], 1.0)
     [verdict_row, *_] = pulse.rows()
     assert (verdict_row.now, verdict_row.means) == (
         "INVALID",
         "this second, all uploads failed: connect_refused 30, timeout 2",
     )
-    pulse.second([line(count=1, failures={"timeout": 2})])
+    pulse.second([line(count=1, failures={"timeout": 2})], 1.0)
     assert shown(pulse)["Verdict"] == "VALID so far"

@@ -61,7 +61,9 @@ def build(tmp_path):
 def plain(tmp_path_factory):
     """As `build` makes it of a run without changes, only to be read."""
     folder = run_folders.write(tmp_path_factory.mktemp("plain") / "run")
-    return report_files.build(folder), folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "500")
+        return report_files.build(folder), folder
 
 
 @pytest.fixture(scope="module")
