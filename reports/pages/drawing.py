@@ -219,13 +219,16 @@ def _draw_line(plot: figure, line: Line) -> tuple[DataRenderer, bool]:
 
 
 def _draw_dots(plot: figure, line: Line, dots: Curve) -> DataRenderer:
-    """Dots, and the line between them."""
+    """Dots; a line where they are so many that they would be one."""
     curve, _ = envelope.reduce(dots, ())
-    source, colour = ColumnDataSource({"x": curve.t_s, "y": curve.values}), light(line.key.colour)
-    drawn = plot.add_glyph(source, glyphs.Line(line_width=1.6, line_dash=line.key.dash, line_color=colour))
+    colour, dash = light(line.key.colour), line.key.dash
+    glyph = (
+        glyphs.Scatter(size=5, fill_color=colour, line_color=None)
+        if len(curve.t_s) <= MOST_DOTS
+        else glyphs.Line(line_width=1.6, line_dash=dash, line_color=colour)
+    )
+    drawn = plot.add_glyph(ColumnDataSource({"x": curve.t_s, "y": curve.values}), glyph)
     drawn.name = f"{line.key.label}, {line.part}" if line.part else line.key.label
-    if len(curve.t_s) <= MOST_DOTS:
-        plot.add_glyph(source, glyphs.Scatter(size=5, fill_color=colour, line_color=None))
     return drawn
 
 

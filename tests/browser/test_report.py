@@ -2,10 +2,9 @@
 paper.
 """
 
-import itertools
 import re
 import zlib
-from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -26,13 +25,9 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-WIDTHS = (390, 820, 1440)
-SCHEMES = ("light", "dark")
-ONCE_MORE = [(820, "light"), (390, "dark"), (1440, "dark")]
-SHOWN = [
-    pytest.param(*each, marks=pytest.mark.slow if each in ONCE_MORE else ())
-    for each in itertools.product(WIDTHS, SCHEMES)
-]
+PHONE, TABLET, DESK = (390, "light"), (820, "dark"), (1440, "light")
+ONCE_MORE = [(390, "dark"), (820, "light"), (1440, "dark")]
+SHOWN = [PHONE, TABLET, DESK, *(pytest.param(*each, marks=pytest.mark.slow) for each in ONCE_MORE)]
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no browser: {CHROMIUM} is not installed")
@@ -78,14 +73,15 @@ def report(tmp_path_factory):
     return folder / run_folder.REPORT_HTML
 
 
-@contextmanager
-def opening(browser, report):
-    """Open the report; at the end no error was logged and nothing but the file was asked for."""
-    opened, complaints, requests = [], [], []
+@pytest.fixture(scope="module")
+def show(browser, report):
+    """Opens the report, once for each look: a test leaves its page as it was. At the end no error was logged and
+    nothing but the file was asked for."""
+    complaints, requests = [], []
 
-    def make(width=900, scheme="light"):
+    @cache
+    def opened(width, scheme):
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
-        opened.append(context)
         page = context.new_page()
         page.on("console", lambda message: complaints.append(message.text) if message.type != "log" else None)
         page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -94,30 +90,11 @@ def opening(browser, report):
         page.wait_for_function(ALL_DRAWN)
         return page
 
-    yield make
-    for context in opened:
+    yield opened
+    for context in browser.contexts:
         context.close()
     assert [text for text in complaints if "document idle" not in text] == []
     assert {url for url in requests if not url.startswith("data:")} == {report.as_uri()}
-
-
-@pytest.fixture
-def show(browser, report):
-    with opening(browser, report) as make:
-        yield make
-
-
-@pytest.fixture(scope="module")
-def shown(browser, report):
-    """A page that several tests look at, each of which leaves it as it was."""
-    with opening(browser, report) as make:
-        yield make()
-
-
-@pytest.fixture(scope="module")
-def wide(browser, report):
-    with opening(browser, report) as make:
-        yield make(1600)
 
 
 @pytest.mark.parametrize(("width", "scheme"), SHOWN)
@@ -155,14 +132,14 @@ def luminance(colour: list[int]) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-def test_what_a_label_says_is_shown_and_not_run(shown):
-    page = shown
+def test_what_a_label_says_is_shown_and_not_run(show):
+    page = show(*PHONE)
     assert page.title().startswith("VALID: <script>")
     assert page.locator("h1").inner_text() == "<script>document.title='taken over'</script> & co"
 
 
 def test_a_condition_that_was_broken_stands_out(show):
-    page = show(390)
+    page = show(*PHONE)
     rows = page.locator("tr").filter(has_text="failed")
     row = rows.filter(has_text="p99(response) > 2ms").locator("td").first
     colour, ink = row.evaluate("cell => [getComputedStyle(cell).color, getComputedStyle(document.body).color]")
@@ -171,8 +148,8 @@ def test_a_condition_that_was_broken_stands_out(show):
     assert row.bounding_box()["x"] + row.bounding_box()["width"] <= 390, "seen without scrolling, on a phone too"
 
 
-def test_the_charts_share_one_axis_and_go_back_on_double_click(shown):
-    page = shown
+def test_the_charts_share_one_axis_and_go_back_on_double_click(show):
+    page = show(*TABLET)
     chart = page.locator(".bk-Figure").first
     chart.scroll_into_view_if_needed()
     box = chart.bounding_box()
@@ -198,8 +175,8 @@ def test_the_charts_share_one_axis_and_go_back_on_double_click(shown):
     page.wait_for_function(f"{starts}.every(start => start == 0)")
 
 
-def test_pointing_at_an_event_tells_it(wide):
-    page = wide
+def test_pointing_at_an_event_tells_it(show):
+    page = show(*DESK)
     chart = page.locator(".bk-Figure").first
     chart.scroll_into_view_if_needed()
     box = chart.bounding_box()
@@ -211,8 +188,8 @@ def test_pointing_at_an_event_tells_it(wide):
     playwright.expect(tooltip.first).to_be_visible()
 
 
-def test_pointing_at_a_latency_tells_its_band(wide):
-    page = wide
+def test_pointing_at_a_latency_tells_its_band(show):
+    page = show(*DESK)
     chart = page.locator(".bk-Figure").nth(1)
     chart.scroll_into_view_if_needed()
     x, y, low, high = page.evaluate(
@@ -231,7 +208,7 @@ def test_pointing_at_a_latency_tells_its_band(wide):
 
 
 def test_pointing_at_one_chart_draws_a_line_through_all_of_one_axis(show):
-    page = show()
+    page = show(*TABLET)
     chart = page.locator(".bk-Figure").first
     chart.scroll_into_view_if_needed()
     box = chart.bounding_box()
@@ -241,8 +218,8 @@ def test_pointing_at_one_chart_draws_a_line_through_all_of_one_axis(show):
     page.wait_for_function(f"{lines}.length == {CHARTS - 1} && new Set({lines}).size == 1 && {lines}[0].location > 0")
 
 
-def test_all_processes_are_there_when_they_are_asked_for(shown):
-    page = shown
+def test_all_processes_are_there_when_they_are_asked_for(show):
+    page = show(*TABLET)
     workers = page.get_by_role("row").filter(has_text=re.compile(r"^\s*worker \d+"))
     playwright.expect(workers).to_have_count(6)
     page.get_by_text("All 24 processes").click()
@@ -252,7 +229,7 @@ def test_all_processes_are_there_when_they_are_asked_for(shown):
 
 
 def test_on_paper_it_is_light_and_nothing_is_cut_off(show):
-    page = show(1440, "dark")
+    page = show(*TABLET)
     page.emulate_media(media="print")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     style = "name => getComputedStyle(document.querySelector(name))"
@@ -263,6 +240,8 @@ def test_on_paper_it_is_light_and_nothing_is_cut_off(show):
         box = wide.bounding_box()
         assert box["x"] >= paper["x"]
         assert box["x"] + box["width"] <= paper["x"] + paper["width"] + 1
+    page.emulate_media(media="screen")
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
 
 
 def test_all_charts_are_printed_even_by_who_does_not_wait_for_them(browser, report):
