@@ -61,7 +61,7 @@ _SLOW_EVERY_NS = 20 * _SECOND_NS
 """Time between two readings of what nobody follows from tick to tick, the kernel's many counters, and the states of
 connections, for which it walks all sockets. What begins a phase has it read as well."""
 _MEMORY_EVERY_NS = 2 * _SECOND_NS
-_MEMORY_SHARE = 0.0005
+_MEMORY_SHARE = 0.00025
 """The share of a core that reading USS and PSS may take: for these the kernel walks all pages of a process, in 0.2 to
 1 ms each. Of many or large processes they are read less often than every `_MEMORY_EVERY_NS`."""
 
