@@ -227,7 +227,7 @@ def _rest(family: Family, drawable: Sequence[ProcessCurve], colour: str) -> list
         return []
     rest = [drawable[index] for index in family.rest]
     mean, extent = _mean([each.curve for each in rest])
-    dots = [each.dots for each in rest if each.dots is not None]
+    dots = [each.dots for each in rest if each.dots is not None and len(each.dots.t_s)]  # some were never read
     key = Key(f"{len(rest)} more {family.what}: mean and range", colour, "dotted")
     return [Line(key, mean, rest[0].width, (extent,), _mean(dots)[0] if dots else None, rest[0].part)]
 

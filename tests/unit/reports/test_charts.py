@@ -1,11 +1,14 @@
 """Which lines and marks the charts show, and in which colours."""
 
+import msgspec
 import numpy as np
 
+from reports import run_folder
 from reports.analysis.summarise import analyse
 from reports.pages.charts import charts, marks
 from reports.pages.palette import PALETTE
 from tests.unit.reports import run_folders
+from tests.unit.reports.run_folders import rewrite
 
 
 def test_many_workers_become_a_few_lines_and_one_band(tmp_path):
@@ -61,3 +64,17 @@ def test_memory_is_drawn_at_each_tick_and_what_an_end_gives_back_where_it_was_re
         assert len(line.dots.t_s) < len(line.curve.t_s)
         assert set(line.dots.t_s[~np.isnan(line.dots.values)]) <= set(line.curve.t_s)
         assert np.nanmax(line.dots.values) < np.nanmax(line.curve.values)
+
+
+def test_memory_is_drawn_of_processes_that_ended_before_more_than_rss_was_read(tmp_path):
+    folder = run_folders.write(tmp_path / "run", workers=32)
+    ticks = [
+        msgspec.structs.replace(
+            tick, processes=[msgspec.structs.replace(one, uss_bytes=None) for one in tick.processes]
+        )
+        for tick in run_folder.read_processes(folder)
+    ]
+    rewrite(folder / run_folder.PROCESSES, ticks)
+    [memory] = [chart for chart in charts(analyse(folder)) if chart.title == "Memory"]
+    assert "27 more workers: mean and range" in [key.label for key in memory.keys]
+    assert all(line.dots is None or not len(line.dots.t_s) for line in memory.lines)
