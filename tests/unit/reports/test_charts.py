@@ -76,5 +76,5 @@ def test_memory_is_drawn_of_processes_that_ended_before_more_than_rss_was_read(t
     ]
     rewrite(folder / run_folder.PROCESSES, ticks)
     [memory] = [chart for chart in charts(analyse(folder)) if chart.title == "Memory"]
-    assert "27 more workers: mean and range" in [key.label for key in memory.keys]
+    assert "26 more workers: mean and range" in [key.label for key in memory.keys]
     assert all(line.dots is None or not len(line.dots.t_s) for line in memory.lines)
