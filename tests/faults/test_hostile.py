@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from servers import DEADLINE_S, ROOT, Client, Flood, Server, eventually, running, upload
 from slow import first_of
+from small_disks import small_disk
 
 from server.protocol import ClientConnection, Reply, UploadHeader, frame
 from server.worker import SHUT_DOWN_GRACE_S
@@ -402,17 +403,8 @@ def test_what_is_in_the_store_at_the_start_counts(tmp_path: Path) -> None:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "socketswarm-test", str(folder)]
-    mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if mounted.returncode != 0:
-        pytest.skip(f"a small tmpfs cannot be mounted here: {mounted.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True, timeout=60)
+    with small_disk(tmp_path / "disk", "64m") as mounted:
+        yield mounted
 
 
 def test_a_file_that_the_disk_cannot_hold_is_refused_before_its_body(disk: Path) -> None:

@@ -4,7 +4,6 @@ import os
 import select
 import signal
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +12,7 @@ import psutil
 import pytest
 import servers
 from servers import Client, Flood, Server, eventually, running, upload
+from small_disks import small_disk
 from stores import exfat
 
 from server.protocol import UploadHeader
@@ -133,19 +133,9 @@ def test_pipelined_uploads_need_no_more_descriptors_than_one_after_the_other(tmp
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "socketswarm-test", str(folder)], capture_output=True, text=True
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"a small tmpfs cannot be mounted here: {mounted.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True, timeout=60)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", "2m") as mounted:
+        yield mounted
 
 
 def test_a_disk_that_neither_links_nor_takes_every_name(tmp_path: Path) -> None:
@@ -192,14 +182,14 @@ def expect_no_space(client: Client, size: int, name: str = "large") -> None:
     client.expect_eof()
 
 
-def test_a_full_disk_fails_the_upload_that_does_not_fit_and_no_other(small_disk: Path) -> None:
-    with running(store=small_disk / "store") as server, Client(server.port) as other, Client(server.port) as client:
+def test_a_full_disk_fails_the_upload_that_does_not_fit_and_no_other(disk: Path) -> None:
+    with running(store=disk / "store") as server, Client(server.port) as other, Client(server.port) as client:
         other.send_header(200_000, "other")
         other.sock.sendall(bytes(100_000))
         eventually(lambda: sizes(server.temporary_files()) == [100_000], "the other has begun")
-        before = free_bytes(small_disk)
+        before = free_bytes(disk)
         expect_no_space(client, 2_500_000)
-        eventually(lambda: free_bytes(small_disk) >= before - 8192, "what it took is given back")
+        eventually(lambda: free_bytes(disk) >= before - 8192, "what it took is given back")
         other.sock.sendall(bytes(100_000))
         assert other.reply().code == "ok"
         assert other.upload(bytes(1000), "next").code == "ok"
@@ -208,9 +198,9 @@ def test_a_full_disk_fails_the_upload_that_does_not_fit_and_no_other(small_disk:
         assert server.failures() == {"no_space": 1}
 
 
-def test_a_disk_that_fills_up_under_several_uploads_keeps_what_was_stored(small_disk: Path) -> None:
+def test_a_disk_that_fills_up_under_several_uploads_keeps_what_was_stored(disk: Path) -> None:
     """Four of 900 KB, in turns of a part each: they cannot all fit, and who does not is told so."""
-    with running(*NO_HURRY, store=small_disk / "store") as server, ExitStack() as stack:
+    with running(*NO_HURRY, store=disk / "store") as server, ExitStack() as stack:
         assert upload(server.port, b"kept", "kept").code == "ok"
         clients = [stack.enter_context(Client(server.port)) for _ in range(4)]
         for number, client in enumerate(clients):
@@ -231,9 +221,9 @@ def test_a_disk_that_fills_up_under_several_uploads_keeps_what_was_stored(small_
 
 
 @pytest.mark.parametrize("connection", ["keep-alive", "close"])
-def test_a_full_disk_is_said_of_small_files_too(small_disk: Path, connection: str) -> None:
-    with running(store=small_disk / "store") as server:
-        with (small_disk / "ballast").open("wb", buffering=0) as ballast:
+def test_a_full_disk_is_said_of_small_files_too(disk: Path, connection: str) -> None:
+    with running(store=disk / "store") as server:
+        with (disk / "ballast").open("wb", buffering=0) as ballast:
             try:
                 while ballast.write(bytes(4096)) == 4096:
                     pass
@@ -245,7 +235,7 @@ def test_a_full_disk_is_said_of_small_files_too(small_disk: Path, connection: st
             client.expect_eof()
         assert server.files() == {}
         assert server.temporary_files() == []
-        (small_disk / "ballast").unlink()
+        (disk / "ballast").unlink()
         assert upload(server.port, bytes(5000), "small").code == "ok"
 
 
