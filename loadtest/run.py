@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -28,8 +28,8 @@ from loadtest.payloads import PayloadError
 from loadtest.progress import Progress
 from reports import run_folder
 from reports.guard import Guard
-from reports.run_folder import RunFolderError
-from server.printing import one_line
+from reports.run_folder import Event, RunFolderError
+from server.printing import one_line, show
 
 SERVER_START_S = 20.0
 SERVER_STOP_S = 10.0
@@ -85,7 +85,7 @@ def run(job: Job, interrupts: Interrupts) -> tuple[int, Path]:
     try:
         job = replace(job, folder=run_folder.create(job.folder))
     except OSError as error:
-        raise RunError(f"the run folder cannot be made: {error}") from None
+        raise RunError(f"the run folder cannot be made: {error.filename}: {error.strerror}") from None
     try:
         with Guard() as guard, _server(job, guard, interrupts) as host:
             _load(job, host, options, guard, interrupts)
@@ -214,8 +214,18 @@ def _load(job: Job, host: str, options: LoadOptions, guard: Guard, interrupts: I
         _end(process, stop_s)
     if not interrupts.count and code == USAGE and (reason := _why_failed(job.folder)):
         raise OptionError(reason)
+    if not interrupts.count and code < 0 and _began(job.folder):
+        raise RunError(_note_kill(job.folder, signal.Signals(-code).name))
     if not interrupts.count and (code not in (OK, FAILED) or not _began(job.folder)):
         raise RunError(f"Locust ended with exit code {code}: {_last_line(job.folder / 'locust.log')}")
+
+
+def _note_kill(folder: Path, by: str) -> str:
+    """Locust can say nothing any more: that it was killed, which the report then gives as the cause."""
+    text = f"the load process was killed by {by}"
+    with suppress(OSError), closing(run_folder.Appender(folder / run_folder.EVENTS)) as events:
+        events.append(Event(**run_folder.now_ns(), source="load", kind="load-process-lost", text=text, details={}))
+    return text
 
 
 def _locust_command(job: Job, host: str) -> list[str]:
@@ -274,7 +284,7 @@ def _report(job: Job) -> bool:
     if -built.returncode in ENDING:  # Ctrl-C came in the instant before it had a session of its own
         built = _build(job.folder)
     verdict, _, _ = built.stdout.partition("\n")
-    _show(f"{verdict}\n" if job.brief else built.stdout, sys.stdout)
+    show(verdict if job.brief else built.stdout.removesuffix("\n"))
     return built.returncode == 0
 
 

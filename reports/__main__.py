@@ -10,7 +10,7 @@ import click
 from reports import run_folder
 from reports.run_folder import RunFolderError
 from reports.tolerance import tolerance_option
-from server.printing import one_line, take_any_character
+from server.printing import one_line, show, take_any_character
 
 HIGHEST_PID = 1 << 22  # PID_MAX_LIMIT of include/linux/threads.h; higher numbers are an error to psutil
 
@@ -37,7 +37,7 @@ def build(run: Path) -> None:
     """Build report.html, report.md and summary.json of the run folder RUN from that folder alone."""
     from reports.pages import report_files  # bokeh takes its time to import: only who builds waits for it
 
-    print(report_files.build(run))
+    show(report_files.build(run))
 
 
 @cli.command()
@@ -64,7 +64,7 @@ def compare(runs: tuple[Path, ...], baseline: str | None, tolerance: float, out:
         folder = out or run_folder.create(Path("reports/comparisons") / run_folder.new_run_id(labels))
     except OSError as error:
         raise RunFolderError(f"the comparison's folder cannot be made: {error}") from None
-    print(comparison_files.write(compared, folder))
+    show(comparison_files.write(compared, folder))
     sys.exit(compared.exit_code)
 
 

@@ -30,7 +30,10 @@ def _to_nowhere() -> None:
 
 def take_any_character() -> None:
     """Have stdout replace what its encoding has not by a question mark, which keeps a table's columns: no terminal's
-    locale, and no file's name, shall end a command. Each entry point calls it first; stderr takes everything anyway."""
+    locale, and no file's name, shall end a command. Each entry point calls it first; stderr takes everything anyway.
+    Where stdout was closed, what is said goes nowhere, and none of our own files gets its number."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - as long as we live
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
 

@@ -14,6 +14,7 @@ from server.listening.listener import Group, Listeners
 from server.options import MAX_WORKERS, ServerConfig, printable
 from server.pid_file import PidFile
 from server.ports.holders import read_process
+from server.printing import one_line
 from server.scoreboard import EventLog, Scoreboard, ServerState
 from server.status.page_process import open_page, url_of
 from server.storage.folders import holder_of, lock_store, prepare_store
@@ -80,8 +81,8 @@ def _prepare(config: ServerConfig) -> None:
             lock_store(config.store)  # for as long as this process and its workers live
         except BlockingIOError:
             raise StartError(
-                f"store {config.store} is used by {_who_has(config.store)}; name another folder: --store DIR, or make "
-                "serve STORE=DIR"
+                f"store {one_line(printable(config.store))} is used by {_who_has(config.store)}; name another folder: "
+                "--store DIR, or make serve STORE=DIR"
             ) from None
         prepare_store(config.store, config.workers)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -38,7 +38,7 @@ _EXPLAINS: dict[Kind, set[Kind]] = {
     "load lost": _IN_THE_LOAD | _COUNTS | {"run failed"},
     "server gone": _IN_THE_LOAD | _COUNTS | {"run failed"},
     "recorder gone": {"ticks missed"},
-    "run failed": _IN_THE_LOAD | _COUNTS | {"ticks missed"},
+    "run failed": _IN_THE_LOAD | _COUNTS | {"ticks missed", "load lost"},
     "clock set": _IN_THE_LOAD,
     "uploads differ": {"connections differ", "bytes differ"},
 }

@@ -38,7 +38,7 @@ def _headline(holding: Holding) -> str:
     places = sorted({listener.place for listener in holding.listening})
     what = f"listening on {', '.join(places)}" if places else "nobody listens"
     if isinstance(holding.port, str):
-        return f"unix://{holding.port}: {'listened on' if places else what}"
+        return f"unix://{printing.one_line(holding.port)}: {'listened on' if places else what}"
     return f"port {holding.port}/{'udp' if holding.udp else 'tcp'}: {what}"
 
 

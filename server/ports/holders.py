@@ -430,7 +430,7 @@ def notes_on(holding: Holding) -> list[str]:
             "with --force (INCLUDE_ACCEPTED=1 FORCE=1 of make)"
         )
     if holding.unseen:
-        place = holding.port if isinstance(holding.port, int) else f"unix://{holding.port}"
+        place = holding.port if isinstance(holding.port, int) else f"unix://{one_line(holding.port)}"
         notes.append(describe_unseen(holding, f"see it with: sudo python -m server.ports show {place}"))
     if holding.time_wait:
         notes.append(
@@ -458,7 +458,7 @@ def describe_unseen(holding: Holding, way: str) -> str:
 
 def for_make(place: Place) -> str:
     """As `make killport` takes it."""
-    return f"PORT={place}" if isinstance(place, int) else f"SOCKET={place}"
+    return f"PORT={place}" if isinstance(place, int) else f"SOCKET={one_line(place)}"
 
 
 def user_name(uid: int) -> str:

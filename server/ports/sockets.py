@@ -4,6 +4,7 @@ A leaf that the port helper, the reports' recorder and tests ask. It loads nothi
 """
 
 import os
+import re
 import socket
 import struct
 import sys
@@ -128,9 +129,12 @@ def listed(ports: Collection[int], protocol: str) -> Iterator[Row]:
                 yield Row(family, int(state, 16), here, there, address, queue, None, None, int(uid), int(inode))
 
 
+_UNIX_ROW = re.compile(r"\n(?=[0-9A-Fa-f]{8,16}: )")  # for a path may have any character in it, line ends too
+
+
 def listening_at(path: str) -> list[str]:
     """The links of the unix sockets that listen at a path, by the name that each was bound to (man 5 proc_pid_net)."""
-    rows = [row.split(None, 7) for row in kernel_text("/proc/net/unix").splitlines()[1:]]
+    rows = [row.split(None, 7) for row in _UNIX_ROW.split(kernel_text("/proc/net/unix").removesuffix("\n"))[1:]]
     real = os.path.realpath(path)
     return [
         f"socket:[{row[6]}]"
@@ -142,6 +146,6 @@ def listening_at(path: str) -> list[str]:
 def kernel_text(path: str) -> str:
     """A file of /proc; empty when it is gone or closed to us."""
     try:
-        return Path(path).read_bytes().decode(errors="replace")
+        return os.fsdecode(Path(path).read_bytes())
     except OSError:
         return ""

@@ -109,8 +109,10 @@ def test_locust_is_killed(tmp_path):
         os.kill(job.find("-m locust"), signal.SIGKILL)
         assert job.wait() == 1
     [error] = [line for line in job.said().splitlines() if line.startswith("Error: ")]
-    assert error.startswith("Error: Locust ended with exit code -9: ")
+    assert error == "Error: the load process was killed by SIGKILL"
     [folder] = job.runs()
+    outcome = run_folder.read_outcome(folder)
+    assert (outcome.verdict, outcome.reason) == ("INVALID", "the load process was killed by SIGKILL")
     assert run_folder.read_run(folder).ended is None
     assert acked(folder)
     assert_report(folder)

@@ -579,6 +579,18 @@ def test_a_unix_socket_is_freed_as_a_port_is(tmp_path: Path) -> None:
     assert run("show", f"unix://{path}").returncode == 0
 
 
+@pytest.mark.parametrize("name", ["a\nb", "a\rb", "a\x1b[2Jb", "a b ", "a\udcffb"])
+def test_a_socket_of_any_name_is_found_and_writes_no_lines_of_its_own(tmp_path: Path, name: str) -> None:
+    path = str(tmp_path / name)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.fsencode(path))
+        listener.listen()
+        [holding] = holders.look([path])
+        assert [process.pid for process in holding.having(holders.LISTENER)] == [os.getpid()]
+        said = run("show", f"unix://{path}").stdout
+    assert "listened on" in said and all(line.isprintable() for line in said.splitlines())
+
+
 def test_both_ways_to_ask_the_kernel_agree(start: Start) -> None:
     server = start(PREFORK)
     start(CLIENTS, server.port, 3)

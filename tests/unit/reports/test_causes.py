@@ -128,6 +128,13 @@ def test_why_the_load_gave_up_is_the_cause(tmp_path, reason, told):
     assert summary.warnings[:1] != [f"the run failed: {reason}"]
 
 
+def test_a_load_process_that_is_lost_for_want_of_a_disk_is_not_the_cause(tmp_path):
+    lost = happened(9, "load-process-lost", "a load process was lost: 0 of 1 are left", silent_s=5)
+    summary = invalid(tmp_path / "run", happened(3, "run-failed", NO_DISK), lost)
+    assert summary.reason == NO_DISK
+    assert summary.also_broken[0] == lost[2]
+
+
 def test_a_clock_that_was_set_explains_what_was_not_sent_in_time(tmp_path):
     folder = tmp_path / "run"
     invalid(folder, model="open", dropped_per_s=200)
