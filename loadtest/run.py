@@ -151,8 +151,7 @@ def _server(job: Job, guard: Guard, interrupts: Interrupts) -> Iterator[str]:
     guard.will_remove(str(store))
     process = None
     try:
-        process = _start_server(job, store)
-        guard.will_end(process, SERVER_STOP_S)
+        process = _start_server(job, store, guard)
         yield _wait_until_listening(process, job.folder, interrupts)
     finally:
         if process is not None:
@@ -169,7 +168,7 @@ def _store_parent() -> str:
     return tempfile.gettempdir()
 
 
-def _start_server(job: Job, store: Path) -> "subprocess.Popen[str]":
+def _start_server(job: Job, store: Path, guard: Guard) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "server", "--port", "0", "--workers", str(job.workers), "--store", str(store)]
     if token_file := str(job.fields["token_file"]).strip():
         command += ["--token-file", token_file]
@@ -181,6 +180,7 @@ def _start_server(job: Job, store: Path) -> "subprocess.Popen[str]":
             encoding=sys.stdout.encoding,
             errors="replace",
             start_new_session=True,
+            preexec_fn=guard.will_end(SERVER_STOP_S),
         )
 
 
@@ -205,10 +205,14 @@ def _load(job: Job, host: str, options: LoadOptions, guard: Guard, interrupts: I
     stop_s = LOAD_STOP_S + options.drain_s
     with (job.folder / "locust.log").open("wb") as log:
         process = subprocess.Popen(
-            _locust_command(job, host), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            _locust_command(job, host),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=guard.will_end(stop_s),
         )
     try:
-        guard.will_end(process, stop_s)
         code = _watch(process, job.folder, options.planned_s, interrupts)
     finally:
         _end(process, stop_s)

@@ -16,8 +16,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 _MESSAGE_BYTES = 4096  # a path is no longer
 
@@ -43,12 +43,17 @@ class Guard:
         self._orders.close()
         self._process.wait()
 
-    def will_end(self, process: "subprocess.Popen[Any]", grace_s: float) -> None:
-        """Have a process ended that was just started."""
-        pidfd = os.pidfd_open(process.pid)  # it is not waited for yet, so nobody else has the pid
-        with suppress(OSError):  # somebody killed the guard; we end what we started nevertheless
-            socket.send_fds(self._orders, [str(grace_s).encode()], [pidfd])
-        os.close(pidfd)
+    def will_end(self, grace_s: float) -> Callable[[], None]:
+        """The `preexec_fn` of a process that shall be ended. It hands itself over, before it becomes what it shall run:
+        whoever started it may be killed in the very next moment."""
+
+        def hand_over() -> None:
+            with suppress(OSError):  # somebody killed the guard; who starts us ends us nevertheless
+                pidfd = os.pidfd_open(os.getpid())
+                socket.send_fds(self._orders, [str(grace_s).encode()], [pidfd])
+                os.close(pidfd)
+
+        return hand_over
 
     def will_remove(self, folder: str) -> None:
         """Have a folder removed when all processes have ended."""

@@ -42,18 +42,17 @@ def record(out: Path, subject: Subject, command: Sequence[str], interval_s: floa
         _record(out, subject, None, interval_s, load_pid)
         return 0
     with Guard() as guard:
-        process = _start(command)
+        process = _start(command, guard)
         try:
-            guard.will_end(process, COMMAND_ENDS_S)
             _record(out, replace(subject, pid=process.pid), process, interval_s, load_pid)
         finally:
             code = _end(process)
     return 128 - code if code < 0 else code
 
 
-def _start(command: Sequence[str]) -> "subprocess.Popen[bytes]":
+def _start(command: Sequence[str], guard: Guard) -> "subprocess.Popen[bytes]":
     try:
-        return subprocess.Popen(command)
+        return subprocess.Popen(command, preexec_fn=guard.will_end(COMMAND_ENDS_S))
     except OSError as error:
         raise RunFolderError(f"cannot start {command[0]}: {error.strerror}") from None
 
