@@ -34,7 +34,7 @@ ROOM_BYTES = 2 << 20  # for a minute of two workers and its report
 
 RUN = "run.json"  # what was run, on what, with which phases, and how it ended; rewritten whole
 PROCESSES = "processes.jsonl"  # a line a tick: every process with its cumulative costs
-HOST = "host.jsonl"  # a line a tick: CPU per core, memory, sockets, the server's scoreboard
+HOST = "host.jsonl"  # a line a tick: CPU per core, sockets, the server's scoreboard
 UPLOADS = "uploads.jsonl"  # a line a second, and now and then the histograms so far
 LOAD = "load.jsonl"  # a line a second of each load process: its own CPU, delays and what waits in it
 EVENTS = "events.jsonl"  # what happened, as it happens
@@ -385,10 +385,8 @@ def create(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     free_bytes = shutil.disk_usage(path.parent).free
     if free_bytes < ROOM_BYTES:
-        left, needed = format_size(free_bytes), format_size(ROOM_BYTES)
-        raise OSError(
-            errno.ENOSPC, f"{left} are left there, and a run with its report takes {needed}", str(path.parent)
-        )
+        why = f"{format_size(free_bytes)} are left there, and a run with its report takes {format_size(ROOM_BYTES)}"
+        raise OSError(errno.ENOSPC, why, str(path.parent))
     candidate, number = path, 1
     while True:
         try:
