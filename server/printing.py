@@ -4,6 +4,7 @@ terminal may not have the characters, and it obeys what it is sent.
 A leaf, which all rooms read.
 """
 
+import errno
 import io
 import os
 import sys
@@ -14,11 +15,10 @@ def show(text: str) -> None:
     for that alone. SystemExit with one line when it cannot be written."""
     try:
         print(text, flush=True)
-    except BrokenPipeError:
-        _to_nowhere()
     except OSError as error:
         _to_nowhere()
-        sys.exit(f"Error: stdout cannot be written: {error.strerror}")
+        if error.errno not in (errno.EPIPE, errno.EIO):  # the latter is a terminal that was closed
+            sys.exit(f"Error: stdout cannot be written: {error.strerror}")
 
 
 def _to_nowhere() -> None:
