@@ -11,8 +11,10 @@ from collections.abc import Mapping
 
 from loadtest.tls_link import WITHOUT_A_WORD, is_refusal
 from loadtest.wires import Target
+from server.printing import one_line
 
 ASKED_WITHIN_S = 2.0
+LONGEST_MESSAGE = 200  # of a server's own words
 
 # HTTP: redirections, and what is wrong with the request whatever it carries. Not 408, 409, 413, 429, 500, 503, 507 ...
 _OF_ALL_STATUS = {f"http_{code}" for code in (301, 302, 303, 307, 308, *range(400, 408), 410, 411, 415, 421, 426, 501)}
@@ -32,7 +34,7 @@ def why_none_can(failed: Mapping[str, str], target: Target) -> str | None:
         return f"the server speaks TLS, which {target.scheme}:// does not{instead}"
     for code, message in of_all.items():
         ask = "; does this server speak this protocol (--host, --wire)?" if code in _OTHER_PROTOCOL else ""
-        return f"{code}: {_printable(message)}{ask}"
+        return f"{code}: {one_line(message)[:LONGEST_MESSAGE]}{ask}"
     return None
 
 
@@ -47,8 +49,3 @@ def _speaks_tls(target: Target) -> bool:
         return is_refusal(error)
     except OSError:
         return False
-
-
-def _printable(message: str) -> str:
-    """A server's own words, which go to a terminal."""
-    return "".join(c if c.isprintable() else " " for c in message)[:200]

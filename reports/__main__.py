@@ -63,7 +63,7 @@ def compare(runs: tuple[Path, ...], baseline: str | None, tolerance: float, out:
     try:
         folder = out or run_folder.create(Path("reports/comparisons") / run_folder.new_run_id(labels))
     except OSError as error:
-        raise RunFolderError(f"the comparison's folder cannot be made: {error}") from None
+        raise RunFolderError(f"the comparison's folder cannot be made: {error.filename}: {error.strerror}") from None
     show(comparison_files.write(compared, folder))
     sys.exit(compared.exit_code)
 
