@@ -93,5 +93,6 @@ class Progress:
 
 def _new_bar(total_s: float) -> "tqdm[Never]":
     """As wide as the terminal is at the moment; what is too much for it is cut off at the end."""
+    tqdm.monitor_interval = 0  # or a thread watches over bars, and compare forks beside it at its next run
     layout = "{desc:<9} {n:.0f}/{total:.0f} s{postfix}  |{bar}|"
     return tqdm(desc="starting", total=total_s, bar_format=layout, mininterval=0.2, dynamic_ncols=True)
