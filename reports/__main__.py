@@ -35,7 +35,7 @@ def cli() -> None:
 @click.argument("run", type=click.Path(path_type=Path))
 def build(run: Path) -> None:
     """Build report.html, report.md and summary.json of the run folder RUN from that folder alone."""
-    from reports.pages import report_files  # bokeh takes its time to import: only who builds waits for it
+    from reports.pages import report_files  # numpy takes its time to import: only who builds waits for it
 
     show(report_files.build(run))
 

@@ -17,17 +17,15 @@ GAP = "  "  # between two columns
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def template(name: str) -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=name.endswith(".html.j2"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["markdown"] = texts.markdown
-    environment.filters["plain"] = texts.plain
-    return environment.get_template(name)
+_environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(TEMPLATES),
+    autoescape=jinja2.select_autoescape(disabled_extensions=["md.j2"], default=True),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_environment.filters |= {"markdown": texts.markdown, "plain": texts.plain}
+template = _environment.get_template
 
 
 def columns() -> int:

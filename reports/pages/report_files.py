@@ -11,9 +11,7 @@ from reports import run_folder
 from reports.analysis.summarise import Analysis, analyse
 from reports.pages import layout
 from reports.pages.charts import charts, marks
-from reports.pages.drawing import draw, library
 from reports.pages.palette import FONT, PALETTE
-from reports.pages.percentile_chart import draw_percentiles
 from reports.pages.report_texts import View, view
 from reports.run_folder import RunFolderError
 
@@ -41,6 +39,9 @@ def build(folder: Path) -> str:
 
 
 def html(analysis: Analysis, shown: View) -> str:
+    from reports.pages.drawing import draw, library  # bokeh takes half a second to import: only who draws waits for it
+    from reports.pages.percentile_chart import draw_percentiles
+
     lines, marked = charts(analysis), marks(analysis)
     drawn = draw(lines, analysis.timeline.end_s, analysis.summary.phases, marked)
     percentiles, percentile_keys = draw_percentiles(analysis.percentiles)

@@ -5,32 +5,17 @@ paper.
 import re
 import zlib
 from functools import cache
-from pathlib import Path
 
 import pytest
-from servers import DEADLINE_S, eventually
+from servers import eventually
 
 from reports import run_folder
 from reports.pages import report_files
 from tests.unit.reports import run_folders
 
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 PHONE, TABLET, DESK = (390, "light"), (820, "dark"), (1440, "light")
 ONCE_MORE = [(390, "dark"), (820, "light"), (1440, "dark")]
 SHOWN = [PHONE, TABLET, DESK, *(pytest.param(*each, marks=pytest.mark.slow) for each in ONCE_MORE)]
-
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no browser: {CHROMIUM} is not installed")
 
 CHARTS = 7  # six on the run's time, and one by percentile
 ALL_DRAWN = f"""() => document.querySelectorAll(".bk-Figure").length == {CHARTS}
@@ -43,15 +28,6 @@ SEEN = """(colours, filter) => colours.map(colour => {
   context.fillRect(0, 0, 1, 1);
   return [...context.getImageData(0, 0, 1, 1).data].slice(0, 3);
 })"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright.expect.set_options(timeout=DEADLINE_S * 1000)
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +151,7 @@ def test_the_charts_share_one_axis_and_go_back_on_double_click(show):
     page.wait_for_function(f"{starts}.every(start => start == 0)")
 
 
-def test_pointing_at_an_event_tells_it(show):
+def test_pointing_at_an_event_tells_it(show, expect):
     page = show(*DESK)
     chart = page.locator(".bk-Figure").first
     chart.scroll_into_view_if_needed()
@@ -185,10 +161,10 @@ def test_pointing_at_an_event_tells_it(show):
     page.mouse.move(box["x"] + x - 20, y)
     page.mouse.move(box["x"] + x, y, steps=4)
     tooltip = page.locator(".bk-Tooltip").get_by_text("was killed by signal 9")
-    playwright.expect(tooltip.first).to_be_visible()
+    expect(tooltip.first).to_be_visible()
 
 
-def test_pointing_at_a_latency_tells_its_band(show):
+def test_pointing_at_a_latency_tells_its_band(show, expect):
     page = show(*DESK)
     chart = page.locator(".bk-Figure").nth(1)
     chart.scroll_into_view_if_needed()
@@ -204,7 +180,7 @@ def test_pointing_at_a_latency_tells_its_band(show):
     page.mouse.move(box["x"] + x - 20, box["y"] + y)
     page.mouse.move(box["x"] + x, box["y"] + y, steps=4)
     tooltip = page.locator(".bk-Tooltip").get_by_text(f"{low:,.0f} to {high:,.0f}")
-    playwright.expect(tooltip.first).to_be_visible()
+    expect(tooltip.first).to_be_visible()
 
 
 def test_pointing_at_one_chart_draws_a_line_through_all_of_one_axis(show):
@@ -218,14 +194,14 @@ def test_pointing_at_one_chart_draws_a_line_through_all_of_one_axis(show):
     page.wait_for_function(f"{lines}.length == {CHARTS - 1} && new Set({lines}).size == 1 && {lines}[0].location > 0")
 
 
-def test_all_processes_are_there_when_they_are_asked_for(show):
+def test_all_processes_are_there_when_they_are_asked_for(show, expect):
     page = show(*TABLET)
     workers = page.get_by_role("row").filter(has_text=re.compile(r"^\s*worker \d+"))
-    playwright.expect(workers).to_have_count(6)
+    expect(workers).to_have_count(6)
     page.get_by_text("All 24 processes").click()
-    playwright.expect(workers).to_have_count(6 + 21)
+    expect(workers).to_have_count(6 + 21)
     page.get_by_text("All 24 processes").click()
-    playwright.expect(workers).to_have_count(6)
+    expect(workers).to_have_count(6)
 
 
 def test_on_paper_it_is_light_and_nothing_is_cut_off(show):

@@ -15,10 +15,7 @@ import pytest
 from pages import PATIENCE_S, helper
 from servers import Client, Server, eventually, running, upload
 
-from tests.browser.test_report import CHROMIUM, FLAGS, contrast
-
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no browser: {CHROMIUM} is not installed")
+from tests.browser.test_report import contrast
 
 WIDTHS, SCHEMES = (400, 820, 1600), ("light", "dark")
 HOSTILE = "<img src=x onerror=\"document.title='taken over'\">"
@@ -27,14 +24,6 @@ COLOURS = """selectors => {
   const ground = channels(getComputedStyle(document.body).backgroundColor);
   return [ground, ...selectors.map(name => channels(getComputedStyle(document.querySelector(name)).color))];
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -104,12 +93,12 @@ def test_it_fits_and_is_legible(show: Any, width: int, scheme: str) -> None:
         page.screenshot(path=Path(shots) / f"status-{width}-{scheme}.png", full_page=True)
 
 
-def test_what_strangers_chose_is_text(show: Any) -> None:
+def test_what_strangers_chose_is_text(show: Any, expect: Any) -> None:
     page = show()
     assert page.title().startswith("READY: 127.0.0.1:")
     assert page.locator("img").count() == page.locator("script").count() == 0
     assert HOSTILE.replace("/", "") in page.locator("header p").inner_text()
-    playwright.expect(page.get_by_text(f"not reloaded: {HOSTILE}")).to_be_visible()
+    expect(page.get_by_text(f"not reloaded: {HOSTILE}")).to_be_visible()
 
 
 def test_it_tells_what_happened_to_workers_and_uploads(show: Any) -> None:

@@ -6,17 +6,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-# Locust patches the process that imports it, and other tests need this one as it is.
-os.environ["LOCUST_SKIP_MONKEY_PATCH"] = "1"
-from locust.util.load_locustfile import load_locustfile
-
-from loadtest import shapes
-
-del os.environ["LOCUST_SKIP_MONKEY_PATCH"]
-
-names = st.sampled_from(shapes.SHAPES)
+SHAPES = ("ramp", "step", "soak")
+names = st.sampled_from(SHAPES)
 peaks = st.integers(1, 5000)
 totals_s = st.floats(1, 100_000)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def with_locust():
+    """Which takes its time to import, so no process that only collects tests does; and it patches the process that does
+    where it is not told that other tests need that as it is."""
+    global load_locustfile, shapes
+    os.environ["LOCUST_SKIP_MONKEY_PATCH"] = "1"
+    from locust.util.load_locustfile import load_locustfile
+
+    from loadtest import shapes
+
+    del os.environ["LOCUST_SKIP_MONKEY_PATCH"]
 
 
 def stages(shape, peak, *shares):
@@ -74,7 +80,11 @@ def test_locust_is_not_given_cause_to_warn_of_many_users_who_come_slowly():
     assert shapes.spawn_rate("ramp", 10, 60.0) == 1.0
 
 
-@pytest.mark.parametrize("name", shapes.SHAPES)
+def test_these_are_all():
+    assert shapes.SHAPES == SHAPES
+
+
+@pytest.mark.parametrize("name", SHAPES)
 def test_locust_asks_a_shape(name, monkeypatch):
     shape = shapes.Stages(name, 100, 200.0)
     for elapsed_s in (0.0, 60.0, 1e6):
