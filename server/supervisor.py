@@ -449,7 +449,7 @@ class Supervisor:
                 self._fill(slot)
         self._fleet.is_stopping = True
         self._publish()
-        self._events.note("draining", f"draining: {why}")
+        self._log_and_note("draining", f"draining: {why}")
         self._manager.stopping(f"draining: {why}")
         self._listeners.ignore_new()
         self._closing_since_s = time.monotonic()
