@@ -28,6 +28,7 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 _MESSAGE_BYTES = 4096  # a path is no longer
+_libc = ctypes.CDLL(None)
 
 
 class Guard:
@@ -43,6 +44,7 @@ class Guard:
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL if sys.stderr is None else None,  # closed: it may be one of our files by now
+                preexec_fn=_be_continued,
                 start_new_session=True,  # or what is sent to our group would end it with us
             )
 
@@ -71,10 +73,14 @@ class Guard:
             self._orders.send(os.fsencode(folder))
 
 
+def _be_continued() -> None:
+    """By the kernel, when the starter's main thread ends: the guard may be stopped like all the others."""
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGCONT, 0, 0, 0)
+
+
 def _main() -> None:
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(number, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGCONT, 0, 0, 0)  # we may be stopped like all the others
     processes, folders = _listen(socket.socket(fileno=0))
     for pidfd, _ in processes:  # all of them first: who ends waits for the others
         _send(signal.SIGCONT, [pidfd, *_below(pidfd)])

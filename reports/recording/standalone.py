@@ -23,7 +23,7 @@ from reports.recording import recorder
 from reports.recording.observed_server import is_local, why_unseen
 from reports.recording.recorder import Subject
 from reports.run_folder import Ending, Phase, RunFolderError, RunInfo, ServerInfo
-from server.printing import tell
+from server.printing import one_line, tell
 
 COMMAND_ENDS_S = 10.0  # after it was told to; then it is killed
 
@@ -39,7 +39,7 @@ def record(out: Path, subject: Subject, command: Sequence[str], interval_s: floa
     if not command:
         _record(out, subject, None, interval_s, load_pid)
         return 0
-    with Guard("the recording", run_folder.build_command(out)) as guard:
+    with Guard("the recording", one_line(run_folder.build_command(out))) as guard:
         process = _start(command, guard)
         try:
             _record(out, replace(subject, pid=process.pid), process, interval_s, load_pid)
