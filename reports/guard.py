@@ -27,7 +27,7 @@ from contextlib import suppress
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
-_MESSAGE_BYTES = 4096  # a path is no longer
+_MESSAGE_BYTES = 8192  # a path has at most 4096
 _libc = ctypes.CDLL(None)
 
 
@@ -36,17 +36,17 @@ class Guard:
 
     def __init__(self, what: str, build: str) -> None:
         """`what` the starter does, and the command that makes a report of it, for who reads that it was killed."""
-        text = f"{what} was killed; what it had started has ended; for what was measured until then: {build}\n"
         self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", __file__, text],
+                [sys.executable, "-I", "-S", __file__],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL if sys.stderr is None else None,  # closed: it may be one of our files by now
                 preexec_fn=_be_continued,
                 start_new_session=True,  # or what is sent to our group would end it with us
             )
+        self._tell(f"{what} was killed; what it had started has ended; for what was measured until then: {build}\n")
 
     def __enter__(self) -> "Guard":
         return self
@@ -69,8 +69,11 @@ class Guard:
 
     def will_remove(self, folder: str) -> None:
         """Have a folder removed when all processes have ended."""
-        with suppress(OSError):
-            self._orders.send(os.fsencode(folder))
+        self._tell(folder)
+
+    def _tell(self, text: str) -> None:
+        with suppress(OSError):  # somebody killed it
+            self._orders.send(os.fsencode(text))
 
 
 def _be_continued() -> None:
@@ -81,7 +84,9 @@ def _be_continued() -> None:
 def _main() -> None:
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(number, signal.SIG_IGN)
-    processes, folders = _listen(socket.socket(fileno=0))
+    orders = socket.socket(fileno=0)
+    last_words = orders.recv(_MESSAGE_BYTES)
+    processes, folders = _listen(orders)
     for pidfd, _ in processes:  # all of them first: who ends waits for the others
         _send(signal.SIGCONT, [pidfd, *_below(pidfd)])
     ended = [_end(pidfd, grace_s) for pidfd, grace_s in reversed(processes)]
@@ -89,7 +94,7 @@ def _main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
     if any(ended):
         with suppress(OSError):  # its terminal is closed
-            os.write(2, os.fsencode(sys.argv[1]))
+            os.write(2, last_words)
 
 
 def _listen(orders: socket.socket) -> tuple[list[tuple[int, float]], list[bytes]]:
@@ -115,7 +120,7 @@ def _end(pidfd: int, grace_s: float) -> bool:
     _send(signal.SIGTERM, [pidfd])
     if not has_ended.poll(grace_s * 1000):
         _send(signal.SIGKILL, [pidfd, *_below(pidfd)])
-        has_ended.poll()
+        has_ended.poll(grace_s * 1000)  # not for ever: it may be another user's
     return True
 
 
