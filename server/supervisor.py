@@ -449,7 +449,9 @@ class Supervisor:
                 self._fill(slot)
         self._fleet.is_stopping = True
         self._publish()
-        self._log_and_note("draining", f"draining: {why}")
+        if exit_code == OK:  # otherwise the error has been said
+            log.info("draining: %s", why)
+        self._events.note("draining", f"draining: {why}")
         self._manager.stopping(f"draining: {why}")
         self._listeners.ignore_new()
         self._closing_since_s = time.monotonic()
