@@ -1,17 +1,16 @@
 """The load room's command line: `python -m loadtest run|compare|upload`. Options and messages, nothing else."""
 
+from reports import signals
+
+if __name__ == "__main__":
+    signals.hold()
+
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
-
-# Ctrl-C while Python still imports: end at once. A KeyboardInterrupt can be lost there, in a destructor for one. `run`
-# sets handlers of its own before it starts anything.
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import click
 
@@ -188,7 +187,7 @@ def upload(files: tuple[Path, ...], host: str, close: bool, **identity: str) -> 
     code 1, the server's reason, and how many are stored; after Ctrl-C with 130. Exit code 2: nothing was sent, the
     options are wrong or two files have the same name.
     """
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on it ends in one line
+    signals.interrupt()
     sys.exit(plain_client.upload(files, host, identity, close=close))
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from loadtest import run as main_job
 from loadtest.options import OptionError
-from loadtest.run import FAILED, INTERRUPTED, OK, Interrupts, Job
+from loadtest.run import FAILED, OK, Interrupts, Job
+from reports.signals import INTERRUPTED
 
 THRESHOLD_BROKEN = 3  # as a run ends when a --fail-if condition came true
 START_AND_END_S = 4.0  # of server, Locust, recorder and report, beside what is planned

@@ -31,6 +31,7 @@ from loadtest.options import OptionError
 from loadtest.payloads import PayloadError
 from loadtest.trust_tab import add_trust_tab
 from loadtest.wires import HostError, parse_target
+from reports import signals
 
 
 class Lifecycle:
@@ -59,6 +60,7 @@ class Lifecycle:
             form = Form(environment, self._keeper, self.prepare)
             web_ui.app.before_request(form.check)
             add_trust_tab(web_ui, self._keeper)
+        signals.ignore_unused()  # as our own commands do; TERM, Ctrl-C and QUIT are Locust's
         _interrupt_only(gevent.getcurrent())
 
     @property

@@ -26,9 +26,10 @@ from loadtest import options as load_options
 from loadtest.options import LoadOptions, OptionError
 from loadtest.payloads import PayloadError
 from loadtest.progress import Progress
-from reports import run_folder
+from reports import run_folder, signals
 from reports.guard import Guard
 from reports.run_folder import Event, RunFolderError
+from reports.signals import INTERRUPTED
 from server.printing import one_line, show
 
 SERVER_START_S = 20.0
@@ -38,8 +39,7 @@ POLL_S = 0.2
 ROOM_TO_SPEAK_BYTES = 4096  # a block
 STORE_ROOM_BYTES = 2 << 30  # payloads are at most 1 GiB, and replaced while they are still being read
 
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130  # the others are the report's
+OK, FAILED, USAGE = 0, 1, 2  # the others are the report's
 
 
 class RunError(Exception):
@@ -66,13 +66,12 @@ class Job:
 
 
 class Interrupts:
-    """Counts Ctrl-C, TERM and a closed terminal instead of dying of them: the first ends the run in order, the second
-    hurries it. Under nohup a run outlives its terminal."""
+    """Counts what would end us (`signals.ending`) instead of dying of it: the first ends the run in order, the second
+    hurries it."""
 
     def __init__(self) -> None:
         self.count = 0
-        outlives = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-        for number in ENDING[:2] if outlives else ENDING:
+        for number in signals.ending():
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -87,7 +86,10 @@ def run(job: Job, interrupts: Interrupts) -> tuple[int, Path]:
     except OSError as error:
         raise RunError(f"the run folder cannot be made: {error.filename}: {error.strerror}") from None
     try:
-        with Guard() as guard, _server(job, guard, interrupts) as host:
+        with (
+            Guard("the run", run_folder.build_command(job.folder)) as guard,
+            _server(job, guard, interrupts) as host,
+        ):
             _load(job, host, options, guard, interrupts)
         if interrupts.count and not _began(job.folder):
             raise RunError("stopped before the run began")
@@ -285,7 +287,7 @@ def _report(job: Job) -> bool:
     if not _began(job.folder):
         return False
     built = _build(job.folder)
-    if -built.returncode in ENDING:  # Ctrl-C came in the instant before it had a session of its own
+    if -built.returncode in signals.ENDING:  # Ctrl-C came in the instant before it had a session of its own
         built = _build(job.folder)
     verdict, _, _ = built.stdout.partition("\n")
     show(verdict if job.brief else built.stdout.removesuffix("\n"))

@@ -17,6 +17,7 @@ from loadtest import credentials
 from loadtest.client import UploadClient, UploadError
 from loadtest.credentials import CredentialsError
 from loadtest.wires import FRAMED, HostError, Target, parse_target, wire_of
+from reports.signals import INTERRUPTED
 from server.failure_codes import failure_of
 from server.printing import one_line
 from server.protocol import new_hasher
@@ -74,7 +75,7 @@ def size_of(path: Path) -> int:
 def upload(files: Sequence[Path], host: str, identity: Mapping[str, str], *, close: bool) -> int:
     """Upload the files in order and return the exit code: 0, or 1 at the first that was refused or could not be read,
     2 when `host` is none, one of the files in `identity` (keyed as `credentials.FIELDS`) cannot be used, or two of
-    `files` would have one name, 130 after Ctrl-C."""
+    `files` would have one name, 130 after a KeyboardInterrupt."""
     try:
         target = parse_target(host)
         client = _client(target, identity)
@@ -88,7 +89,7 @@ def upload(files: Sequence[Path], host: str, identity: Mapping[str, str], *, clo
         _send_all(client, files, sizes, close=close)
     except KeyboardInterrupt:
         print(f"Interrupted: {len(sizes)} of {len(files)} files stored at {host}", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except UploadError as error:
         problem = f"{one_line(str(files[len(sizes)]))}: {error.code}: {error.message} ({host})"
         doubt = ", and perhaps this one" if failure_of(error.code).stored != "no" else ""

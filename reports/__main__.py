@@ -1,5 +1,10 @@
 """The reports room's command line: `python -m reports record|build|compare`. Only options and messages live here."""
 
+from reports import signals
+
+if __name__ == "__main__":
+    signals.hold()
+
 import math
 import sys
 from pathlib import Path
@@ -19,11 +24,12 @@ class _Interruptible(click.Group):
     """Ctrl-C is exit code 130, as shells have it. click's own, 1, would say that something is wrong."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        signals.interrupt()
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             click.echo("\nInterrupted", err=True)
-            ctx.exit(130)
+            ctx.exit(signals.INTERRUPTED)
 
 
 @click.group(cls=_Interruptible, context_settings={"help_option_names": ["-h", "--help"]})

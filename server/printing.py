@@ -8,6 +8,7 @@ import errno
 import io
 import os
 import sys
+from contextlib import suppress
 
 
 def show(text: str) -> None:
@@ -19,6 +20,14 @@ def show(text: str) -> None:
         _to_nowhere()
         if error.errno not in (errno.EPIPE, errno.EIO):  # the latter is a terminal that was closed
             sys.exit(f"Error: stdout cannot be written: {error.strerror}")
+
+
+def tell(text: str) -> None:
+    """One line on standard error, past its buffer: that may be in use where a signal comes, and would make us fail at
+    our exit if the terminal was closed."""
+    if sys.stderr is not None:  # or its number may be one of our own files by now
+        with suppress(OSError):
+            os.write(sys.stderr.fileno(), f"{one_line(text)}\n".encode(errors="replace"))
 
 
 def _to_nowhere() -> None:

@@ -24,6 +24,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from server.printing import tell
+
 PR_SET_PDEATHSIG = 1
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _CHANGES = (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU)
@@ -44,7 +46,7 @@ log = logging.getLogger("server")
 
 def hold_signals() -> None:
     """Until there is a supervisor: what it would ignore is ignored, to change anything has time until then, and a stop
-    is an exit at once, which takes back what was made so far."""
+    is an exit at once, which says so and takes back what was made so far."""
     for number in (*IGNORED, *UNUSED):
         signal.signal(number, signal.SIG_IGN)
     for number in STOPS:
@@ -53,6 +55,7 @@ def hold_signals() -> None:
 
 
 def _exit(number: int, frame: FrameType | None) -> NoReturn:
+    tell(f"Stopped by {signal.Signals(number).name}")
     sys.exit(128 + number)
 
 

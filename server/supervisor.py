@@ -449,6 +449,8 @@ class Supervisor:
                 self._fill(slot)
         self._fleet.is_stopping = True
         self._publish()
+        if exit_code == OK:  # otherwise the error has been said
+            log.info("draining: %s", why)
         self._events.note("draining", f"draining: {why}")
         self._manager.stopping(f"draining: {why}")
         self._listeners.ignore_new()

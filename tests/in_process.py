@@ -12,12 +12,12 @@ from unittest.mock import patch
 
 import psutil
 
-HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+from reports.signals import ENDING
 
 
 def called(main: Callable[[], object], cwd: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
     """What `main` makes of these arguments in `cwd`: its exit code and all it says. It leaves no process behind."""
-    handlers = [signal.getsignal(number) for number in HANDLED]
+    handlers = [signal.getsignal(number) for number in ENDING]
     command = ["command", *map(str, arguments)]
     out, err = StringIO(), StringIO()
     before = psutil.Process().children()
@@ -25,7 +25,7 @@ def called(main: Callable[[], object], cwd: Path, *arguments: object) -> "subpro
         with chdir(cwd), patch.object(sys, "argv", command), redirect_stdout(out), redirect_stderr(err):
             code = _exit_code(main)
     finally:
-        for number, handler in zip(HANDLED, handlers, strict=True):
+        for number, handler in zip(ENDING, handlers, strict=True):
             signal.signal(number, handler)
     assert psutil.Process().children() == before
     return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())

@@ -34,6 +34,7 @@ from typing import Any
 import msgspec
 import psutil
 
+from reports import signals
 from reports.recording.census import Census, Member, process_of
 from reports.recording.control_groups import ControlGroups
 from reports.recording.observed_server import CHUNK_BYTES, Server, is_local, split_lines, why_unseen
@@ -89,7 +90,7 @@ def record(
     started: Callable[[ServerInfo | None], None],
     on_first_signal: Callable[[int, FrameType | None], bool] = lambda *_: False,
 ) -> ServerInfo | None:
-    """Record into the run folder `out` (made when missing) until SIGTERM, SIGINT, SIGHUP, or the end of `control`;
+    """Record into the run folder `out` (made when missing) until one of `signals.ending()`, or the end of `control`;
     without one, of the process that the subject names. Returns the server that was seen last, if any.
 
     `control` is a file descriptor that orders come from, one JSON line each: see `Follow` and `Whole`.
@@ -201,12 +202,6 @@ class Whole(msgspec.Struct, frozen=True, tag_field="order", tag="whole"):
     of its own, since CPU is counted in steps of 10 ms: rates between two ticks that are close would be noise."""
 
 
-def _ending_signals() -> list[signal.Signals]:
-    """SIGHUP is a terminal's that was closed; who started us with nohup wants us to outlive it."""
-    outlives = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    return [signal.SIGTERM, signal.SIGINT, *([] if outlives else [signal.SIGHUP])]
-
-
 class _Orders:
     """Waits for the next tick, for orders and for the end, whichever comes first.
 
@@ -223,7 +218,7 @@ class _Orders:
         self._wake, self._waker = os.pipe()
         os.set_blocking(self._waker, False)
         self._old_waker = signal.set_wakeup_fd(self._waker)
-        self._old_handlers = {number: signal.signal(number, self._stop) for number in _ending_signals()}
+        self._old_handlers = {number: signal.signal(number, self._stop) for number in signals.ending()}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:

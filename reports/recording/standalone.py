@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -17,22 +16,21 @@ from types import FrameType
 import msgspec
 import psutil
 
-from reports import environment, run_folder
+from reports import environment, run_folder, signals
 from reports.guard import Guard
 from reports.missing_values import read
 from reports.recording import recorder
 from reports.recording.observed_server import is_local, why_unseen
 from reports.recording.recorder import Subject
 from reports.run_folder import Ending, Phase, RunFolderError, RunInfo, ServerInfo
-from server.printing import one_line
+from server.printing import one_line, tell
 
 COMMAND_ENDS_S = 10.0  # after it was told to; then it is killed
 
 
 def record(out: Path, subject: Subject, command: Sequence[str], interval_s: float, load_pid: int | None = None) -> int:
-    """Record until TERM, Ctrl-C, a closed terminal, or the end of the process that the subject names; with a `command`,
-    of that command, which is told to end by the signals too. Returns the exit code: the command's, as a shell has it,
-    or 0.
+    """Record until one of `signals.ending()`, or the end of the process that the subject names; with a `command`, of
+    that command, which is told to end by them too. Returns the exit code: the command's, as a shell has it, or 0.
 
     Raises RunFolderError when `out` holds a run already or cannot be written, or the command cannot be started.
     """
@@ -41,7 +39,7 @@ def record(out: Path, subject: Subject, command: Sequence[str], interval_s: floa
     if not command:
         _record(out, subject, None, interval_s, load_pid)
         return 0
-    with Guard() as guard:
+    with Guard("the recording", one_line(run_folder.build_command(out))) as guard:
         process = _start(command, guard)
         try:
             _record(out, replace(subject, pid=process.pid), process, interval_s, load_pid)
@@ -51,8 +49,14 @@ def record(out: Path, subject: Subject, command: Sequence[str], interval_s: floa
 
 
 def _start(command: Sequence[str], guard: Guard) -> "subprocess.Popen[bytes]":
+    hand_over = guard.will_end(COMMAND_ENDS_S)
+
+    def begin() -> None:
+        signals.give_back()
+        hand_over()
+
     try:
-        return subprocess.Popen(command, preexec_fn=guard.will_end(COMMAND_ENDS_S))
+        return subprocess.Popen(command, preexec_fn=begin)
     except OSError as error:
         raise RunFolderError(f"cannot start {command[0]}: {error.strerror}") from None
 
@@ -75,13 +79,13 @@ def _record(
 
     def started(server: ServerInfo | None) -> None:
         _write(out, msgspec.structs.replace(info, server=server))
-        _tell(f"recording {subject} ({_who(subject, server)}) into {out}; Ctrl-C ends it")
+        tell(f"recording {subject} ({_who(subject, server)}) into {out}; Ctrl-C ends it")
 
     def pass_on(number: int, _: FrameType | None) -> bool:
-        """A command that was told to end is recorded until it has. Only Ctrl-C at the terminal reaches it by itself."""
+        """A command that was told to end is recorded until it has. Only keys at the terminal reach it by themselves."""
         if process is None or process.poll() is not None:
             return False
-        if number != signal.SIGINT:
+        if number not in (signal.SIGINT, signal.SIGQUIT):
             process.terminate()
         return True
 
@@ -93,7 +97,7 @@ def _record(
     ended = Ending(how="completed", reason="the recording was ended")
     _write(out, msgspec.structs.replace(info, server=server, phases=phases, ended=ended))
     lasted_s = (end_ns - info.started_mono_ns) / 1e9
-    _tell(f"recorded {lasted_s:.1f} s; make the report with: {run_folder.build_command(out)}")
+    tell(f"recorded {lasted_s:.1f} s; make the report with: {run_folder.build_command(out)}")
 
 
 def _who(subject: Subject, server: ServerInfo | None) -> str:
@@ -119,13 +123,6 @@ def _write(out: Path, info: RunInfo) -> None:
         run_folder.write_whole(out / run_folder.RUN, info)
     except OSError as error:
         raise RunFolderError(f"cannot record into {out}: {error.strerror}") from error
-
-
-def _tell(text: str) -> None:
-    """Past sys.stderr, whose buffer would make us fail at our exit: the terminal may be closed by now."""
-    if sys.stderr is not None:  # or its number may be one of our own files by now
-        with suppress(OSError):
-            os.write(sys.stderr.fileno(), f"{one_line(text)}\n".encode(errors="replace"))
 
 
 def _describe(out: Path, subject: Subject) -> RunInfo:

@@ -83,14 +83,19 @@ def test_the_server_is_killed(tmp_path):
     assert "the server was gone in phase long-1" in outcome.reason
 
 
-def test_the_run_itself_is_killed(tmp_path):
+@pytest.mark.parametrize("stopped", first_of([False, True]), ids=["going on", "stopped"])
+def test_the_run_itself_is_killed(tmp_path, stopped):
     """Nobody is left to end what it started, or to remove its store: `started` looks for both."""
     with started(tmp_path, *RUN, "--phase-seconds", "600") as job:
         job.in_phase("warm-up")
         job.find_store()
+        for pid in job.living() if stopped else ():
+            os.kill(pid, signal.SIGSTOP)
         job.process.kill()
         eventually(lambda: not job.living(), "all of it has ended")
     [folder] = job.runs()
+    assert "the run was killed; what it had started has ended; " in job.said()
+    assert f"python -m reports build reports/runs/{folder.name}\n" in job.said()
     assert run_folder.read_run(folder).ended.how == "stopped"
     assert not failures(folder)
 

@@ -352,7 +352,7 @@ def test_the_tick_after_a_phase_begins_has_all_figures(tmp_path):
     assert len(whole) == 1 and whole[0].pss_bytes
 
 
-@pytest.mark.parametrize("number", first_of([signal.SIGTERM, signal.SIGINT]))
+@pytest.mark.parametrize("number", first_of([signal.SIGTERM, signal.SIGINT, signal.SIGQUIT]))
 def test_signals_finish_with_a_last_sample(tmp_path, number):
     with recorder(tmp_path, free_port(), interval="60") as process:
         process.send_signal(number)

@@ -150,7 +150,8 @@ def test_a_name_that_the_file_did_not_have_is_told(tmp_path):
         assert server.files() == dict.fromkeys(("x.txt", "x-1.txt", "y.txt", "z.txt"), 3)
 
 
-def test_ctrl_c_says_what_is_stored(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_says_what_is_stored(tmp_path, number):
     files = [tmp_path / name for name in ("first", "second", "third")]
     for file in files:
         file.write_bytes(b"abc")
@@ -166,7 +167,8 @@ def test_ctrl_c_says_what_is_stored(tmp_path):
         command = [*UPLOAD, f"--host={host}", *map(str, files)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             assert waits.wait(DEADLINE_S)
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGUSR1)
+            process.send_signal(number)
             out, err = process.communicate(timeout=TIMEOUT_S)
     assert (process.returncode, out, err) == (130, "", f"Interrupted: 1 of 3 files stored at {host}\n")
 

@@ -9,7 +9,7 @@ from small_disks import fill, small_disk
 
 from loadtest import run as main_job
 from loadtest.options import DEFAULTS
-from reports import run_folder
+from reports import run_folder, signals
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def builds(monkeypatch):
     return replace
 
 
-@pytest.mark.parametrize("number", main_job.ENDING)
+@pytest.mark.parametrize("number", signals.ENDING)
 def test_a_build_that_a_signal_ended_is_made_again(job, builds, capsys, number):
     """A key at the terminal may reach a process that is being started before it has a session of its own."""
     job.folder.mkdir()
