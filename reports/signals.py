@@ -7,6 +7,7 @@ tells of a fault, and the signals of job control and of children.
 It imports next to nothing, since `hold` comes before all other imports, which take up to half a second.
 """
 
+import math
 import os
 import signal
 from types import FrameType
@@ -16,10 +17,11 @@ from server.printing import tell
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
 INTERRUPTED = 130  # as shells have it after Ctrl-C, whichever of them it was
-_UNUSED = (
-    *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF),
-    *(signal.SIGIO, signal.SIGPWR, signal.SIGSTKFLT, *range(signal.SIGRTMIN, signal.SIGRTMAX + 1)),
-)
+_UNUSED = [  # what of these the system has
+    getattr(signal, name)
+    for name in ("SIGUSR1", "SIGUSR2", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGIO", "SIGPWR", "SIGSTKFLT")
+    if hasattr(signal, name)
+] + [number for number in signal.valid_signals() if number >= getattr(signal, "SIGRTMIN", math.inf)]
 
 
 def ending() -> list[signal.Signals]:
