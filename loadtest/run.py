@@ -286,26 +286,15 @@ def _report(job: Job) -> bool:
     is one."""
     if not _began(job.folder):
         return False
-    built = _build(job.folder)
-    if -built.returncode in signals.ENDING:  # Ctrl-C came in the instant before it had a session of its own
-        built = _build(job.folder)
-    verdict, _, _ = built.stdout.partition("\n")
-    show(verdict if job.brief else built.stdout.removesuffix("\n"))
-    return built.returncode == 0
+    from reports.pages import report_files  # numpy and bokeh take their time to import: no mistake waits for that
 
-
-def _build(folder: Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "reports", "build", str(folder)]
-    wide = {"COLUMNS": str(shutil.get_terminal_size((0, 0)).columns)}  # as our terminal is, which it does not see
-    return subprocess.run(
-        command,
-        env=os.environ | wide,
-        stdout=subprocess.PIPE,
-        encoding=sys.stdout.encoding,
-        errors="replace",
-        start_new_session=True,
-        check=False,
-    )
+    try:
+        told = report_files.build(job.folder)
+    except RunFolderError as error:
+        _show(f"Error: {one_line(str(error))}\n", sys.stderr)
+        return False
+    show(told.partition("\n")[0] if job.brief else told)
+    return True
 
 
 def _show(text: str, stream: TextIO) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from nursery import Forked, Nursery, nursery
+from nursery import Forked, nursery
 from servers import ROOT, all_pids, eventually
 
 from reports import run_folder
@@ -31,6 +31,18 @@ LOADTEST = [sys.executable, "-m", "loadtest"]
 PLAIN_LOCUST = [sys.executable, "-m", "locust"]
 LOCUST = [*PLAIN_LOCUST, "-f", str(USERS_PY)]
 END_S = 60.0
+_PROGRAMS = {
+    # Locust first, which puts gevent's sockets in the place of others; then what our users import.
+    "locust": ("locust.main", "loadtest.lifecycle", "loadtest.uploader"),
+    "loadtest": (
+        "loadtest.run",
+        "loadtest.compare",
+        "loadtest.upload",
+        "reports.pages.drawing",
+        "reports.pages.report_files",
+    ),
+}
+"""Programs that a nursery has imported all of."""
 
 
 @dataclass
@@ -116,8 +128,8 @@ class Command:
 
 @contextmanager
 def started(cwd: Path, /, *command: str, forked: bool = True, **options: Any) -> Iterator[Command]:
-    """A command in a session of its own, with these `options` of Popen. Without any, and if it may be `forked`, a
-    Locust comes from the nursery. At the end nothing that it started may be left: no process (once the deadline has
+    """A command in a session of its own, with these `options` of Popen. Without any, and if it may be `forked`, Locust
+    and ours come from a nursery. At the end nothing that it started may be left: no process (once the deadline has
     passed), no temporary file, no runtime folder of a server."""
     mark = f"STARTED_BY_TEST={uuid.uuid4().hex}"
     temporary = cwd / f"tmp-{mark[-8:]}"
@@ -125,8 +137,9 @@ def started(cwd: Path, /, *command: str, forked: bool = True, **options: Any) ->
     name, _, value = mark.partition("=")
     environment = os.environ | {name: value, "TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"}
     with (cwd / "said.txt").open("ab") as said:
-        if list(command[:3]) == PLAIN_LOCUST and forked and not options:
-            process = _locusts().start(command[1:], cwd, environment, said)
+        program = " ".join(command[:3]).removeprefix(f"{sys.executable} -m ")
+        if program in _PROGRAMS and forked and not options:
+            process = nursery(*_PROGRAMS[program], unbuffered=True).start(command[1:], cwd, environment, said)
         else:
             streams = {"stdin": subprocess.DEVNULL, "stdout": said, "stderr": said}
             own = {"cwd": cwd, "env": environment, "start_new_session": True}
@@ -142,11 +155,6 @@ def started(cwd: Path, /, *command: str, forked: bool = True, **options: Any) ->
     finally:
         eventually(lambda: not _kill(job), "everything is dead")
         process.wait()
-
-
-def _locusts() -> Nursery:
-    """Locust first, which puts gevent's sockets in the place of others; then what our users import."""
-    return nursery("locust.main", "loadtest.lifecycle", "loadtest.uploader", unbuffered=True)
 
 
 def _started(pid: int) -> float:

@@ -51,13 +51,12 @@ def in_the_drain(job):
 
 
 def while_the_report_is_built(job):
-    """Its imports have begun; at the latest once there is one."""
-    pid = job.process.pid
+    """All that the run had started has ended; at the latest once there is a report."""
+    info, pid = job.info(), job.process.pid
     try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        if any(is_build(child) and maps(child, "numpy") for child in children):
+        if info is not None and info.ended and not Path(f"/proc/{pid}/task/{pid}/children").read_text():
             return True
-    except OSError:  # one has ended
+    except OSError:  # it has ended
         pass
     return after_the_report(job)
 
@@ -72,10 +71,6 @@ MOMENTS = [while_python_imports, before_the_server_listens, while_locust_starts,
 
 def maps(pid, package):
     return f"/{package}/" in Path(f"/proc/{pid}/maps").read_text()
-
-
-def is_build(pid):
-    return b"reports\0build" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def has(job, name):

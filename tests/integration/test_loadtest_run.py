@@ -165,7 +165,7 @@ def test_ctrl_c_once_more_while_the_report_is_built(tmp_path):
     with started(tmp_path, *RUN, *LONG) as job:
         job.in_phase("warm-up")
         os.killpg(job.process.pid, signal.SIGINT)
-        job.find("-m reports build")
+        eventually(lambda: job.info().ended, "the load has ended")
         os.killpg(job.process.pid, signal.SIGINT)
         assert job.wait() == 130, job.said()
     [folder] = job.runs()
