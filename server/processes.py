@@ -24,6 +24,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from server.printing import in_words
+
 PR_SET_PDEATHSIG = 1
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _CHANGES = (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU)
@@ -174,7 +176,7 @@ def _live(
         become()
         code = 0
     except OSError as error:
-        log.error("%s: %s", name, error)
+        log.error("%s: %s", name, in_words(error))
     except BaseException:
         log.exception("%s: ended by an error", name)
     finally:

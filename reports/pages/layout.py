@@ -12,6 +12,7 @@ import jinja2
 
 from reports import texts
 from reports.pages.table import Table
+from server.printing import as_shown
 
 GAP = "  "  # between two columns
 TEMPLATES = Path(__file__).parent / "templates"
@@ -51,6 +52,7 @@ def aligned(table: Table, columns: int = 0) -> list[str]:
     rows += [
         [f"  {first}" if row.kind == "part" else first, *cells] for row in table.rows for first, *cells in [row.cells]
     ]
+    rows = [[as_shown(texts.plain(cell)) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(titled))]
 
     def lines(shown: Sequence[int]) -> list[str]:

@@ -15,7 +15,7 @@ LOST = "a load process was lost: 1 of 2 are left"
 FAILED = Ending(how="failed", reason=LOST)
 RECORDER = "the recorder, pid 30, ended with exit code -9 before the run did"
 GONE = "server (port 12345): pid 1000 is gone"
-NO_DISK = "the run cannot go on: [Errno 28] No space left on device"
+NO_DISK = "the run cannot go on: No space left on device"
 SKEW = "the clock of far is +0.3 s off ours (at most 0.2 s): have both follow NTP"
 
 
