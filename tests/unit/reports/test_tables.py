@@ -1,8 +1,8 @@
 """The cells of the tables that people look through: failures, and processes when they are many."""
 
 from reports.pages.recorded_tables import all_processes_table, process_table
-from reports.pages.tables import failure_table
-from tests.unit.reports.run_folders import summarise
+from reports.pages.tables import failure_table, mode_table
+from tests.unit.reports.run_folders import Rate, summarise
 
 
 def test_failures_are_told_by_mode_and_code(tmp_path):
@@ -18,6 +18,14 @@ def test_failures_are_told_by_mode_and_code(tmp_path):
         ["not measured", "too_large", "4", "0.199 %", "no"],
     ]
     assert failure_table(summary).rows[1].cells[5] == "refused: the file is larger than the server takes"
+
+
+def test_cpu_that_no_upload_can_be_charged_with_was_recorded(tmp_path):
+    summary = summarise(tmp_path / "run", long=Rate(0, 0.1, 0.1, 0.3, 200), failures_per_s=3)
+    assert [row.cells[-3:-1] for row in mode_table(summary).rows if "all sizes" in row.cells[0]] == [
+        ["no uploads", "no uploads"],
+        ["3,000", "1,280"],
+    ]
 
 
 def test_no_failure_is_one_sentence(tmp_path):
