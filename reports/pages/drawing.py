@@ -215,7 +215,7 @@ def _draw_line(plot: figure, line: Line) -> tuple[DataRenderer, bool]:
     glyph.update(line_color=light(line.key.colour))
     source = ColumnDataSource(columns)
     drawn = plot.add_glyph(source, glyph)
-    drawn.name = line.key.label
+    drawn.name = plain(line.key.label)
     return drawn, bool(bands)
 
 
@@ -236,7 +236,7 @@ def _draw_dots(plot: figure, line: Line, dots: Curve, part: str = "") -> DataRen
         else glyphs.Line(line_width=1.6, line_dash=dash, line_color=colour)
     )
     drawn = plot.add_glyph(ColumnDataSource({"x": curve.t_s, "y": curve.values}), glyph)
-    drawn.name = f"{line.key.label}, {part}" if part else line.key.label
+    drawn.name = plain(f"{line.key.label}, {part}" if part else line.key.label)
     return drawn
 
 

@@ -39,7 +39,7 @@ def columns() -> int:
 def terminal(blocks: Iterable[Sequence[str]], page: Path) -> str:
     """Blocks of lines with an empty line after each, but for those that are empty themselves; last the page's path."""
     lines = [texts.plain(line) for block in blocks if block for line in (*block, "")]
-    return "\n".join([*lines, str(page)])
+    return "\n".join([*lines, texts.plain(page)])
 
 
 def aligned(table: Table, columns: int = 0) -> list[str]:

@@ -142,7 +142,8 @@ def _tell(text: str) -> None:
     """Past sys.stderr, whose buffer would make us fail at our exit: the terminal may be closed by now."""
     if sys.stderr is not None:  # or its number may be one of our own files by now
         with suppress(OSError):
-            os.write(sys.stderr.fileno(), f"{one_line(text)}\n".encode(errors="replace"))
+            encoding, errors = sys.stderr.encoding or "utf-8", sys.stderr.errors or "replace"
+            os.write(sys.stderr.fileno(), f"{one_line(text)}\n".encode(encoding, errors))
 
 
 def _describe(out: Path, subject: Subject) -> RunInfo:
