@@ -1,7 +1,12 @@
 """The cells of the tables that people look through: failures, and processes when they are many."""
 
+import io
+import sys
+
+from reports.pages import layout
 from reports.pages.recorded_tables import all_processes_table, process_table
 from reports.pages.tables import failure_table, mode_table
+from server.printing import take_any_character
 from tests.unit.reports.run_folders import Rate, summarise
 
 
@@ -52,3 +57,15 @@ def test_many_workers_become_a_few_rows_and_one(tmp_path):
     assert mean[3:6] == table.rows[3].cells[3:6], "all that stayed did the same"
     assert len(mean) == len(table.columns)
     assert len(all_processes_table(summary).rows) == len(summary.processes) == 36
+
+
+def test_a_table_is_aligned_as_it_will_be_shown(tmp_path, monkeypatch):
+    """In ASCII, where `≤` takes two columns."""
+    table = mode_table(summarise(tmp_path / "run"))
+    shown = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", shown)
+    take_any_character()
+    print(*layout.aligned(table), sep="\n", flush=True)
+    lines = shown.buffer.getvalue().decode().splitlines()
+    assert "  <=4 KiB" in lines[3] and "us" in lines[1]
+    assert len({len(line) for line in lines if line.endswith("0")}) == 1
