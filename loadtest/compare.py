@@ -14,6 +14,7 @@ from loadtest import run as main_job
 from loadtest.options import OptionError
 from loadtest.run import FAILED, OK, Interrupts, Job
 from reports.signals import INTERRUPTED
+from server.printing import one_line
 
 THRESHOLD_BROKEN = 3  # as a run ends when a --fail-if condition came true
 START_AND_END_S = 4.0  # of server, Locust, recorder and report, beside what is planned
@@ -37,12 +38,15 @@ def compare_sides(sides: Sequence[Side], pairs: int, tolerance: float) -> int:
         raise OptionError(f"both sets have the label {first.label!r}: runs of one label are repeats of one thing")
     lasts_s = sum(main_job.check(side.job()).planned_s + START_AND_END_S for side in sides) * pairs
     order = list(_in_turn(first, second, pairs))
-    print(f"{len(order)} runs, about {max(1.0, lasts_s / 60):.0f} min: {first.label}, {second.label}", flush=True)
+    print(
+        f"{len(order)} runs, about {max(1.0, lasts_s / 60):.0f} min: {one_line(first.label)}, {one_line(second.label)}",
+        flush=True,
+    )
     folders: list[Path] = []
     worst = OK
     try:
         for number, side in enumerate(order, 1):
-            print(f"\nrun {number} of {len(order)}: {side.label}", flush=True)
+            print(f"\nrun {number} of {len(order)}: {one_line(side.label)}", flush=True)
             ended, folder = main_job.run(side.job(), interrupts)
             if interrupts.count:
                 break

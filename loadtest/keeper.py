@@ -34,6 +34,7 @@ from loadtest.run_writer import RunWriter
 from reports import environment as machine
 from reports import run_folder
 from reports.run_folder import Ending, RunInfo
+from server.printing import in_words
 
 RUNS = Path("reports/runs")
 FINAL_BATCHES_TIMEOUT_S = 5.0
@@ -92,7 +93,7 @@ class RunKeeper:
         try:
             self._run = _Run(self._environment)
         except OSError as error:
-            self._give_up(f"the run folder cannot be written: {error}")
+            self._give_up(f"the run folder cannot be written: {in_words(error)}")
         except Exception as error:  # Locust would swallow it, and make load that nobody counts
             log.exception("a run could not be started")
             self._give_up(f"the run could not be started: {error}")
@@ -215,7 +216,7 @@ class _Run:
     def _cannot_go_on(self, error: Exception) -> None:
         if not isinstance(error, OSError):
             log.exception("the run cannot go on")
-        self.fail(f"the run cannot go on: {error}")
+        self.fail(f"the run cannot go on: {in_words(error)}")
 
     # ── while it runs ──
 

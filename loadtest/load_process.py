@@ -26,6 +26,7 @@ from loadtest.options import OptionError
 from loadtest.payloads import PayloadError
 from loadtest.telemetry import Sparse, batch_of, sparse
 from reports.run_delay import run_delay_ns
+from server.printing import in_words
 
 BATCH_S = 1.0
 
@@ -56,7 +57,7 @@ class LoadProcess:
         try:
             self._test = _Test(environment, run)
         except (OptionError, PayloadError, OSError) as error:  # of a worker on another machine without that folder, say
-            text = f"a load process on {socket.gethostname()}: {error}"
+            text = f"a load process on {socket.gethostname()}: {in_words(error)}"
             _send(environment, run, messages.FAILED, {"text": text})
             return
         self._test.say_hello()

@@ -244,7 +244,9 @@ def from_folder(folder: Path, seed: int, *, with_digests: bool) -> PayloadSet:
         except RemoteProtocolError as error:
             raise PayloadError(f"payload folder: {str(path)!r} cannot be uploaded: {error.message}") from None
         except (OSError, UnicodeEncodeError) as error:
-            raise PayloadError(f"payload folder: {str(path)!r} cannot be read: {error}") from None
+            raise PayloadError(
+                f"payload folder: {str(path)!r} cannot be read: {getattr(error, 'strerror', error)}"
+            ) from None
         payloads.append(_payload(name, memoryview(data), 1, with_digests=with_digests))
     return PayloadSet(payloads, [1.0] * len(payloads), seed)
 

@@ -30,7 +30,7 @@ from reports import run_folder, signals
 from reports.guard import Guard
 from reports.run_folder import Event, RunFolderError
 from reports.signals import INTERRUPTED
-from server.printing import one_line, show
+from server.printing import in_words, one_line, show
 
 SERVER_START_S = 20.0
 SERVER_STOP_S = 10.0
@@ -84,7 +84,7 @@ def run(job: Job, interrupts: Interrupts) -> tuple[int, Path]:
     try:
         job = replace(job, folder=run_folder.create(job.folder))
     except OSError as error:
-        raise RunError(f"the run folder cannot be made: {error.filename}: {error.strerror}") from None
+        raise RunError(f"the run folder cannot be made: {in_words(error)}") from None
     try:
         with (
             Guard("the run", run_folder.build_command(job.folder)) as guard,

@@ -19,7 +19,7 @@ from loadtest.credentials import CredentialsError
 from loadtest.wires import FRAMED, HostError, Target, parse_target, wire_of
 from reports.signals import INTERRUPTED
 from server.failure_codes import failure_of
-from server.printing import one_line
+from server.printing import in_words, one_line
 from server.protocol import new_hasher
 
 PIECE_BYTES = 1 << 20
@@ -96,7 +96,7 @@ def upload(files: Sequence[Path], host: str, identity: Mapping[str, str], *, clo
     except UnicodeEncodeError as error:
         problem = f"{error.object!r} cannot be uploaded: its name is not UTF-8"
     except OSError as error:
-        problem = str(error)
+        problem = one_line(in_words(error))
     else:
         print(f"{len(files)} file{'s' * (len(files) != 1)}, {sum(sizes):,} bytes stored at {host}")
         return 0

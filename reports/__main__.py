@@ -15,7 +15,7 @@ import click
 from reports import run_folder
 from reports.run_folder import RunFolderError
 from reports.tolerance import tolerance_option
-from server.printing import one_line, show, take_any_character
+from server.printing import in_words, one_line, show, take_any_character
 
 HIGHEST_PID = 1 << 22  # PID_MAX_LIMIT of include/linux/threads.h; higher numbers are an error to psutil
 
@@ -69,7 +69,7 @@ def compare(runs: tuple[Path, ...], baseline: str | None, tolerance: float, out:
     try:
         folder = out or run_folder.create(Path("reports/comparisons") / run_folder.new_run_id(labels))
     except OSError as error:
-        raise RunFolderError(f"the comparison's folder cannot be made: {error.filename}: {error.strerror}") from None
+        raise RunFolderError(f"the comparison's folder cannot be made: {in_words(error)}") from None
     show(comparison_files.write(compared, folder))
     sys.exit(compared.exit_code)
 

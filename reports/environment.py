@@ -97,7 +97,7 @@ def sysctl(name: str, root: Path = Path("/proc/sys")) -> str | int | None:
 
 def _text(path: Path) -> str | None:
     try:
-        return path.read_text(errors="replace").strip()
+        return path.read_bytes().decode(errors="replace").strip()
     except OSError:
         return None
 
@@ -110,7 +110,7 @@ def filesystem_of(path: Path | str, mountinfo: Path = Path("/proc/self/mountinfo
     """
     real = Path(path).resolve()
     deepest, name = -1, "unknown"
-    for line in (_text(mountinfo) or "").splitlines():
+    for line in filter(None, (_text(mountinfo) or "").split("\n")):  # a path may have any other line's end in it
         fields = line.split(" ")
         mount = Path(_unescape(fields[4]))
         depth = len(mount.parts)

@@ -417,7 +417,7 @@ def read_run(folder: Path) -> RunInfo:
     except FileNotFoundError:
         raise RunFolderError(f"{folder} is not a run folder: it has no {RUN}") from None
     except (OSError, *UNDECODABLE) as error:
-        raise RunFolderError(f"{path} cannot be read: {error}") from error
+        raise RunFolderError(f"{path} cannot be read: {getattr(error, 'strerror', error)}") from error
 
 
 class _AnySchema(msgspec.Struct):
@@ -474,7 +474,7 @@ def read_outcome(folder: Path) -> Outcome | None:
     except FileNotFoundError:
         return None
     except (OSError, *UNDECODABLE) as error:
-        raise RunFolderError(f"{path} cannot be read: {error}") from error
+        raise RunFolderError(f"{path} cannot be read: {getattr(error, 'strerror', error)}") from error
 
 
 class UploadsTail:

@@ -87,6 +87,7 @@ class ModeSummary(msgspec.Struct, frozen=True, kw_only=True):
     """The share of the offered uploads that were acknowledged before their phase was over."""
     lower_bound: bool
     at_capacity: bool
+    """Neither is said of an INVALID run."""
     response_us: Latency | None
     """None in the closed model, which has none: what a stalled server delays is never sent. In the open model, uploads
     without an answer are among the samples, with the time that they had waited."""
@@ -414,7 +415,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     thresholds: list[ThresholdResult]
     modes: list[ModeSummary]
     contrast: Contrast | None
-    """Short connections against long ones, where both were measured."""
+    """Short connections against long ones, where both were measured. This and `sweep` are None in an INVALID run."""
     sweep: SweepFit | None
     phases: list[PhaseSummary]
     processes: list[ProcessSummary]

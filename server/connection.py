@@ -38,6 +38,7 @@ from typing import cast
 
 from server import scoreboard
 from server.batch import AT_ONCE, RECEIVE_BYTES, Batch, InPieces
+from server.printing import in_words
 from server.protocol import Data, RemoteProtocolError, ServerConnection, Timing, UploadComplete, UploadStarted
 from server.storage.store import DiscardedFile, StoreError
 from server.worker_context import Client, WorkerContext
@@ -162,7 +163,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._phase < ENDING and self._parser.in_upload:
-            self._worker.count_failure("truncated", f"the connection was lost: {exc or 'closed'}")
+            self._worker.count_failure("truncated", f"the connection was lost: {in_words(exc) if exc else 'closed'}")
         self._phase = CLOSED
         self._abort_upload()
         self._connections.discard(self)

@@ -4,11 +4,17 @@ terminal may not have the characters, and it obeys what it is sent.
 A leaf, which all rooms read.
 """
 
+import codecs
 import errno
 import io
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
+
+OUR_SIGNS = dict(zip("≤≥±−–×÷→…µ", ["<=", ">=", "+-", "-", "-", "x", "/", "->", "...", "u"], strict=True))
+"""What our texts have beyond ASCII."""
 
 
 def show(text: str) -> None:
@@ -27,7 +33,8 @@ def tell(text: str) -> None:
     our exit if the terminal was closed."""
     if sys.stderr is not None:  # or its number may be one of our own files by now
         with suppress(OSError):
-            os.write(sys.stderr.fileno(), f"{one_line(text)}\n".encode(errors="replace"))
+            encoding, errors = sys.stderr.encoding or "utf-8", sys.stderr.errors or "replace"
+            os.write(sys.stderr.fileno(), f"{one_line(text)}\n".encode(encoding, errors))
 
 
 def _to_nowhere() -> None:
@@ -38,13 +45,39 @@ def _to_nowhere() -> None:
 
 
 def take_any_character() -> None:
-    """Have stdout replace what its encoding has not by a question mark, which keeps a table's columns: no terminal's
-    locale, and no file's name, shall end a command. Each entry point calls it first; stderr takes everything anyway.
+    """Have stdout and stderr write our own signs in words of ASCII where their encoding has them not: `≥` as a question
+    mark would be `≤` as well. Whatever else it lacks is a question mark on stdout, which keeps a table's columns, and
+    escaped on stderr: no terminal's locale, and no file's name, shall end a command. Each entry point calls it first.
     Where stdout was closed, what is said goes nowhere, and none of our own files gets its number."""
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - as long as we live
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
+    for stream, otherwise in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            codecs.register_error(f"signs-or-{otherwise}", partial(_spelled_out, codecs.lookup_error(otherwise)))
+            stream.reconfigure(errors=f"signs-or-{otherwise}")
+
+
+def _spelled_out(
+    otherwise: Callable[[UnicodeError], tuple[str | bytes, int]], error: UnicodeError
+) -> tuple[str | bytes, int]:
+    """A codec's error handler: the first character that it has not, and where to go on."""
+    assert isinstance(error, UnicodeEncodeError)
+    error.end = error.start + 1
+    sign = OUR_SIGNS.get(error.object[error.start])
+    return otherwise(error) if sign is None else (sign, error.end)
+
+
+def as_shown(text: str) -> str:
+    """The text as stdout will show it, which may be wider: what is set in columns is measured by that."""
+    encoding, errors = sys.stdout.encoding, sys.stdout.errors
+    return text.encode(encoding, errors or "strict").decode(encoding) if encoding else text
+
+
+def in_words(error: Exception) -> str:
+    """What is wrong, without the kernel's number for it, and with the file where it has one."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
 
 
 def one_line(text: str) -> str:

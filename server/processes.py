@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from server.printing import tell
+from server.printing import in_words, tell
 
 PR_SET_PDEATHSIG = 1
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
@@ -177,7 +177,7 @@ def _live(
         become()
         code = 0
     except OSError as error:
-        log.error("%s: %s", name, error)
+        log.error("%s: %s", name, in_words(error))
     except BaseException:
         log.exception("%s: ended by an error", name)
     finally:

@@ -14,7 +14,7 @@ from server.listening.listener import Group, Listeners
 from server.options import MAX_WORKERS, ServerConfig, printable
 from server.pid_file import PidFile
 from server.ports.holders import read_process
-from server.printing import one_line
+from server.printing import in_words, one_line
 from server.scoreboard import EventLog, Scoreboard, ServerState
 from server.status.page_process import open_page, url_of
 from server.storage.folders import holder_of, lock_store, prepare_store
@@ -59,8 +59,7 @@ def serve(config: ServerConfig, reread: Callable[[], ServerConfig]) -> int:
             scoreboard.write_state(folder, identity)
             supervisor = Supervisor(config, reread, identity, listeners, board, events, manager, pid_file, page)
         except OSError as error:
-            where = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-            raise StartError(where) from error
+            raise StartError(in_words(error)) from error
         return supervisor.run()
 
 

@@ -12,10 +12,11 @@ came, users were held up somewhere that no duration shows, which is nowhere but 
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from itertools import pairwise
 
 from reports.analysis import histograms
 from reports.analysis.causes import Finding, server_gone
-from reports.analysis.evidence import Count, Evidence, Stored, count, interval_s, spans, stored
+from reports.analysis.evidence import LONGEST_GAP, Count, Evidence, Stored, count, interval_s, spans, stored
 from reports.summary import ACHIEVED_LIMIT, MISSED_TICKS_LIMIT, PhaseSummary
 from reports.texts import percent, significant
 from server.failure_codes import NEVER_CONNECTED, NEVER_SENT
@@ -23,6 +24,7 @@ from server.failure_codes import NEVER_CONNECTED, NEVER_SENT
 IDLE_LIMIT = 0.05  # of the users' time may go neither into uploads nor pauses
 OWN_TIME_S = 50e-6  # that a user takes between uploads, to choose the next and count the last: no duration has it
 SHORTEST_IN_CYCLES = 5  # phases of fewer uploads a user say nothing of Little's law
+MOST_GAPS = 5
 SAMPLES_MISSING_LIMIT = 0.01  # of a phase's uploads, in its histograms
 
 
@@ -34,7 +36,7 @@ def broken(evidence: Evidence, measured: Sequence[PhaseSummary], *, noisy: bool)
     found = [
         *_lost_load(evidence),
         *_server_gone(evidence, measured),
-        *_missing_ticks(measured),
+        *missing_ticks(evidence, measured),
         *(_unaccounted(evidence, measured) if evidence.run.model == "open" else _unanswered(measured)),
     ]
     if not noisy:
@@ -81,16 +83,29 @@ def _server_gone(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[F
     ]
 
 
-def _missing_ticks(measured: Sequence[PhaseSummary]) -> list[Finding]:
+def missing_ticks(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[Finding]:
+    """Whether too many are, and where unless something is known that ended the recorder."""
     missed_s = sum(phase.recorder_missed_share * phase.duration_s for phase in measured)
-    missed = missed_s / sum(phase.duration_s for phase in measured)
+    missed = missed_s / (sum(phase.duration_s for phase in measured) or 1.0)
     if missed <= MISSED_TICKS_LIMIT:
         return []
     text = (
         f"the recorder missed {percent(missed)} of its ticks in the measured phases (at most "
-        f"{percent(MISSED_TICKS_LIMIT)} may be missing): neither costs nor what limited the run can be trusted"
+        f"{percent(MISSED_TICKS_LIMIT)} may be missing), so neither costs nor what limited the run can be trusted"
     )
-    return [Finding("ticks missed", text)]
+    return [Finding("ticks missed", text, gaps(evidence, measured))]
+
+
+def gaps(evidence: Evidence, measured: Sequence[PhaseSummary]) -> str:
+    """The longest stretches without a tick, seconds since the start, in their order, to end a sentence with; what comes
+    after the last tick is one too."""
+    ticks = evidence.times(evidence.ticks or evidence.host)
+    end_s = max(phase.end_s for phase in measured)
+    edges = [float(tick) for tick in ticks if tick < end_s] + [end_s]
+    found = [pair for pair in pairwise(edges) if pair[1] - pair[0] > LONGEST_GAP * interval_s(ticks)]
+    longest = sorted(sorted(found, key=lambda gap: gap[0] - gap[1])[:MOST_GAPS])
+    told = ", ".join(f"{start_s:,.1f} to {end_s:,.1f} s" for start_s, end_s in longest)
+    return f": nothing was recorded from {told}" if told else ""
 
 
 # --- arrivals: the open model -----------------------------------------------------------------------------------------

@@ -75,9 +75,9 @@ def analyse(folder: Path) -> Analysis:
         if invalid
         else warnings(evidence, phases, modes),
         thresholds=thresholds,
-        modes=modes,
-        contrast=contrast(phases, "short", "long"),
-        sweep=sweep_fit(phases),
+        modes=[replace(mode, lower_bound=False, at_capacity=False) for mode in modes] if invalid else modes,
+        contrast=None if invalid else contrast(phases, "short", "long"),
+        sweep=None if invalid else sweep_fit(phases),
         phases=[replace(phase, drift=None) for phase in phases] if invalid else phases,
         processes=processes,
         server=whole_server,

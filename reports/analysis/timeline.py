@@ -23,8 +23,8 @@ from reports.summary import ProcessSummary
 SHORTEST_SPAN_S = 0.2  # less gives a wild rate
 SHORTEST_STEP = 0.5  # of the usual one, between two ticks
 
-# name of a line -> phase -> its points there: a second and one or more values
-_Pieces = dict[str, dict[str, list[tuple[float, ...]]]]
+# name of a line -> phase -> its points there: the stretch of time that one or more values are of
+_Pieces = dict[str, dict[str, list[tuple[Span, *tuple[float, ...]]]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def _upload_curves(evidence: Evidence) -> dict[str, Curve]:
     pieces: _Pieces = defaultdict(lambda: defaultdict(list))
     for phase, span in _drawable(evidence):
         uploads = sum(second.count for second in span.line.names.values())
-        pieces[phase.mode][phase.name].append((span.middle_s, uploads / span.duration_s))
+        pieces[phase.mode][phase.name].append((span, uploads / span.duration_s))
     return {mode: _broken(found.values())[0] for mode, found in pieces.items()}
 
 
@@ -129,7 +129,7 @@ def _curves_of(
         for name, second in span.line.names.items():
             uploads[name] += second.count
             if (written := percentiles(second)) is not None:
-                pieces[name][phase.name].append((span.middle_s, written.p50, written.p95, written.p99))
+                pieces[name][phase.name].append((span, written.p50, written.p95, written.p99))
     return [
         LatencyCurves(duration, *run_folder.split_name(name), uploads[name], *_broken(found.values()))
         for name, found in pieces.items()
@@ -153,12 +153,16 @@ def _drawable(evidence: Evidence) -> Iterator[tuple[Phase, Span]]:
             yield phase, span
 
 
-def _broken(pieces: Iterable[Sequence[tuple[float, ...]]]) -> list[Curve]:
-    """One curve for each value of a point, with a break before each piece."""
+def _broken(pieces: Iterable[Sequence[tuple[Span, *tuple[float, ...]]]]) -> list[Curve]:
+    """One curve for each value of a point, with a break before each piece. What is alone in its piece would make no
+    line: it is drawn as long as the stretch of time that it is of."""
     rows: list[tuple[float, ...]] = []
     for points in pieces:
-        t_s, *values = points[0]
-        rows += [(t_s, *(math.nan for _ in values)), *points]
+        drawn = [(span.middle_s, *values) for span, *values in points]
+        if len(points) == 1:
+            [(span, *values)] = points
+            drawn = [(span.start_s, *values), (span.end_s, *values)]
+        rows += [(drawn[0][0], *(math.nan for _ in drawn[0][1:])), *drawn]
     t_s, *columns = np.array(rows, dtype=np.float64).T
     return [Curve(t_s, values) for values in columns]
 

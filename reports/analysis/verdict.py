@@ -16,9 +16,9 @@ from itertools import pairwise
 from reports import run_folder
 from reports.analysis import histograms
 from reports.analysis.causes import in_order
-from reports.analysis.evidence import LONGEST_GAP, Evidence, count, interval_s, stored
+from reports.analysis.evidence import Evidence, count, stored
 from reports.analysis.histograms import Samples
-from reports.analysis.invariants import SAMPLES_MISSING_LIMIT, broken
+from reports.analysis.invariants import SAMPLES_MISSING_LIMIT, broken, gaps, missing_ticks
 from reports.missing_values import most
 from reports.run_folder import ProcessTick
 from reports.summary import (
@@ -39,7 +39,6 @@ ENDING_S = 2.0  # that a server takes to end with its workers
 MISSED_TICKS_WARNING = 0.005
 RATE_DRIFT_WARNING = 0.10
 COST_DRIFT_WARNING = 0.20  # CPU of a few seconds on a shared machine scatters more than a rate
-MOST_GAPS = 5
 SCHEDULE_LAG_WARNING_US = 5_000.0
 
 
@@ -172,12 +171,14 @@ def warnings(evidence: Evidence, phases: Sequence[PhaseSummary], modes: Sequence
 
 
 def warnings_of_invalid(evidence: Evidence, phases: Sequence[PhaseSummary], found: Sequence[str]) -> list[str]:
-    """What else happened, where nobody may use the numbers; `found` is told already."""
+    """What else happened, where nobody may use the numbers; `found` is told already. Where ticks are missing, what is
+    not known for want of them is no more than that."""
     measured = [phase for phase in phases if phase.measured]
     ending = [] if evidence.run.ended is not None and evidence.run.ended.reason in found else _ending(evidence)
     failures = _failures(evidence, measured) if any(phase.uploads for phase in measured) else []
-    told = [*ending, *_left_out(evidence, phases), *failures, *_recorder(evidence, measured)]
-    return [*told, *_deaths(evidence, measured)]
+    missed = any(text.startswith(each.text) for each in missing_ticks(evidence, measured) for text in found)
+    recorder = _told(evidence, "recorder-untold") if missed else _recorder(evidence, measured)
+    return [*ending, *_left_out(evidence, phases), *failures, *recorder, *_deaths(evidence, measured)]
 
 
 def _ending(evidence: Evidence) -> list[str]:
@@ -249,19 +250,7 @@ def _missed(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
     missed = max((phase.recorder_missed_share for phase in measured), default=0.0)
     if missed <= MISSED_TICKS_WARNING or not (evidence.ticks or evidence.host):
         return []
-    gaps = [f"{start_s:,.1f} to {end_s:,.1f} s" for start_s, end_s in _gaps(evidence, measured)]
-    told = f": nothing was recorded from {', '.join(gaps)}" if gaps else ""
-    return [f"the recorder missed up to {percent(missed)} of its ticks in a measured phase{told}"]
-
-
-def _gaps(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[tuple[float, float]]:
-    """The longest stretches without a tick, seconds since the start, in their order; what comes after the last tick is
-    one too."""
-    ticks = evidence.times(evidence.ticks or evidence.host)
-    end_s = max(phase.end_s for phase in measured)
-    edges = [float(tick) for tick in ticks if tick < end_s] + [end_s]
-    gaps = [pair for pair in pairwise(edges) if pair[1] - pair[0] > LONGEST_GAP * interval_s(ticks)]
-    return sorted(sorted(gaps, key=lambda gap: gap[0] - gap[1])[:MOST_GAPS])
+    return [f"the recorder missed up to {percent(missed)} of its ticks in a measured phase{gaps(evidence, measured)}"]
 
 
 def _drift(measured: Sequence[PhaseSummary]) -> list[str]:

@@ -131,7 +131,8 @@ def _figure(canvas: _Canvas, chart: Chart) -> figure:
         plot.yaxis.ticker = FixedTicker(ticks=log_ticks(*_limits(chart)))
     _shade_phases(plot, canvas, high)
     drawn = [_draw_line(plot, line) for line in chart.lines]
-    drawn += [(_draw_dots(plot, line, line.dots), False) for line in chart.lines if line.dots is not None]
+    drawn += [(_draw_dots(plot, line, line.dots, line.part), False) for line in chart.lines if line.dots is not None]
+    drawn += [(_draw_dots(plot, line, lone), False) for line in chart.lines if len((lone := _lone(line.curve)).t_s)]
     _mark_events(plot, canvas.marks)
     _add_tools(plot, canvas, chart, drawn)
     return plot
@@ -214,11 +215,18 @@ def _draw_line(plot: figure, line: Line) -> tuple[DataRenderer, bool]:
     glyph.update(line_color=light(line.key.colour))
     source = ColumnDataSource(columns)
     drawn = plot.add_glyph(source, glyph)
-    drawn.name = line.key.label
+    drawn.name = plain(line.key.label)
     return drawn, bool(bands)
 
 
-def _draw_dots(plot: figure, line: Line, dots: Curve) -> DataRenderer:
+def _lone(curve: Curve) -> Curve:
+    """What has a break on either side, so that no line shows it."""
+    known = np.pad(~np.isnan(curve.values), 1)
+    lone = known[1:-1] & ~known[:-2] & ~known[2:]
+    return Curve(curve.t_s[lone], curve.values[lone])
+
+
+def _draw_dots(plot: figure, line: Line, dots: Curve, part: str = "") -> DataRenderer:
     """Dots; a line where they are so many that they would be one."""
     curve, _ = envelope.reduce(dots, ())
     colour, dash = light(line.key.colour), line.key.dash
@@ -228,7 +236,7 @@ def _draw_dots(plot: figure, line: Line, dots: Curve) -> DataRenderer:
         else glyphs.Line(line_width=1.6, line_dash=dash, line_color=colour)
     )
     drawn = plot.add_glyph(ColumnDataSource({"x": curve.t_s, "y": curve.values}), glyph)
-    drawn.name = f"{line.key.label}, {line.part}" if line.part else line.key.label
+    drawn.name = plain(f"{line.key.label}, {part}" if part else line.key.label)
     return drawn
 
 

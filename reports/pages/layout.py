@@ -12,6 +12,7 @@ import jinja2
 
 from reports import texts
 from reports.pages.table import Table
+from server.printing import as_shown
 
 GAP = "  "  # between two columns
 TEMPLATES = Path(__file__).parent / "templates"
@@ -36,7 +37,7 @@ def columns() -> int:
 def terminal(blocks: Iterable[Sequence[str]], page: Path) -> str:
     """Blocks of lines with an empty line after each, but for those that are empty themselves; last the page's path."""
     lines = [texts.plain(line) for block in blocks if block for line in (*block, "")]
-    return "\n".join([*lines, str(page)])
+    return "\n".join([*lines, texts.plain(page)])
 
 
 def aligned(table: Table, columns: int = 0) -> list[str]:
@@ -49,6 +50,7 @@ def aligned(table: Table, columns: int = 0) -> list[str]:
     rows += [
         [f"  {first}" if row.kind == "part" else first, *cells] for row in table.rows for first, *cells in [row.cells]
     ]
+    rows = [[as_shown(texts.plain(cell)) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(titled))]
 
     def lines(shown: Sequence[int]) -> list[str]:

@@ -13,7 +13,11 @@ from reports.run_folder import SIZE_CLASSES
 
 HEIGHT_PX = 320
 _DASHES: tuple[Dash, ...] = ("solid", "dashed", "dotted")
-_NAMED = (0.5, 0.1, 0.01, 0.001, 0.0001, 0.00001)  # shares beyond that percentiles are known by
+_NAMED = {  # shares beyond that percentiles are known by, by the least share that there is
+    0.05: (0.5, 0.4, 0.3, 0.2, 0.1, 0.05),
+    0.005: (0.5, 0.25, 0.1, 0.05, 0.02, 0.01),
+    0.0: (0.5, 0.1, 0.01, 0.001, 0.0001, 0.00001),
+}
 
 
 def draw_percentiles(curves: Sequence[PercentileCurve]) -> tuple[str, list[Key]]:
@@ -21,7 +25,8 @@ def draw_percentiles(curves: Sequence[PercentileCurve]) -> tuple[str, list[Key]]
     if not curves:
         return "", []
     sizes = [size for size in SIZE_CLASSES if any(curve.size_class == size for curve in curves)]
-    last = min(float(curve.beyond[-1]) for curve in curves)
+    last = min(0.4, *(float(curve.beyond[-1]) for curve in curves))  # of few samples, so that two ticks are there
+    named = next(shares for least, shares in _NAMED.items() if last >= least)
     values = [float(value) for curve in curves for value in (curve.values_us[0], curve.values_us[-1])]
     low, high = max(1.0, min(values)) / HEADROOM, max(values) * HEADROOM
     plot = figure(
@@ -33,8 +38,8 @@ def draw_percentiles(curves: Sequence[PercentileCurve]) -> tuple[str, list[Key]]
         **FRAME,
     )
     style_axes(plot, "0,0")
-    plot.xaxis.ticker = FixedTicker(ticks=[1 / share for share in _NAMED])
-    plot.xaxis.major_label_overrides = {1 / share: f"{100 - share * 100:g} %" for share in _NAMED}
+    plot.xaxis.ticker = FixedTicker(ticks=[1 / share for share in named])
+    plot.xaxis.major_label_overrides = {1 / share: f"{100 - share * 100:g} %" for share in named}
     plot.yaxis.ticker = FixedTicker(ticks=log_ticks(low, high))
     keys = [_draw(plot, curve, sizes) for curve in curves]
     [chart] = embedded([plot])

@@ -98,7 +98,8 @@ def rate(mode: ModeSummary, value: float) -> str:
 def _mode_row(mode: ModeSummary) -> Row:
     rates = [rate(mode, mode.uploads_per_s), rate(mode, mode.bytes_per_s / 1e6)]
     costs = (mode.busy_core_us_per_upload, mode.server_core_us_per_upload)
-    shown = ["not recorded" if cost is None else significant(cost) for cost in costs]
+    unknown = "not recorded" if mode.uploads_per_s else "no uploads"  # to divide it by
+    shown = [unknown if cost is None else significant(cost) for cost in costs]
     latencies = _latency_cells(mode)
     if len(mode.sizes) > 1:  # a percentile over mixed sizes says what was mixed
         latencies = [""] * len(latencies)

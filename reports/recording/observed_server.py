@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import psutil
 
-from reports.recording.census import Member, create_time, living_part, process_of
+from reports.recording.census import Member, create_time, process_of
 from reports.run_folder import Event, ServerInfo
 from server.ports import holders
 from server.scoreboard import Scoreboard, SlotView, read_state
@@ -117,12 +117,12 @@ def why_unseen(port: int) -> str | None:
 
 
 def _command(process: psutil.Process) -> list[str]:
-    """Its command as `ps` shows it; empty once it has ended."""
-    try:
-        # What is no UTF-8 could not be written down.
-        return [os.fsencode(word).decode(errors="replace") for word in living_part(process).cmdline()]
-    except psutil.Error:
-        return []
+    """Its command as `ps` shows it; empty once it has ended. psutil would make every carriage return a line's end."""
+    found = holders.read_process(process.pid)
+    words = found.argv if found else ()
+    if len(words) == 1:  # a title that it gave itself, or a command without arguments
+        words = tuple(words[0].split(" "))
+    return [os.fsencode(word).decode(errors="replace") for word in words]  # what is no UTF-8 could not be written down
 
 
 class EventTail:

@@ -55,6 +55,9 @@ from reports.run_folder import (
 )
 from server.ports.holders import listening_root
 
+FILES = (PROCESSES, HOST, EVENTS)
+"""What the recorder writes, of a run folder."""
+
 _SECOND_NS = 1_000_000_000
 _LOOK_EVERY_NS = _SECOND_NS
 """Time between two looks for a server that is not there: who owns a socket is found by walking all of /proc."""
@@ -166,7 +169,7 @@ class _Lines:
         self._appenders: dict[str, Appender] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for name in (PROCESSES, HOST, EVENTS):
+            for name in FILES:
                 self._appenders[name] = Appender(folder / name)
         except OSError as error:
             self.close()

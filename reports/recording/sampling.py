@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -96,7 +97,6 @@ def sample_host(stamp: dict[str, Any], port: int | None, slots: Iterable[SlotVie
     """The whole machine now, the accept queues of a port of it, and the server's slots as they were read. What is dear
     is read on slow ticks only: counters lose nothing by that."""
     cores = read(lambda: psutil.cpu_times(percpu=True))  # first: idle time is compared with the stamp
-    memory = read(psutil.virtual_memory) if slow else None
     load = read(psutil.getloadavg) if slow else None
     tcp = read(kernel_tcp.in_use) or {}
     return HostTick(
@@ -109,9 +109,15 @@ def sample_host(stamp: dict[str, Any], port: int | None, slots: Iterable[SlotVie
         tcp_states=kernel_tcp.states(port) if slow and port is not None else None,
         kernel=(read(kernel_tcp.counters) or {}) if slow else {},
         network=network_bytes() if slow else {},
-        memory_available_bytes=(memory and memory.available) or None,  # 0 is psutil's word for unknown
+        memory_available_bytes=read(_memory_available) if slow else None,
         load_1min=load and load[0],
     )
+
+
+def _memory_available() -> int | None:
+    """In bytes, as the kernel tells: where it does not, or says 0, psutil would make an estimate of its own."""
+    text = Path(psutil.PROCFS_PATH, "meminfo").read_text()
+    return int(text.partition("MemAvailable:")[2].split()[0]) << 10 or None
 
 
 def untold(host: HostTick) -> list[str]:

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -37,15 +38,32 @@ def record(out: Path, subject: Subject, command: Sequence[str], interval_s: floa
     if os.access(out / run_folder.RUN, os.F_OK):  # never an error: what is wrong with `out` is said when it is made
         raise RunFolderError(f"{out} holds a run already; give another folder with --out")
     if not command:
-        _record(out, subject, None, interval_s, load_pid)
+        with _nothing_left(out):
+            _record(out, subject, None, interval_s, load_pid)
         return 0
-    with Guard("the recording", one_line(run_folder.build_command(out))) as guard:
+    with Guard("the recording", one_line(run_folder.build_command(out))) as guard, _nothing_left(out):
         process = _start(command, guard)
         try:
             _record(out, replace(subject, pid=process.pid), process, interval_s, load_pid)
         finally:
             code = _end(process)
     return 128 - code if code < 0 else code
+
+
+@contextmanager
+def _nothing_left(out: Path) -> Iterator[None]:
+    """Of a recording that fails before its first sample is written: it would be in the way of the next, and of who
+    reads all runs."""
+    paths = [*(out / name for name in recorder.FILES), out, *out.parents]
+    absent = [path for path in paths if not os.access(path, os.F_OK)]
+    try:
+        yield
+    except RunFolderError:
+        if not os.access(out / run_folder.RUN, os.F_OK):
+            for path in absent:
+                with suppress(OSError):  # which was never made, or somebody else uses meanwhile
+                    path.rmdir() if path.is_dir() else path.unlink()
+        raise
 
 
 def _start(command: Sequence[str], guard: Guard) -> "subprocess.Popen[bytes]":

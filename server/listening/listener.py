@@ -32,6 +32,7 @@ from server.listening import steering, unix_sockets
 from server.listening.unix_sockets import PathError
 from server.options import AcceptMode, find_folder_problem
 from server.ports import sockets
+from server.printing import in_words
 
 log = logging.getLogger("server")
 
@@ -333,7 +334,7 @@ def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, Place]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError) as error:
-        raise AddressError(f"{host!r} is not an address of this machine: {error}") from None
+        raise AddressError(f"{host!r} is not an address of this machine: {in_words(error)}") from None
     family, _, _, _, place = found[0]
     return family, place
 

@@ -100,7 +100,9 @@ def release(ports: Collection[Place], orders: Orders, say: Say, ask: Ask | None 
         try:
             results.append(_release(holding, orders, say, ask))
         except PermissionError as error:  # seen but not to be signalled: rare, as in a sandbox
-            results.append(Result(holding, REFUSED, [f"refused: the kernel forbids this user to signal it ({error})"]))
+            results.append(
+                Result(holding, REFUSED, [f"refused: the kernel forbids this user to signal it ({error.strerror})"])
+            )
     return results
 
 

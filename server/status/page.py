@@ -42,6 +42,7 @@ from waitress.server import TcpWSGIServer, create_server
 from waitress.task import ThreadedTaskDispatcher
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
+from server.printing import in_words
 from server.processes import die_with, show_title
 from server.scoreboard import Scoreboard, ServerState
 from server.status import confinement, prometheus
@@ -222,7 +223,7 @@ def main() -> NoReturn:
     try:
         _serve(listener, channel, int(sys.argv[3]))
     except OSError as error:
-        log.error("it cannot start: %s", error)
+        log.error("it cannot start: %s", in_words(error))
         sys.exit(1)
 
 

@@ -338,6 +338,7 @@ def test_the_disk_is_full_at_the_first_sample(tmp_path):
     fill_the_disk(tmp_path)
     with recording(tmp_path, "--port", free_port()) as process:
         assert_said_to_be_full(process.wait(DEADLINE_S), process.stderr.read(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_disk_is_full_at_the_end(tmp_path):
@@ -373,6 +374,12 @@ def test_mistakes(tmp_path, arguments, code, problem):
     assert problem in done.stderr
     assert "Traceback" not in done.stderr
     assert "hunter2" not in done.stderr
+
+
+def test_nothing_is_left_of_what_could_not_be_recorded(tmp_path):
+    """A folder of which only the one above it can be made."""
+    done = called(main, tmp_path, "record", "--out", f"new/{'x' * 300}", "--pid", os.getpid())
+    assert (done.returncode, list(tmp_path.iterdir())) == (1, [])
 
 
 def test_a_folder_that_holds_a_run_is_left_alone(tmp_path):

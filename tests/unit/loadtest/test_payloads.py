@@ -381,7 +381,7 @@ def test_a_file_that_cannot_be_read(tmp_path, monkeypatch):
 
     (tmp_path / "secret").touch()
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    assert "secret' cannot be read: [Errno 13] Permission denied" in folder_error(tmp_path)
+    assert "secret' cannot be read: Permission denied" in folder_error(tmp_path)
 
 
 def test_a_file_that_vanishes(tmp_path, monkeypatch):

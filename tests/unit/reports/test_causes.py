@@ -15,7 +15,7 @@ LOST = "a load process was lost: 1 of 2 are left"
 FAILED = Ending(how="failed", reason=LOST)
 RECORDER = "the recorder, pid 30, ended with exit code -9 before the run did"
 GONE = "server (port 12345): pid 1000 is gone"
-NO_DISK = "the run cannot go on: [Errno 28] No space left on device"
+NO_DISK = "the run cannot go on: No space left on device"
 SKEW = "the clock of far is +0.3 s off ours (at most 0.2 s): have both follow NTP"
 
 
@@ -108,6 +108,8 @@ def test_a_recorder_that_was_killed_is_the_cause_of_missed_ticks(tmp_path):
     killed = happened(4, "recorder-failed", RECORDER)
     summary = invalid(tmp_path / "run", killed, recorder_gap_s=(4.0, 99.0))
     assert (summary.reason, kinds(summary.also_broken)) == (RECORDER, ["ticks"])
+    assert "nothing was recorded from" not in summary.also_broken[0]
+    assert summary.warnings == []
 
 
 def test_but_not_of_what_the_load_lost(tmp_path):
@@ -156,11 +158,13 @@ def test_a_clock_that_was_set_breaks_nothing_by_itself(tmp_path):
 
 
 def test_nothing_is_made_of_numbers_that_nobody_may_use(tmp_path):
-    """No limit, no drift, no comparison: in none of the four places."""
+    """No limit, no lower bound, no drift, no comparison: in none of the four places."""
     folder = tmp_path / "run"
     lost = happened(9, "load-process-lost", LOST)
-    summary = invalid(folder, lost, more=1, plan=run_folders.Scenario().plan, noise=0.3)
-    assert summary.binding == ""
+    full = run_folders.Rate(1000, 0.10, 0.90, 1.00, 200)
+    summary = invalid(folder, lost, more=1, plan=run_folders.Scenario().plan, noise=0.3, long=full)
+    assert (summary.binding, summary.contrast, summary.sweep) == ("", None, None)
+    assert not any(mode.lower_bound or mode.at_capacity for mode in summary.modes)
     assert {phase.drift for phase in summary.phases} == {None}
     terminal = report_files.build(folder)
     assert terminal.startswith(f"INVALID: {LOST}\n  also broken: the server stored ")
@@ -170,6 +174,7 @@ def test_nothing_is_made_of_numbers_that_nobody_may_use(tmp_path):
     assert f"<strong>INVALID</strong> {LOST}</p>\n<details>\n<summary>3 more broken, which may follow" in html
     for text in (terminal, markdown, html):
         assert "What binds" not in text and "drifted" not in text and "times the CPU of a long one" not in text
+        assert "≥" not in text and "short ÷ long" not in text
         assert "must not be used" in text
     outcome = run_folder.read_outcome(folder)
     assert (outcome.reason, outcome.also_broken) == (LOST, summary.also_broken)

@@ -5,10 +5,13 @@ import json
 import math
 import re
 
+import numpy as np
 import pytest
 
+from reports.analysis.histograms import PercentileCurve
 from reports.analysis.summarise import analyse
-from reports.pages.charts import charts, marks
+from reports.analysis.timeline import Curve
+from reports.pages.charts import Chart, Key, Line, charts, marks
 from tests.unit.reports import run_folders
 
 
@@ -43,11 +46,34 @@ def test_charts_without_lines_are_left_out(drawing, tmp_path):
     assert list(drawn) == ["Uploads", "CPU", "Memory"]
 
 
+@pytest.mark.parametrize(
+    ("values", "dots"), [([7], 1), ([math.nan, 7, math.nan, 4, 5], 1), ([4, 5, math.nan, 7], 1), ([4, 5], 0)]
+)
+def test_what_no_line_shows_is_a_dot(drawing, values, dots):
+    """As the CPU of a process that was seen at two ticks."""
+    curve = Curve(np.arange(len(values), dtype=float), np.array(values, dtype=float))
+    chart = Chart("CPU", "", [Line(Key("load", "load-0"), curve)], "0%", "")
+    assert drawing.draw([chart], 10.0, [], [])["CPU"].count('"Scatter"') == dots
+
+
+@pytest.mark.parametrize("samples", [60, 61, 100, 300, 1000, 10_000, 10**7])
+def test_latency_by_percentile_has_labels_all_along(samples):
+    """Where there are few samples, too: up to the percentile beyond which there are 30 of them."""
+    last = 30 / samples
+    curve = PercentileCurve("long", "≤4 KiB", "transaction", np.array([0.5, last]), np.array([100.0, 900.0]))
+    from reports.pages.percentile_chart import draw_percentiles
+
+    axis, _ = draw_percentiles([curve])
+    labels = [float(label) for label in re.findall(r'\[[0-9.]+, "([0-9.]+) %"\]', axis)]
+    shown = [label for label in labels if 100 - label >= min(40, last * 100) - 1e-9]
+    assert labels == sorted(labels)
+    assert shown[0] == 50 and 2 <= len(shown) <= 6
+
+
 def test_what_charts_share_is_told_once(drawing):
     x_range = drawing.Range1d(start=0, end=7)
-    first, second = (
-        embedded_events(chart) for chart in drawing.embedded([drawing.figure(x_range=x_range) for _ in range(2)])
-    )
+    figures = [drawing.figure(x_range=x_range) for _ in range(2)]
+    first, second = map(embedded_events, drawing.embedded(figures))
     told = {"type": "object", "name": "Range1d", "id": x_range.id, "attributes": {"end": 7}}
     assert first["attributes"]["x_range"] == told
     assert second["attributes"]["x_range"] == {"id": x_range.id}

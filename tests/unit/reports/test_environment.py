@@ -91,11 +91,12 @@ MOUNTS = r"""22 27 0:21 / / rw,relatime - ext4 /dev/vda1 rw
         ("/data/with blank/store", "nfs4"),
         ("/data/hidden/store", "tmpfs"),
         ("/data/x/../../data2", "btrfs"),
+        ("/an\rodd\u2028name/store", "jfs"),
     ],
 )
 def test_filesystem_of(tmp_path, path, name):
     mountinfo = tmp_path / "mountinfo"
-    mountinfo.write_text(MOUNTS)
+    mountinfo.write_text(f"{MOUNTS}28 22 0:28 / /an\rodd\u2028name rw - jfs x rw\n")
     assert environment.filesystem_of(path, mountinfo) == name
 
 

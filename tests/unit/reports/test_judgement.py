@@ -403,13 +403,16 @@ def test_baseline_and_order_of_arguments(folders):
 
 
 def test_texts_of_strangers_stay_texts(repeat, tmp_path):
-    label = '<script>alert("B")</script>|*x*'
+    label = '<script>alert("B")</script>|*x*\r\u202e'
     runs = [repeat(name) for _ in range(6) for name in ("A", label)]
     found = compare_runs(runs, "A", 0)
     page, text = html(view(found)), markdown(view(found))
     assert "<script>alert" not in page
     assert "\\<script\\>" in text and "\\|\\*x\\*" in text
-    assert str(tmp_path / "out" / "comparison.html") in write(found, tmp_path / "out")
+    terminal = write(found, tmp_path / "out")
+    assert str(tmp_path / "out" / "comparison.html") in terminal
+    for shown in (page, text, terminal):
+        assert not set("\r\u202e") & set(shown) and "u202e" in shown
 
 
 def test_on_a_full_disk_nothing_is_left_of_a_comparison(repeat, tmp_path):

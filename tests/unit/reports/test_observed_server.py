@@ -1,14 +1,17 @@
 """A server seen from outside: the events that it writes, and whether it is on this machine."""
 
 import json
+import os
 import socket
+import subprocess
+from contextlib import closing
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from reports.recording import observed_server
-from reports.recording.observed_server import EventTail, is_local
+from reports.recording.observed_server import EventTail, Server, is_local
 
 
 def event_line(mono_ns, **fields):
@@ -105,3 +108,12 @@ def test_a_name_that_is_not_known(monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     assert not is_local("server.example")
+
+
+def test_a_command_is_told_as_it_was_given():
+    """Whatever its words have in them; but for what is no UTF-8."""
+    words = ["a\rb\r\nc\n", " ", "\u202e", "", os.fsdecode(b"caf\xe9"), "end"]
+    with subprocess.Popen(["sh", "-c", "read line", *words], stdin=subprocess.PIPE) as process:
+        with closing(Server.of(process.pid)) as server:
+            assert server.info.command == ["sh", "-c", "read line", *words[:4], "caf\ufffd", "end"]
+        process.communicate()

@@ -21,7 +21,7 @@ from reports.summary import SUMMARY_VERSION
 from tests.unit.reports import run_folders
 from tests.unit.reports.run_folders import Rate
 
-HOSTILE = "</script><script>alert(1)</script>\x1b[31m|`*&"
+HOSTILE = "</script><script>alert(1)</script>\x1b[31m|`*&\r\u202e"
 
 
 class Tags(HTMLParser):
@@ -216,7 +216,7 @@ def test_the_page_stands_alone(plain):
 
 def test_what_strangers_chose_is_text_and_nothing_else(tmp_path):
     ended = run_folder.Ending(how="stopped", reason=HOSTILE)
-    folder = run_folders.write(tmp_path / "run", label=HOSTILE, plan=((HOSTILE, "measure", 0),), ended=ended)
+    folder = run_folders.write(tmp_path / "run\u202e", label=HOSTILE, plan=((HOSTILE, "measure", 0),), ended=ended)
     event = Event(**run_folders.stamp(5), source="server", kind=HOSTILE, text=HOSTILE)
     run_folders.append(folder / run_folder.EVENTS, event)
     run = msgspec.structs.replace(
@@ -228,13 +228,13 @@ def test_what_strangers_chose_is_text_and_nothing_else(tmp_path):
     )
     run_folder.write_whole(folder / run_folder.RUN, run)
     terminal = report_files.build(folder)
-    page = (folder / run_folder.REPORT_HTML).read_text()
+    page, text = ((folder / name).read_bytes().decode() for name in (run_folder.REPORT_HTML, run_folder.REPORT_MD))
     assert "<script>alert" not in page
     assert "</script>alert" not in page
-    assert r"<script>alert(1)</script>\x1b[31m|`*&" in Tags(page).text, "shown as it is, but for the escape character"
-    for output in (terminal, page, (folder / run_folder.REPORT_MD).read_text()):
-        assert "\x1b" not in output
-    for line in (folder / run_folder.REPORT_MD).read_text().splitlines():
+    assert r"<script>alert(1)</script>\x1b[31m|`*&\r\u202e" in Tags(page).text, "as it is, but for control characters"
+    for output in (terminal, page, text):
+        assert not set("\x1b\r\u202e") & set(output)
+    for line in text.splitlines():
         if line.startswith("|") and "alert" in line:
             assert len(re.findall(r"(?<!\\)\|", line)) in (5, 8, 12), "no cell breaks its row"
 

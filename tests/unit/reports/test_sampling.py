@@ -280,8 +280,16 @@ def test_a_machine_that_tells_of_no_stolen_time(monkeypatch):
     assert (core.user, core.softirq, core.steal) == (0.0, 6.0, None)
 
 
-@pytest.mark.parametrize("text", [None, "", "MemTotal: 5 kB\n"])
+WITHOUT_AVAILABLE = "".join(
+    f"{name}: 5 kB\n" for name in ("MemTotal", "MemFree", "Cached", "Active(file)", "Inactive(file)", "SReclaimable")
+)
+
+
+@pytest.mark.parametrize(
+    "text", [None, "", "MemTotal: 5 kB\n", WITHOUT_AVAILABLE, f"{WITHOUT_AVAILABLE}MemAvailable: 0 kB\n"]
+)
 def test_a_machine_that_tells_of_no_memory(tmp_path, monkeypatch, text):
+    """psutil would make an estimate of what the others say."""
     monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
     if text is not None:
         (tmp_path / "meminfo").write_text(text)

@@ -1,8 +1,13 @@
 """The cells of the tables that people look through: failures, and processes when they are many."""
 
+import io
+import sys
+
+from reports.pages import layout
 from reports.pages.recorded_tables import all_processes_table, process_table
-from reports.pages.tables import failure_table
-from tests.unit.reports.run_folders import summarise
+from reports.pages.tables import failure_table, mode_table
+from server.printing import take_any_character
+from tests.unit.reports.run_folders import Rate, summarise
 
 
 def test_failures_are_told_by_mode_and_code(tmp_path):
@@ -18,6 +23,14 @@ def test_failures_are_told_by_mode_and_code(tmp_path):
         ["not measured", "too_large", "4", "0.199 %", "no"],
     ]
     assert failure_table(summary).rows[1].cells[5] == "refused: the file is larger than the server takes"
+
+
+def test_cpu_that_no_upload_can_be_charged_with_was_recorded(tmp_path):
+    summary = summarise(tmp_path / "run", long=Rate(0, 0.1, 0.1, 0.3, 200), failures_per_s=3)
+    assert [row.cells[-3:-1] for row in mode_table(summary).rows if "all sizes" in row.cells[0]] == [
+        ["no uploads", "no uploads"],
+        ["3,000", "1,280"],
+    ]
 
 
 def test_no_failure_is_one_sentence(tmp_path):
@@ -44,3 +57,15 @@ def test_many_workers_become_a_few_rows_and_one(tmp_path):
     assert mean[3:6] == table.rows[3].cells[3:6], "all that stayed did the same"
     assert len(mean) == len(table.columns)
     assert len(all_processes_table(summary).rows) == len(summary.processes) == 36
+
+
+def test_a_table_is_aligned_as_it_will_be_shown(tmp_path, monkeypatch):
+    """In ASCII, where `≤` takes two columns."""
+    table = mode_table(summarise(tmp_path / "run"))
+    shown = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", shown)
+    take_any_character()
+    print(*layout.aligned(table), sep="\n", flush=True)
+    lines = shown.buffer.getvalue().decode().splitlines()
+    assert "  <=4 KiB" in lines[3] and "us" in lines[1]
+    assert len({len(line) for line in lines if line.endswith("0")}) == 1

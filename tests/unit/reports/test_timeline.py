@@ -125,6 +125,18 @@ def test_a_line_speaks_of_the_time_since_the_one_before_however_long_that_is(tmp
     assert _pieces(_timeline(folder).uploads_per_s["long"]) == [[(2.95, 100), (4.15, 100), (5.2, 100)]]
 
 
+def test_a_phase_of_a_second_is_as_long_as_what_its_only_line_speaks_of(tmp_path):
+    """A point alone would be no line."""
+    folder = run_folders.write(tmp_path / "run")
+    phases = [("long-1", 0, 2.0, 3.0), ("short-1", 1, 3.0, 4.0), ("long-2", 0, 4.0, 5.03)]
+    lines = [(3.0, "long-1", 10), (4.0, "short-1", 5), (5.0, "long-2", 20), (5.03, "long-2", 1)]
+    _uploads(folder, phases, lines)
+    timeline = _timeline(folder)
+    assert _pieces(timeline.uploads_per_s["long"]) == [[(2, 10), (3, 10)], [(4, 20), (5, 20)]]
+    assert _pieces(timeline.uploads_per_s["short"]) == [[(3, 5), (4, 5)]]
+    assert [len(piece) for piece in _pieces(timeline.latency[0].p99)] == [2, 2]
+
+
 def test_no_line_is_drawn_across_phases_in_which_its_mode_did_not_run(tmp_path):
     """A phase whose first line comes a moment after its start, too soon for a rate, is broken off nevertheless."""
     folder = run_folders.write(tmp_path / "run")

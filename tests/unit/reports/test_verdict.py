@@ -209,13 +209,24 @@ def test_a_recorder_that_missed_too_much_makes_the_run_invalid(tmp_path, gap, ve
 )
 def test_a_gap_is_told_from_when_to_when(tmp_path, gap, told):
     summary = summarise(tmp_path / "run", recorder_gap_s=gap)
-    [warning] = [warning for warning in summary.warnings if "recorder missed" in warning]
-    assert told in warning
+    [missed] = [text for text in [summary.reason, *summary.also_broken, *summary.warnings] if "recorder" in text]
+    assert told in missed
 
 
 def test_a_recorder_that_was_gone_is_not_a_server_that_was_not_there(tmp_path):
-    summary = summarise(tmp_path / "run", recorder_gap_s=(3.0, 99.0))
+    nothing = Rate(0, 0, 0, 0, 1)
+    summary = summarise(tmp_path / "run", recorder_gap_s=(3.0, 99.0), long=nothing, short=nothing)
     assert any("the server was not recorded (too few ticks" in warning for warning in summary.warnings)
+
+
+def test_what_is_not_known_for_want_of_ticks_is_no_more_than_that(tmp_path):
+    """And what is not known for another reason is told."""
+    folder = run_folders.write(tmp_path / "run", recorder_gap_s=(3.0, 99.0))
+    untold = Event(**run_folders.stamp(1), source="recorder", kind="recorder-untold", text="no stolen time here")
+    run_folders.append(folder / run_folder.EVENTS, untold)
+    summary = analyse(folder).summary
+    assert "the recorder missed" in summary.reason
+    assert (summary.also_broken, summary.warnings) == ([], ["no stolen time here"])
 
 
 def test_what_the_recorder_could_not_see_is_said_once(tmp_path):
