@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 from server.addresses import Address, overlap, parse_addresses, write_addresses
 from server.certificates import Tls
 from server.option_kinds import HOST, NUMBER, OCTAL, PORT_OR_OFF, RATE, SWITCH, option, options_of
-from server.printing import one_line
+from server.printing import one_line, quoted
 from server.protocol import Limits
 from server.units import DURATION, SIZE, Kind, choice, write_size
 
@@ -240,8 +240,8 @@ class ServerConfig:
             yield "say where uploads go: either --store DIR or --discard"
         for name in ("host", "status_host"):
             value = getattr(self, name)
-            if not value or not value.isprintable():
-                yield Problem(name, repr(value), "not an address: name one of this machine, such as 127.0.0.1")
+            if not value or not value.isprintable() or set(value) & set("@/?#"):
+                yield Problem(name, quoted(value), "not an address: name one of this machine, such as 127.0.0.1")
         if self.listen:
             listen, speaks_tls = write_addresses(self.listen), any(address.scheme == "tls" for address in self.listen)
             if speaks_tls and self.tls is None:

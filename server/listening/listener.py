@@ -32,6 +32,7 @@ from server.listening import steering, unix_sockets
 from server.listening.unix_sockets import PathError
 from server.options import AcceptMode, find_folder_problem
 from server.ports import sockets
+from server.printing import quoted
 
 log = logging.getLogger("server")
 
@@ -333,7 +334,8 @@ def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, Place]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError) as error:
-        raise AddressError(f"{host!r} is not an address of this machine: {error}") from None
+        why = error.strerror if isinstance(error, OSError) else error
+        raise AddressError(f"{quoted(host)} is not an address of this machine: {why}") from None
     family, _, _, _, place = found[0]
     return family, place
 
