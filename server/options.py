@@ -5,6 +5,7 @@ stand beside the type that mypy knows, and no second table must be held equal to
 work, and nothing of where they come from: that is `settings`.
 """
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -274,17 +275,24 @@ OPTIONS = options_of(ServerConfig)
 def find_store_problem(store: Path) -> str | None:
     """Why uploads cannot go to this folder; None when they can. It only looks: nothing is made or locked."""
     incoming = store / ".incoming"
-    if os.path.lexists(incoming) and (incoming.is_symlink() or not incoming.is_dir()):
-        return f"{printable(incoming)} is not a folder"
+    if os.path.lexists(incoming):
+        if incoming.is_symlink():
+            return f"{printable(incoming)} is a link, not a folder"
+        if problem := find_folder_problem(incoming):
+            return problem
     return find_folder_problem(next(path for path in (store, *store.absolute().parents) if os.path.lexists(path)))
 
 
 def find_folder_problem(folder: Path) -> str | None:
     """Why nothing can be put into this folder; None when it can. It only looks."""
-    if not os.path.lexists(folder):
-        return f"there is no folder {printable(folder)}"
-    if not folder.is_dir():
-        return f"{printable(folder)} is not a folder"
-    if not os.access(folder, os.W_OK | os.X_OK):
-        return f"{printable(folder)} cannot be written by this user"
+    if os.access(folder, os.W_OK | os.X_OK) and folder.is_dir():
+        return None
+    try:  # Python's access() does not tell why. To make a file without a name fails for the same reason
+        os.close(os.open(folder, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    except (FileNotFoundError, NotADirectoryError):
+        is_there = os.path.lexists(folder)
+        return f"{printable(folder)} is not a folder" if is_there else f"there is no folder {printable(folder)}"
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:  # not every file system has such files; what forbids them comes first
+            return f"{printable(folder)} cannot be written: {error.strerror}"
     return None

@@ -11,7 +11,7 @@ from server import scoreboard
 from server.failure_codes import SERVER_CODES
 from server.listening import systemd
 from server.listening.listener import Group, Listeners
-from server.options import MAX_WORKERS, ServerConfig, printable
+from server.options import MAX_WORKERS, ServerConfig, find_store_problem, printable
 from server.pid_file import PidFile
 from server.ports.holders import read_process
 from server.printing import one_line
@@ -77,6 +77,8 @@ def _listen(config: ServerConfig) -> Listeners:
 
 def _prepare(config: ServerConfig) -> None:
     if config.store is not None:
+        if problem := find_store_problem(config.store):
+            raise StartError(f"store {printable(config.store)} cannot be used: {problem}")
         try:
             lock_store(config.store)  # for as long as this process and its workers live
         except BlockingIOError:

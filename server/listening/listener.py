@@ -113,7 +113,9 @@ class Group:
             _close_all(found)
             if error.errno == errno.EADDRINUSE:
                 raise PortInUseError(address.port) from None
-            raise AddressError(f"cannot listen on {address}: {error.strerror}") from error
+            needs_root = error.errno == errno.EACCES and address.port < 1024
+            why = f"{error.strerror}; ports below 1024 need root: name a higher one" if needs_root else error.strerror
+            raise AddressError(f"cannot listen on {address}: {why}") from error
         return cls(found, mode, backlog, is_tls=address.scheme == "tls")
 
     @classmethod
