@@ -21,6 +21,7 @@ LOAD_OPTIONS = $(if $(USERS),--users '$(USERS)') $(if $(RATE),--arrival-rate '$(
 FLAGS = $(if $(filter-out 0,$(FORCE)),--force) $(if $(filter-out 0,$(ANY_USER)),--any-user) \
   $(if $(filter-out 0,$(INCLUDE_ACCEPTED)),--include-accepted)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+unexport PYTHONSAFEPATH # or python -m does not find our packages in this folder
 # Tests of a file share what it starts. More workers than cores: most of a test is waiting. What takes long comes first.
 IN_PARALLEL := -n 8 --dist loadfile --no-loadscope-reorder
 # Or numpy starts a thread a core in every process, and none here has work for them.

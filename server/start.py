@@ -35,6 +35,8 @@ def serve(config: ServerConfig, reread: Callable[[], ServerConfig]) -> int:
     Raises StartError, PidFileError, or PortInUseError and AddressError from `listener`, before anything was forked.
     """
     os.umask(config.umask)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a listening socket for each worker takes some, too
     manager = systemd.take_manager(os.environ)
     with ExitStack() as at_the_end:
         listeners = _listen(config)
@@ -87,8 +89,6 @@ def _prepare(config: ServerConfig) -> None:
                 "--store DIR, or make serve STORE=DIR"
             ) from None
         prepare_store(config.store, config.workers)
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _who_has(store: Path) -> str:

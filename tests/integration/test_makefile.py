@@ -145,9 +145,10 @@ def test_serve_and_killport(installed):
     ]
 
 
-def test_killport_needs_no_virtual_environment(copy):
+def test_killport_needs_no_virtual_environment(copy, monkeypatch):
     """Nor anything but Python: also by what a server publishes it knows what is ours, as these tests' servers are."""
     shutil.copytree(ROOT / "server", copy / "server")
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
     plain = f"PYTHON={sys.executable} -S"
     with running() as server, socket.create_server(("127.0.0.1", 0)) as other:
         refused = done(copy, "killport", f"PORT={other.getsockname()[1]}", plain)
