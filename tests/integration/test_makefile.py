@@ -162,12 +162,10 @@ def test_killport_needs_no_virtual_environment(copy, monkeypatch):
     ("given", "said"),
     [
         ("PORT=abc", "'abc' is neither a port (1 to 65535)"),
-        ("PORT=99999", "'99999' is neither a port"),
         ("PORT=", "'' is neither a port"),
         ("PORT=1;exit 7", "'1;exit' is neither a port"),
         ("SOCKET=run/a.sock", "'unix://run/a.sock' is not the path of a socket"),
         ("SOCKET=", "'unix://' is not the path of a socket"),  # a variable that was not set: no reason to free 12345
-        ("SOCKET=/", "'/' is a folder, not a socket"),
     ],
 )
 def test_a_wrong_place_is_one_line_before_makes_own(given, said):
