@@ -253,7 +253,8 @@ def _tables(places: Collection[Place], udp: bool) -> dict[Place, _Table]:
         if row.state == sockets.TIME_WAIT:
             table.time_wait.append(row.link)
         elif row.here not in tables:
-            table.parts[SERVER if calls_out(row.there, row.here) else CLIENT].add(row.link)
+            is_called = row.there not in listened_on and calls_out(row.there, row.here)
+            table.parts[SERVER if is_called else CLIENT].add(row.link)
         elif row.state == listens:
             address = socket.inet_ntop(row.family, row.local[: 16 if row.family == socket.AF_INET6 else 4])
             table.parts[LISTENER].add(row.link)

@@ -81,6 +81,15 @@ def test_from_the_clients_side_the_server_is_the_other_end() -> None:
     assert (table.parts[CLIENT], table.parts[SERVER]) == ({"socket:[503]"}, {"socket:[502]"})
 
 
+@pytest.mark.usefixtures("proc", "without_diagnostics")
+def test_whoever_calls_a_listener_is_its_client_whatever_the_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server on a port that the kernel hands out, called from one that it does not."""
+    rows = TCP.replace(":3039", ":9C40").replace(":9C41", ":03E8")
+    monkeypatch.setattr(sockets, "kernel_text", lambda path: rows if path == "/proc/net/tcp" else "")
+    table = holders._tables([0x9C40], udp=False)[0x9C40]
+    assert "socket:[503]" in table.parts[CLIENT] and not table.parts[SERVER]
+
+
 @pytest.mark.usefixtures("proc")
 def test_many_ports_are_looked_up_in_one_reading() -> None:
     tables = holders._tables(range(12340, 12360), udp=False)
