@@ -21,6 +21,7 @@ LOAD_OPTIONS = $(if $(USERS),--users '$(USERS)') $(if $(RATE),--arrival-rate '$(
 FLAGS = $(if $(filter-out 0,$(FORCE)),--force) $(if $(filter-out 0,$(ANY_USER)),--any-user) \
   $(if $(filter-out 0,$(INCLUDE_ACCEPTED)),--include-accepted)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+unexport PYTHONSAFEPATH # or python -m does not find our packages in this folder
 # Tests of a file share what it starts. More workers than cores: most of a test is waiting. What takes long comes first.
 IN_PARALLEL := -n 8 --dist loadfile --no-loadscope-reorder
 # Or numpy starts a thread a core in every process, and none here has work for them.
@@ -39,7 +40,7 @@ THEIRS = $(shell if [ -e $(VENV) ]; then find $(VENV) ! -type l ! -user $$(id -u
 OURS = $(if $(THEIRS),$(error $(shell id -un 2>/dev/null || id -u) cannot install here: $(THEIRS) belongs to $(shell stat -c %U '$(THEIRS)'). Have its owner run make, or use a checkout of your own))
 # make itself would say for each stamp that it may not look.
 ifneq ($(filter-out help killport clean,$(MAKECMDGOALS)),)
-$(if $(shell [ ! -e $(VENV) ] || [ -x $(VENV) ] || echo closed),$(OURS))
+$(if $(shell for each in $(VENV) $(BIN); do [ ! -e $$each ] || [ -x $$each ] || echo closed; done),$(OURS))
 endif
 
 # Both, since pip comes last: a .venv that was not finished is gone on with, and nothing is ever removed.
@@ -66,7 +67,7 @@ serve: $(RUN_STAMP) ## run the upload server: PORT=12345 WORKERS=4 STORE=uploads
 # Installs nothing: it takes the standard library only.
 killport: FOUND = $(shell test -x $(BIN)/python && echo $(BIN)/python)
 killport: ## free what a stuck server holds: PORT=12345 or SOCKET=/PATH, FORCE=1 ANY_USER=1 INCLUDE_ACCEPTED=1
-	@$(if $(FOUND),,$(NEW_ENOUGH);) exec $(or $(FOUND),$(PYTHON)) -m server.ports release $(if $(SOCKET),'unix://$(SOCKET)',$(PORT)) $(FLAGS)
+	@$(if $(FOUND),,$(NEW_ENOUGH);) exec $(or $(FOUND),$(PYTHON)) -m server.ports release $(if $(findstring command,$(origin SOCKET)),'unix://$(SOCKET)',$(or $(foreach each,$(PORT),'$(each)'),'')) $(FLAGS)
 
 loadtest: $(RUN_STAMP) ## the main job: USERS= RATE= PLAN= PHASE_SECONDS= PAYLOADS= PAYLOAD_DIR= HOST=
 	@exec $(BIN)/python -m loadtest run $(LOAD_OPTIONS)

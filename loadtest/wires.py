@@ -9,10 +9,10 @@ import os
 import re
 from collections.abc import Callable
 from functools import partial
-from unicodedata import normalize
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from loadtest.wire_interface import Answer, Target, Wire, WireError, WireFactory
+from server.printing import quoted
 from server.protocol import ClientConnection, RemoteProtocolError, UploadHeader
 from server.units import MAX_UNIX_PATH_BYTES
 
@@ -91,15 +91,10 @@ def parse_target(host: str) -> Target:
     path = parts.path.rstrip("/") + "/"
     if not name or not port or not re.fullmatch(r"[!-~]+", path):
         raise HostError(
-            f"{_shown(host)} is not a host: write tcp://HOST:PORT, such as tcp://127.0.0.1:12345, tls://HOST:PORT, "
+            f"{quoted(host)} is not a host: write tcp://HOST:PORT, such as tcp://127.0.0.1:12345, tls://HOST:PORT, "
             "unix:///PATH or http://HOST:PORT/PATH"
         )
     return Target(parts.scheme, name, port, path)
-
-
-def _shown(host: str) -> str:
-    """The text, unless it looks like one with a password in it, however that is written."""
-    return "what was given" if re.search("[@?#]", normalize("NFKC", unquote(host))) else repr(host)
 
 
 def _parse_unix(host: str) -> Target:
@@ -111,7 +106,7 @@ def _parse_unix(host: str) -> Target:
         length = 0
     if not path.startswith("/") or path.endswith("/") or "\0" in path or not 0 < length <= MAX_UNIX_PATH_BYTES:
         raise HostError(
-            f"{_shown(host)} is not a host: write unix:///PATH of a socket, such as unix:///run/uploads.sock, of at "
+            f"{quoted(host)} is not a host: write unix:///PATH of a socket, such as unix:///run/uploads.sock, of at "
             f"most {MAX_UNIX_PATH_BYTES} bytes"
         )
     return Target("unix", "", 0, path)

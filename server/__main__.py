@@ -23,7 +23,7 @@ from click.core import ParameterSource
 from server import printing
 from server.addresses import Address
 from server.option_kinds import SWITCH, Option
-from server.options import ADDRESSES, OPTIONS, ConfigError, ServerConfig, find_store_problem
+from server.options import ADDRESSES, OPTIONS, ConfigError, ServerConfig, find_store_problem, printable
 from server.settings import Settings, Sources
 
 
@@ -98,7 +98,7 @@ def _find_problems(config: ServerConfig) -> Iterator[str]:
     from server.listening import listener
 
     if config.store is not None and (problem := find_store_problem(config.store)):
-        yield f"store: {problem}"
+        yield f"store {printable(config.store)} cannot be used: {problem}"
     for address in config.addresses:
         if problem := listener.find_problem(address):
             yield problem
@@ -130,12 +130,12 @@ def _serve(settings: Settings, sources: Sources) -> int:
 
         sys.exit(f"Error: {describe_holder(error.port)}")
     except (StartError, AddressError, PidFileError) as error:
-        sys.exit(f"Error: {error}")
+        sys.exit(f"Error: {printing.one_line(str(error))}")
 
 
 def _refuse(*problems: str) -> NoReturn:
     for problem in problems:
-        click.echo(f"Error: {problem}", err=True)
+        click.echo(f"Error: {printing.one_line(problem)}", err=True)
     sys.exit(2)
 
 

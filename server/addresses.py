@@ -1,19 +1,20 @@
 """Addresses to listen on, as people write them: `127.0.0.1:12345`, `tls://[::1]:12345`, `unix:///run/upload.sock`.
 
 A leaf. `parse_` reads what a person typed, and what is written reads back as the same value. What cannot be an address
-is a ValueError whose text says what would be right.
+is a ValueError whose text says what would be right, and repeats nothing that may be a password.
 """
 
 import os
 import re
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
+from server.printing import quoted
 from server.units import MAX_UNIX_PATH_BYTES
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv6Address
 
-_HOST_PORT = re.compile(r"(?:\[([^\[\]]+)\]|([^:\[\]/]+)):([0-9]{1,5})", re.ASCII)
+_HOST_PORT = re.compile(r"(?:\[([^\[\]@?#]+)\]|([^:\[\]/@?#]+)):([0-9]{1,5})", re.ASCII)
 
 Scheme = Literal["tcp", "tls", "unix"]
 
@@ -78,14 +79,16 @@ def _parse(text: str) -> Address:
     match = _HOST_PORT.fullmatch(place)
     if scheme not in ("tcp", "tls") or match is None or not place.isprintable() or int(match[3]) > 65_535:
         raise ValueError(
-            f"{text!r} is not an address: write HOST:PORT or [IPV6]:PORT, with tls:// before it for TLS, or unix:///PATH"
+            f"{quoted(text)} is not an address: write HOST:PORT or [IPV6]:PORT, with tls:// before it for TLS, or unix:///PATH"
         )
     return Address(cast(Scheme, scheme), match[1] or match[2], int(match[3]))
 
 
 def _unix_path(text: str, path: str) -> str:
     if not path.startswith("/") or path.endswith("/") or not path.isprintable():
-        raise ValueError(f"{text!r} is not the path of a socket: write unix:///PATH, from the root on")
+        raise ValueError(f"{quoted(text)} is not the path of a socket: write unix:///PATH, from the root on")
     if (length := len(os.fsencode(path))) > MAX_UNIX_PATH_BYTES:
-        raise ValueError(f"{text!r} has {length} bytes in its path, and a socket's may have {MAX_UNIX_PATH_BYTES}")
+        raise ValueError(
+            f"{quoted(text)} has {length} bytes in its path, and a socket's may have {MAX_UNIX_PATH_BYTES}"
+        )
     return path

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from server.printing import quoted
 from server.units import DURATION, Kind, parse_size, write_size
 
 PREFIX = "SOCKETSWARM_"
@@ -75,7 +76,7 @@ def options_of(table: type) -> tuple[Option, ...]:
 
 def _number(text: str) -> int:
     if re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", text) is None:
-        raise ValueError(f"{text!r} is not a whole number")
+        raise ValueError(f"{quoted(text)} is not a whole number")
     return int(text)
 
 
@@ -83,7 +84,7 @@ def _port_or_off(text: str) -> int | None:
     try:
         return None if text.strip().lower() == "off" else _number(text)
     except ValueError:
-        raise ValueError(f"{text!r} is neither a port nor off") from None
+        raise ValueError(f"{quoted(text)} is neither a port nor off") from None
 
 
 def _octal(text: str) -> int:

@@ -5,6 +5,7 @@ stand beside the type that mypy knows, and no second table must be held equal to
 work, and nothing of where they come from: that is `settings`.
 """
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from typing import Literal, NamedTuple
 from server.addresses import Address, overlap, parse_addresses, write_addresses
 from server.certificates import Tls
 from server.option_kinds import HOST, NUMBER, OCTAL, PORT_OR_OFF, RATE, SWITCH, option, options_of
-from server.printing import one_line
+from server.printing import one_line, quoted
 from server.protocol import Limits
 from server.units import DURATION, SIZE, Kind, choice, write_size
 
@@ -240,8 +241,8 @@ class ServerConfig:
             yield "say where uploads go: either --store DIR or --discard"
         for name in ("host", "status_host"):
             value = getattr(self, name)
-            if not value or not value.isprintable():
-                yield Problem(name, repr(value), "not an address: name one of this machine, such as 127.0.0.1")
+            if not value or not value.isprintable() or set(value) & set("@/?#"):
+                yield Problem(name, quoted(value), "not an address: name one of this machine, such as 127.0.0.1")
         if self.listen:
             listen, speaks_tls = write_addresses(self.listen), any(address.scheme == "tls" for address in self.listen)
             if speaks_tls and self.tls is None:
@@ -274,17 +275,24 @@ OPTIONS = options_of(ServerConfig)
 def find_store_problem(store: Path) -> str | None:
     """Why uploads cannot go to this folder; None when they can. It only looks: nothing is made or locked."""
     incoming = store / ".incoming"
-    if os.path.lexists(incoming) and (incoming.is_symlink() or not incoming.is_dir()):
-        return f"{printable(incoming)} is not a folder"
+    if os.path.lexists(incoming):
+        if incoming.is_symlink():
+            return f"{printable(incoming)} is a link, not a folder"
+        if problem := find_folder_problem(incoming):
+            return problem
     return find_folder_problem(next(path for path in (store, *store.absolute().parents) if os.path.lexists(path)))
 
 
 def find_folder_problem(folder: Path) -> str | None:
     """Why nothing can be put into this folder; None when it can. It only looks."""
-    if not os.path.lexists(folder):
-        return f"there is no folder {printable(folder)}"
-    if not folder.is_dir():
-        return f"{printable(folder)} is not a folder"
-    if not os.access(folder, os.W_OK | os.X_OK):
-        return f"{printable(folder)} cannot be written by this user"
+    if os.access(folder, os.W_OK | os.X_OK) and folder.is_dir():
+        return None
+    try:  # Python's access() does not tell why. To make a file without a name fails for the same reason
+        os.close(os.open(folder, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    except (FileNotFoundError, NotADirectoryError):
+        is_there = os.path.lexists(folder)
+        return f"{printable(folder)} is not a folder" if is_there else f"there is no folder {printable(folder)}"
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:  # not every file system has such files; what forbids them comes first
+            return f"{printable(folder)} cannot be written: {error.strerror}"
     return None

@@ -86,3 +86,13 @@ def one_line(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def quoted(value: object) -> str:
+    """The value in quotes, for an error that says why it is no address; "what was given" where a password may be in it,
+    however that is written: errors end in logs."""
+    from unicodedata import normalize  # both are for a mistake to wait for
+    from urllib.parse import unquote
+
+    text = repr(value)
+    return "what was given" if set("@?#") & set(normalize("NFKC", unquote(text))) else text

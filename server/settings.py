@@ -20,7 +20,7 @@ from server import certificates
 from server.certificates import CertificateError, Tls
 from server.option_kinds import OCTAL, PREFIX, Option
 from server.options import ADDRESSES, OPTIONS, ConfigError, Problem, ServerConfig
-from server.printing import one_line
+from server.printing import one_line, quoted
 from server.protocol import MAX_TOKEN, is_token
 from server.units import Kind
 
@@ -117,7 +117,7 @@ def _file_layer(setting: Setting) -> _Layer:
 
     name = setting.written()
     try:
-        values = tomllib.loads(setting.value.read_bytes().decode())
+        values = tomllib.loads(setting.value.read_bytes().decode("utf-8-sig"))  # Windows begins a text with a mark
     except OSError as error:
         raise ConfigError(setting.problem(f"which cannot be read: {error.strerror}")) from None
     except UnicodeDecodeError as error:
@@ -158,9 +158,9 @@ def _read(kind: Kind, raw: object) -> Any:
         return kind.read(raw)
     if isinstance(raw, list | dict):
         if kind is not ADDRESSES:
-            raise ValueError(f"{raw!r} is a {'list' if isinstance(raw, list) else 'table'}: write one value")
+            raise ValueError(f"{quoted(raw)} is a {'list' if isinstance(raw, list) else 'table'}: write one value")
         if not raw or isinstance(raw, dict) or not all(isinstance(each, str) for each in raw):
-            raise ValueError(f"{raw!r} is no list of addresses: put each in quotes, with commas between them")
+            raise ValueError(f"{quoted(raw)} is no list of addresses: put each in quotes, with commas between them")
         return kind.read(",".join(raw))
     if kind is OCTAL:  # TOML has made another number of it: 0o22 is 18 here, and 22 was perhaps meant as octal
         raise ValueError(f'{raw!r} is not text: write it in quotes and as octal, such as "022"')

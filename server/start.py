@@ -11,7 +11,7 @@ from server import scoreboard
 from server.failure_codes import SERVER_CODES
 from server.listening import systemd
 from server.listening.listener import Group, Listeners
-from server.options import MAX_WORKERS, ServerConfig, printable
+from server.options import MAX_WORKERS, ServerConfig, find_store_problem, printable
 from server.pid_file import PidFile
 from server.ports.holders import read_process
 from server.printing import in_words, one_line
@@ -35,6 +35,8 @@ def serve(config: ServerConfig, reread: Callable[[], ServerConfig]) -> int:
     Raises StartError, PidFileError, or PortInUseError and AddressError from `listener`, before anything was forked.
     """
     os.umask(config.umask)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a listening socket for each worker takes some, too
     manager = systemd.take_manager(os.environ)
     with ExitStack() as at_the_end:
         listeners = _listen(config)
@@ -76,6 +78,8 @@ def _listen(config: ServerConfig) -> Listeners:
 
 def _prepare(config: ServerConfig) -> None:
     if config.store is not None:
+        if problem := find_store_problem(config.store):
+            raise StartError(f"store {printable(config.store)} cannot be used: {problem}")
         try:
             lock_store(config.store)  # for as long as this process and its workers live
         except BlockingIOError:
@@ -84,8 +88,6 @@ def _prepare(config: ServerConfig) -> None:
                 "--store DIR, or make serve STORE=DIR"
             ) from None
         prepare_store(config.store, config.workers)
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _who_has(store: Path) -> str:

@@ -32,7 +32,7 @@ from server.listening import steering, unix_sockets
 from server.listening.unix_sockets import PathError
 from server.options import AcceptMode, find_folder_problem
 from server.ports import sockets
-from server.printing import in_words
+from server.printing import in_words, quoted
 
 log = logging.getLogger("server")
 
@@ -113,7 +113,9 @@ class Group:
             _close_all(found)
             if error.errno == errno.EADDRINUSE:
                 raise PortInUseError(address.port) from None
-            raise AddressError(f"cannot listen on {address}: {error.strerror}") from error
+            needs_root = error.errno == errno.EACCES and address.port < 1024
+            why = f"{error.strerror}; ports below 1024 need root: name a higher one" if needs_root else error.strerror
+            raise AddressError(f"cannot listen on {address}: {why}") from error
         return cls(found, mode, backlog, is_tls=address.scheme == "tls")
 
     @classmethod
@@ -334,7 +336,7 @@ def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, Place]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError) as error:
-        raise AddressError(f"{host!r} is not an address of this machine: {in_words(error)}") from None
+        raise AddressError(f"{quoted(host)} is not an address of this machine: {in_words(error)}") from None
     family, _, _, _, place = found[0]
     return family, place
 

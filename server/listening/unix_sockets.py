@@ -117,6 +117,8 @@ def _clear(path: Path) -> None:
         except ConnectionRefusedError:
             path.unlink()
             return
+        except PermissionError:
+            raise PathError("another user's socket is there; name another path") from None
         except BlockingIOError:  # its queue is full
             raise PathError("a server that is busy listens there; stop it or name another path") from None
         pid, _, _ = _UCRED.unpack(probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))

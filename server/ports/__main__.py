@@ -10,11 +10,15 @@ anything).
 import argparse
 import gc
 import re
+import stat
 import sys
 from collections.abc import Sequence
-from typing import Any
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
 
 from server import printing
+from server.ports import sockets
 from server.ports.holders import (
     ROLES,
     Holding,
@@ -24,7 +28,7 @@ from server.ports.holders import (
     notes_on,
     user_name,
 )
-from server.ports.release import FREE, HELD, NOTHING, ONLY_CLIENTS, REFUSED, Orders, Result, release
+from server.ports.release import FREE, HELD, NOTHING, ONLY_CLIENTS, REFUSED, USAGE, Orders, Result, release
 from server.units import format_age, parse_duration
 
 _OUTCOMES = {FREE: "free", NOTHING: "free", ONLY_CLIENTS: "client", HELD: "held", REFUSED: "refused"}
@@ -95,15 +99,31 @@ def _written(results: list[Result], as_json: bool) -> str:
 
 def _ports(text: str) -> Sequence[Place]:
     """`12345`, `5557-5560` or `unix:///PATH`."""
-    if text.startswith("unix:///"):
-        return [text.removeprefix("unix://")]
+    if text.startswith("unix:"):
+        return [_path(text)]
     match = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", text)
     ports = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
     if not ports or ports[0] < 1 or ports[-1] > 65535:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is neither a port (1 to 65535), nor a range such as 5557-5560, nor unix:///PATH"
+            f"{printing.quoted(text)} is neither a port (1 to 65535), nor a range such as 5557-5560, nor unix:///PATH"
         )
     return ports
+
+
+def _path(text: str) -> str:
+    """Of a socket, or of nothing. A server that lost its path to another file is still found by it."""
+    path = text.removeprefix("unix://")
+    if not path.startswith("/"):
+        raise argparse.ArgumentTypeError(
+            f"{printing.quoted(text)} is not the path of a socket: write unix:///PATH, from the root on (SOCKET=/PATH "
+            "of make)"
+        )
+    with suppress(OSError):  # nothing there, or closed to us
+        mode = Path(path).stat().st_mode
+        if not stat.S_ISSOCK(mode) and not sockets.listening_at(path):
+            what = "a folder" if stat.S_ISDIR(mode) else "a file"
+            raise argparse.ArgumentTypeError(f"{path!r} is {what}, not a socket: name the one that is listened on")
+    return path
 
 
 def _duration_s(text: str) -> float:
@@ -113,15 +133,22 @@ def _duration_s(text: str) -> float:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+class _Parser(argparse.ArgumentParser):
+    """One that says in one line what is wrong, as all our commands do; how it is called, --help tells."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE, f"Error: {message}\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m server.ports",
         description="Who holds a port, and how to free it.",
         epilog="Exit codes: 0 free, or a client's (release), 1 held, 2 wrong usage, 3 refused or no permission, "
         "4 nothing was there (release --strict only).",
         allow_abbrev=False,
     )
-    common = argparse.ArgumentParser(add_help=False)
+    common = _Parser(add_help=False)
     common.add_argument(
         "ports", metavar="PORT", nargs="+", type=_ports, help="a port, a range such as 5557-5560, or unix:///PATH"
     )

@@ -27,8 +27,9 @@ from server.ports.sockets import kernel_text
 from server.printing import one_line
 
 # What a process does with the port. Bound means bound without listening or being connected.
-LISTENER, CLIENT, ACCEPTED_ONLY, BOUND = "listener", "client", "accepted-only", "bound"
-ROLES = (LISTENER, CLIENT, ACCEPTED_ONLY, BOUND)  # of several the first counts: who is a client too is left alone
+# A server is one that a client calls from the port, at another port of its own.
+LISTENER, CLIENT, SERVER, ACCEPTED_ONLY, BOUND = "listener", "client", "server", "accepted-only", "bound"
+ROLES = (LISTENER, CLIENT, SERVER, ACCEPTED_ONLY, BOUND)  # of several the first counts: who is a client is left alone
 
 # Programs that start others and pass their descriptors on, but are nobody's supervisor: climbing ends below them.
 _SHELLS = ("sh", "bash", "dash", "zsh", "fish", "ksh", "csh", "tcsh", "busybox")
@@ -241,25 +242,25 @@ def _tables(places: Collection[Place], udp: bool) -> dict[Place, _Table]:
     listened_on = {row.here for row in rows if row.state == listens}
     is_left = not udp and any(row.here in tables and row.here not in listened_on for row in rows)
     called = _listened_on() if is_left else set()
+
+    def calls_out(here: int, there: int) -> bool:
+        """From a port of the range that the kernel hands out to one outside of it, or from where nobody listens to
+        where somebody does: this was not accepted, some program called out from the port asked for."""
+        return (lowest <= here <= highest and there < lowest) or (here not in listened_on and there in called)
+
     for row in rows:
         table = tables[row.here if row.here in tables else row.there]
         if row.state == sockets.TIME_WAIT:
             table.time_wait.append(row.link)
         elif row.here not in tables:
-            table.parts[CLIENT].add(row.link)
+            is_called = row.there not in listened_on and calls_out(row.there, row.here)
+            table.parts[SERVER if is_called else CLIENT].add(row.link)
         elif row.state == listens:
             address = socket.inet_ntop(row.family, row.local[: 16 if row.family == socket.AF_INET6 else 4])
             table.parts[LISTENER].add(row.link)
             table.listening.append(Listener(row.link, row.family, address, row.here, row.uid, row.queue))
-        # From a port of the range that the kernel hands out to one outside of it, or from where nobody listens to where
-        # somebody does: this was not accepted, some program called out from here. Other connections cannot be told
-        # apart, and need an order to end.
-        elif (lowest <= row.here <= highest and row.there < lowest) or (
-            row.here not in listened_on and row.there in called
-        ):
-            table.parts[CLIENT].add(row.link)
-        else:
-            table.parts[ACCEPTED_ONLY].add(row.link)
+        else:  # connections that were not called out cannot be told apart, and need an order to end
+            table.parts[CLIENT if calls_out(row.here, row.there) else ACCEPTED_ONLY].add(row.link)
     return tables
 
 

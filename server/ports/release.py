@@ -14,7 +14,7 @@ socket are still the ones seen. And the goal is the port, not the process: a ser
 finishing its connections is not killed.
 
 Nothing is printed or asked here: progress and questions go through what the caller hands in. `server.ports` says why
-imports stay light: the server's state file is read through a late one.
+imports stay light.
 """
 
 import os
@@ -30,6 +30,7 @@ from server.ports.holders import (
     BOUND,
     CLIENT,
     LISTENER,
+    SERVER,
     Holding,
     Identity,
     Place,
@@ -157,11 +158,20 @@ def _is_ours(process: Process) -> bool:
             return True
         if "locust" in arguments[:1]:  # the script that pip installs, run by its first line
             return True
+    return _shows_state(process)
+
+
+def _shows_state(process: Process) -> bool:
+    """Whether it is the supervisor of a running server, as `scoreboard.read_state` says. That needs more than the
+    standard library, and `make killport` takes any Python."""
+    import json
+
+    path = Path(f"/dev/shm/socketswarm-{process.uid}/{process.pid}/state.json")
     try:
-        from server.scoreboard import read_state
-    except ImportError:  # a Python without what the server needs: `make killport` takes any
+        state = json.loads(path.read_bytes()) if path.lstat().st_uid == process.uid else None
+    except (OSError, ValueError, RecursionError):
         return False
-    return read_state(process.pid) is not None
+    return isinstance(state, dict) and state.get("start_ticks") == process.start_ticks
 
 
 def _forbidden(process: Process, root: Process, orders: Orders, ourselves: Collection[int]) -> str | None:
@@ -294,12 +304,12 @@ def _verified(first: Holding, last: Holding, ended: set[Identity], lines: list[s
         code, verdict = HELD, f"still held: {named(survivors)} did not end, not even by KILL"
     elif last.listening:
         code, verdict = HELD, f"still held: taken again by {named(listeners) or 'somebody'}, {_starter(listeners)}"
-    elif not ended and last.having(CLIENT) and not last.having(ACCEPTED_ONLY, BOUND):
+    elif not ended and last.having(CLIENT, SERVER) and not last.having(ACCEPTED_ONLY, BOUND):
         code, verdict = (
             ONLY_CLIENTS,
             "nothing to free: a client's connection has the port until it ends, and is left alone",
         )
-    elif last.having(ACCEPTED_ONLY, BOUND, CLIENT):
+    elif last.having(ACCEPTED_ONLY, BOUND, CLIENT, SERVER):
         code, verdict = HELD, "still held, though nobody listens"
     else:
         # TIME_WAIT and its like keep the SO_REUSEADDR of the socket they come from; binding takes both sides' consent.

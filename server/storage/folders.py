@@ -14,7 +14,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 INCOMING = ".incoming"
@@ -55,7 +55,7 @@ def prepare_store(root: Path, slots: int) -> None:
     """Make the store's folders and empty those for temporary files. OSError when that cannot be done."""
     root.mkdir(parents=True, exist_ok=True)
     with closing(os.open(root, OPEN_FOLDER)) as root_fd:
-        _make(INCOMING, root_fd)
+        _make(root_fd, root / INCOMING)
         with closing(_open_below(root_fd, root / INCOMING)) as incoming_fd:
             for entry in list(os.scandir(incoming_fd)):
                 if entry.is_dir(follow_symlinks=False):
@@ -63,7 +63,7 @@ def prepare_store(root: Path, slots: int) -> None:
                 else:
                     os.unlink(entry.name, dir_fd=incoming_fd)
             for slot in range(slots):
-                _make(str(slot), incoming_fd)
+                _make(incoming_fd, root / INCOMING / str(slot))
 
 
 def empty_slot(root: Path, slot: int | str) -> int:
@@ -72,7 +72,7 @@ def empty_slot(root: Path, slot: int | str) -> int:
     incoming = root / INCOMING
     try:
         with closing(os.open(root, OPEN_FOLDER)) as root_fd, closing(_open_below(root_fd, incoming)) as incoming_fd:
-            _make(str(slot), incoming_fd)
+            _make(incoming_fd, incoming / str(slot))
             with closing(_open_below(incoming_fd, incoming / str(slot))) as slot_fd:
                 return sum(try_to_remove(entry.name, slot_fd) for entry in list(os.scandir(slot_fd)))
     except OSError:
@@ -112,9 +112,14 @@ def sync_names(folder_fd: int, folder: Path) -> None:
             sync_names(above, folder)
 
 
-def _make(name: str, above_fd: int) -> None:
-    with suppress(FileExistsError):
-        os.mkdir(name, 0o700, dir_fd=above_fd)
+def _make(above_fd: int, folder: Path) -> None:
+    """Make a folder by its last component, in the one above it, unless it is there. OSError with its whole path."""
+    try:
+        os.mkdir(folder.name, 0o700, dir_fd=above_fd)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from error
 
 
 def _open_below(above_fd: int, folder: Path) -> int:

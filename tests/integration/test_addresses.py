@@ -14,6 +14,7 @@ import pytest
 from certificates import Authority
 from crowd import crowd
 from servers import AS_NOBODY, ROOT, Client, command, eventually, needs_nobody, port_of, running, upload
+from servers_of_others import public_folder
 from small_disks import fill, small_disk
 
 from server.status import reader
@@ -213,6 +214,42 @@ def test_a_folder_that_cannot_be_written_is_one_line(path: Path) -> None:
     assert said == f"Error: cannot listen on unix://{path}: Permission denied"
 
 
+@needs_nobody
+def test_a_socket_of_another_user_is_one_line() -> None:
+    with public_folder() as folder, socket.socket(socket.AF_UNIX) as listener:
+        folder.chmod(0o777)
+        listener.bind(str(folder / "sock"))
+        said = failing("--listen", f"unix://{folder}/sock", prefix=AS_NOBODY)
+        assert (
+            said == f"Error: cannot listen on unix://{folder}/sock: another user's socket is there; name another path"
+        )
+        assert (folder / "sock").exists()
+
+
+@needs_nobody
+def test_a_port_that_is_roots_is_one_line() -> None:
+    if int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) <= 1:
+        pytest.skip("every port is everybody's here")
+    said = failing("--port", "1", prefix=AS_NOBODY)
+    assert (
+        said == "Error: cannot listen on 127.0.0.1:1: Permission denied; ports below 1024 need root: name a higher one"
+    )
+
+
+def test_what_may_be_a_password_is_in_no_error_and_not_looked_up() -> None:
+    for option in ("--host", "--listen", "--status-host"):
+        said = failing(option, "hunter2@127.0.0.1:1", code=2)
+        assert "what was given" in said and "hunter2" not in said
+    said = failing("--host", "hunter2\N{FULLWIDTH COMMERCIAL AT}h")  # which only a lookup would read as one
+    assert said.startswith("Error: what was given is not an address of this machine: ")
+
+
+def test_listening_sockets_may_be_more_than_the_soft_limit() -> None:
+    many = ",".join(["127.0.0.1:0"] * 12)
+    with running("--listen", many, prefix=("prlimit", "--nofile=10:1000")) as server:
+        assert len(server.state().addresses) == 12
+
+
 def test_nothing_is_left_of_the_first_address_when_the_second_cannot_be_had(path: Path) -> None:
     with running() as server:
         failing("--listen", f"unix://{path},127.0.0.1:{server.port}")
@@ -282,6 +319,9 @@ def test_a_pid_file_that_cannot_be_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("precious")
     assert "exists and holds no pid" in failing("--port", "0", "--pid-file", tmp_path / "file")
     assert "cannot be written: there is no folder" in failing("--port", "0", "--pid-file", tmp_path / "none" / "file")
+    assert rf"there is no folder {tmp_path}/no\nne" in failing(
+        "--port", "0", "--pid-file", tmp_path / "no\nne" / "file"
+    )
     assert (tmp_path / "file").read_text() == "precious"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 

@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tomllib
@@ -144,18 +145,35 @@ def test_serve_and_killport(installed):
     ]
 
 
-def test_killport_needs_no_virtual_environment(copy):
-    """Nor anything but Python. What is ours it then knows by the command line only, which is not that of these tests'
-    servers."""
+def test_killport_needs_no_virtual_environment(copy, monkeypatch):
+    """Nor anything but Python: also by what a server publishes it knows what is ours, as these tests' servers are."""
     shutil.copytree(ROOT / "server", copy / "server")
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
     plain = f"PYTHON={sys.executable} -S"
-    with running() as server:
-        refused = done(copy, "killport", f"PORT={server.port}", plain)
+    with running() as server, socket.create_server(("127.0.0.1", 0)) as other:
+        refused = done(copy, "killport", f"PORT={other.getsockname()[1]}", plain)
         assert refused.returncode == 2
-        assert "neither a socketswarm server nor Locust; --force (FORCE=1 of make) ends it too" in refused.stdout
-        assert server.process.poll() is None
-        assert "let go after TERM" in make(copy, "killport", f"PORT={server.port}", "FORCE=1", plain)
+        assert "this command itself or started it" in refused.stdout
+        assert "let go after TERM" in make(copy, "killport", f"PORT={server.port}", plain)
     assert not (copy / ".venv").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("PORT=abc", "'abc' is neither a port (1 to 65535)"),
+        ("PORT=", "'' is neither a port"),
+        ("PORT=1;exit 7", "'1;exit' is neither a port"),
+        ("SOCKET=run/a.sock", "'unix://run/a.sock' is not the path of a socket"),
+        ("SOCKET=", "'unix://' is not the path of a socket"),  # a variable that was not set: no reason to free 12345
+    ],
+)
+def test_a_wrong_place_is_one_line_before_makes_own(given, said):
+    refused = done(ROOT, "killport", given)
+    [line, makes] = refused.stderr.splitlines()
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert line.startswith(f"Error: argument PORT: {said}")
+    assert makes.endswith("Error 2")
 
 
 BROKEN = """#!/bin/sh
@@ -176,13 +194,13 @@ def test_make_removes_nothing_when_it_cannot_install(copy):
 
 
 @needs_nobody
-@pytest.mark.parametrize("mode", [0o700, 0o755])
-def test_what_belongs_to_another_user_is_left_alone_in_one_line(mode):
+@pytest.mark.parametrize(("closed", "mode"), [(".venv", 0o700), (".venv/bin", 0o700), (".venv", 0o755)])
+def test_what_belongs_to_another_user_is_left_alone_in_one_line(closed, mode):
     with public_folder() as folder:
         for name in ("Makefile", "pyproject.toml", "constraints.txt"):
             shutil.copy(ROOT / name, folder)
         (folder / ".venv" / "bin").mkdir(parents=True)
-        (folder / ".venv").chmod(mode)
+        (folder / closed).chmod(mode)
         (folder / ".venv" / "bin" / "mine").touch()
         refused = done(folder, "install", prefix=AS_NOBODY)
         assert refused.returncode == 2

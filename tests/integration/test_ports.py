@@ -550,7 +550,9 @@ def test_a_client_calling_out_from_the_port_is_a_client(start: Start, inside: bo
             LISTEN + "s = socket.create_connection(('127.0.0.1', int(sys.argv[1]))); ready(s.getsockname()[1]); wait()",
             listener.getsockname()[1],
         )
-        assert roles(caller.port)[caller.pid] == "client"
+        accepted, _ = listener.accept()
+        with accepted:
+            assert roles(caller.port) == {caller.pid: "client", os.getpid(): "server"}
         done = run("release", caller.port, "--include-accepted", "--force", "--any-user", "--json")
         [result] = json.loads(done.stdout)
         said = "nothing to free: a client's connection has the port until it ends, and is left alone"
@@ -589,6 +591,16 @@ def test_a_socket_of_any_name_is_found_and_writes_no_lines_of_its_own(tmp_path: 
         assert [process.pid for process in holding.having(holders.LISTENER)] == [os.getpid()]
         said = run("show", f"unix://{path}").stdout
     assert "listened on" in said and all(line.isprintable() for line in said.splitlines())
+
+
+def test_a_server_that_lost_its_path_to_a_file_is_found_by_it(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        path.unlink()
+        path.write_bytes(b"precious")
+        assert "listened on" in run("show", f"unix://{path}").stdout
 
 
 def test_both_ways_to_ask_the_kernel_agree(start: Start) -> None:

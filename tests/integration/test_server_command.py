@@ -132,7 +132,10 @@ def test_a_check_tells_every_mistake_in_a_line_of_its_own(tmp_path: Path, monkey
     monkeypatch.delenv("SOCKETSWARM_WORKERS")
     (tmp_path / "file").write_bytes(b"")
     done = command("--check-config", "--store", tmp_path / "file", code=2)
-    assert (done.stdout, done.stderr) == ("", f"Error: store: {tmp_path}/file is not a folder\n")
+    assert (done.stdout, done.stderr) == (
+        "",
+        f"Error: store {tmp_path}/file cannot be used: {tmp_path}/file is not a folder\n",
+    )
 
 
 def test_a_check_tells_what_this_machine_has_against_it(tmp_path: Path) -> None:

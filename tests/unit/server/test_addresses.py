@@ -53,6 +53,26 @@ def test_what_is_no_address_is_refused(text: str) -> None:
     assert str(caught.value).isprintable()
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "tcp://user:hunter2@127.0.0.1:1",
+            "hunter2@127.0.0.1:1",
+            "tls://hunter2@[::1]:1",
+            "[hunter2@::1]:1",
+            "a:1?hunter2",
+        ),
+        *("user:hunter2%40127.0.0.1:1", "user:hunter2\N{FULLWIDTH COMMERCIAL AT}127.0.0.1:1", "a:1#hunter2"),
+        *("unix://user:hunter2@a/b", "unix:///hunter2@" + "x" * 108, "a:1,tls:user:hunter2@a:1"),
+    ],
+)
+def test_what_may_be_a_password_is_not_repeated(text: str) -> None:
+    with pytest.raises(ValueError, match="what was given ") as caught:
+        parse_addresses(text)
+    assert "hunter2" not in str(caught.value)
+
+
 @pytest.mark.parametrize("text", ["a:1,a:1", "tls://a:1,b:2,tls://a:1", "unix:///a,unix:///a"])
 def test_the_same_one_twice_is_a_slip(text: str) -> None:
     with pytest.raises(ValueError, match="is given twice"):

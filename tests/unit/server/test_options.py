@@ -1,6 +1,7 @@
 """What a person types: sizes, durations, options, and one clear line for each mistake."""
 
 import dataclasses
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from servers import AS_NOBODY, needs_nobody
+from servers_of_others import public_folder
+from small_disks import small_disk
 
 from server import options as config_module
 from server.addresses import parse_addresses
 from server.options import MAX_WORKERS, OPTIONS, ConfigError, ServerConfig, find_store_problem
+from server.pid_file import find_problem as find_pid_file_problem
+from server.storage.folders import prepare_store
 from server.units import format_age, format_size, parse_duration, parse_size, write_duration, write_size
 
 ROOT = Path(__file__).parents[3]
@@ -283,7 +288,51 @@ def test_a_store_that_cannot_be_one_is_told_so(tmp_path: Path) -> None:
     assert find_store_problem(tmp_path / "file") == f"{tmp_path}/file is not a folder"
     assert find_store_problem(tmp_path / "file" / "below") == f"{tmp_path}/file is not a folder"
     assert find_store_problem(tmp_path / "lost") == f"{tmp_path}/lost is not a folder"
-    assert find_store_problem(tmp_path / "odd") == f"{tmp_path}/odd/.incoming is not a folder"
+    assert find_store_problem(tmp_path / "odd") == f"{tmp_path}/odd/.incoming is a link, not a folder"
+
+
+def test_a_read_only_file_system_is_named(tmp_path: Path) -> None:
+    """Also where an earlier server has made all that is needed there."""
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        (disk / "store" / ".incoming" / "0").mkdir(parents=True)
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        why = "cannot be written: Read-only file system"
+        assert find_store_problem(disk / "new" / "store") == f"{disk} {why}"
+        assert find_store_problem(disk / "store") == f"{disk}/store/.incoming {why}"
+        assert find_pid_file_problem(disk / "pid") == f"pid_file {disk}/pid cannot be written: {disk} {why}"
+        done = server("--port", "0", "--workers", "1", "--store", disk / "store")
+    said = f"Error: store {disk}/store cannot be used: {disk}/store/.incoming {why}\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
+def test_an_immutable_folder_is_told_by_the_kernels_reason(tmp_path: Path) -> None:
+    (tmp_path / "still").mkdir()
+    if subprocess.run(["chattr", "+i", tmp_path / "still"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("nothing can be made immutable here")
+    try:
+        assert find_store_problem(tmp_path / "still") == f"{tmp_path}/still cannot be written: Operation not permitted"
+    finally:
+        subprocess.run(["chattr", "-i", tmp_path / "still"], check=True)
+
+
+@needs_nobody
+def test_what_is_closed_to_this_user_is_not_said_to_be_missing() -> None:
+    with public_folder() as folder:
+        (folder / "closed" / "below").mkdir(parents=True)
+        (folder / "closed").chmod(0o700)
+        look = "import sys; from server.options import *; [print(find_folder_problem(Path(a))) for a in sys.argv[1:]]"
+        places = [folder, folder / "closed", folder / "closed" / "below"]
+        asked = [*AS_NOBODY, sys.executable, "-c", look, *map(str, places)]
+        done = subprocess.run(asked, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=60, check=True)
+        assert done.stdout.splitlines() == [f"{place} cannot be written: Permission denied" for place in places]
+
+
+def test_a_folder_that_only_the_disk_is_against_is_named(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "1m,nr_inodes=2") as disk:
+        (disk / "store").mkdir()
+        with pytest.raises(OSError) as caught:
+            prepare_store(disk / "store", 1)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, f"{disk}/store/.incoming")
 
 
 # ── The command line ──
@@ -348,19 +397,17 @@ def test_a_store_that_is_a_file_is_said_so(tmp_path: Path) -> None:
     for store in (tmp_path / "file", tmp_path / "file" / "below"):
         done = server("--port", "0", "--store", store)
         assert done.returncode == 1
-        assert done.stderr.startswith(f"Error: {tmp_path}/file")
-        assert len(done.stderr.splitlines()) == 1
+        assert done.stderr == f"Error: store {store} cannot be used: {tmp_path}/file is not a folder\n"
     assert (tmp_path / "file").read_bytes() == b"precious"
 
 
 def test_a_store_whose_incoming_folder_is_a_link_is_refused(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / ".incoming").symlink_to(tmp_path)
-    done = server("--port", "0", "--store", tmp_path / "store")
+    store = tmp_path / "store"
+    done = server("--port", "0", "--store", store)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"Error: {tmp_path}/store/.incoming: is ")
-    assert "symbolic link" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr == f"Error: store {store} cannot be used: {store}/.incoming is a link, not a folder\n"
 
 
 @needs_nobody

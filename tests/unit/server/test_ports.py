@@ -9,7 +9,7 @@ import pytest
 from server.ports import __main__ as command
 from server.ports import holders, sockets
 from server.ports import release as releasing
-from server.ports.holders import ACCEPTED_ONLY, BOUND, CLIENT, LISTENER, Holding, Listener, Process
+from server.ports.holders import ACCEPTED_ONLY, BOUND, CLIENT, LISTENER, SERVER, Holding, Listener, Process
 from server.ports.release import FREE, HELD, NOTHING, REFUSED, USAGE, Ask, Orders, Result
 
 TCP = """\
@@ -76,9 +76,18 @@ def test_every_socket_on_the_port_gets_its_part() -> None:
 
 @pytest.mark.usefixtures("proc", "without_diagnostics")
 def test_from_the_clients_side_the_server_is_the_other_end() -> None:
-    """Asked for the client's port: neither end listens on it, and who called whom cannot be told from 12345 alone."""
+    """Asked for the client's port: neither end listens on it, and the kernel hands out such ports to who calls."""
     table = holders._tables([0x9C41], udp=False)[0x9C41]
-    assert table.parts[CLIENT] == {"socket:[502]", "socket:[503]"}
+    assert (table.parts[CLIENT], table.parts[SERVER]) == ({"socket:[503]"}, {"socket:[502]"})
+
+
+@pytest.mark.usefixtures("proc", "without_diagnostics")
+def test_whoever_calls_a_listener_is_its_client_whatever_the_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server on a port that the kernel hands out, called from one that it does not."""
+    rows = TCP.replace(":3039", ":9C40").replace(":9C41", ":03E8")
+    monkeypatch.setattr(sockets, "kernel_text", lambda path: rows if path == "/proc/net/tcp" else "")
+    table = holders._tables([0x9C40], udp=False)[0x9C40]
+    assert "socket:[503]" in table.parts[CLIENT] and not table.parts[SERVER]
 
 
 @pytest.mark.usefixtures("proc")
@@ -248,7 +257,30 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.Capture
     with pytest.raises(SystemExit) as ended:
         command.main(arguments)
     assert ended.value.code == USAGE
-    assert "usage: python -m server.ports" in capsys.readouterr().err
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("Error: ")
+
+
+@pytest.mark.parametrize(
+    ("place", "what"),
+    [
+        ("unix://a.sock", "'unix://a.sock' is not the path of a socket: write unix:///PATH, from the root on"),
+        ("unix:///", "'/' is a folder, not a socket"),
+        ("unix:///etc/passwd", "'/etc/passwd' is a file, not a socket"),
+        ("unix:///dev/null", "'/dev/null' is a file, not a socket"),
+        ("tcp://user:hunter2@127.0.0.1:1", "what was given is neither a port"),
+        ("unix://user:hunter2@a/b", "what was given is not the path of a socket"),
+    ],
+)
+def test_what_cannot_be_listened_on_is_told_in_a_line(
+    place: str, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for asked in ("show", "release"):
+        with pytest.raises(SystemExit) as ended:
+            command.main([asked, place])
+        [line] = capsys.readouterr().err.splitlines()
+        assert ended.value.code == USAGE
+        assert line.startswith(f"Error: argument PORT: {what}")
 
 
 @pytest.mark.parametrize(

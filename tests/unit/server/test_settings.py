@@ -222,6 +222,26 @@ def test_a_mistake_is_told_with_its_place(source: str, tmp_path: Path) -> None:
     assert problems(flags, environment) == (f"workers is 0 (from {workers}), not 1 to 512",)
 
 
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("name", ["host", "port", "listen", "status_port", "status_host"])
+def test_what_may_be_a_password_is_not_repeated(name: str, source: str, tmp_path: Path) -> None:
+    secret = "user:hunter2@127.0.0.1"
+    config_file = tmp_path / "server.toml"
+    config_file.write_text(f'{name} = "{secret}"' if source == "file" else "")
+    flags = {"discard": True, "config": str(config_file)} | ({name: secret} if source == "flag" else {})
+    [problem] = problems(flags, {f"SOCKETSWARM_{name.upper()}": secret} if source == "environment" else {})
+    assert "what was given" in problem and "hunter2" not in problem
+    if source == "file":
+        config_file.write_text(f'{name} = ["{secret}", 2]')
+        [problem] = problems(flags)
+        assert "what was given is " in problem and "hunter2" not in problem
+
+
+def test_a_file_from_windows_may_begin_with_its_mark(tmp_path: Path) -> None:
+    (tmp_path / "server.toml").write_text("workers = 3\ndiscard = true", encoding="utf-8-sig")
+    assert read({"config": str(tmp_path / "server.toml")}).config.workers == 3
+
+
 def test_all_mistakes_of_a_kind_are_told_at_once() -> None:
     told = problems({"discard": True, "workers": "two", "port": "x"}, {"SOCKETSWARM_BACKLOG": "1.5"})
     assert told == (
