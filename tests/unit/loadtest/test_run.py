@@ -1,6 +1,5 @@
 """The main job's moments that no test can hit: it starts processes, and a signal may come in between."""
 
-import subprocess
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -9,7 +8,9 @@ from small_disks import fill, small_disk
 
 from loadtest import run as main_job
 from loadtest.options import DEFAULTS
-from reports import run_folder, signals
+from reports import run_folder
+from reports.pages import report_files
+from reports.run_folder import RunFolderError
 
 
 @pytest.fixture
@@ -26,34 +27,27 @@ class Interrupts:
 
 
 @pytest.fixture
-def builds(monkeypatch):
-    """Exit codes that the builds of a report have, one after the other; each has an output of its own."""
+def build(monkeypatch):
+    """Has the building of the report end in a text, or an error."""
 
-    def replace(*codes):
-        left = [subprocess.CompletedProcess([], code, stdout=f"report {n}\n") for n, code in enumerate(codes, start=1)]
-        monkeypatch.setattr(main_job.subprocess, "run", lambda *_, **__: left.pop(0))
-        return left
+    def ends_in(end):
+        def build(_):
+            if isinstance(end, str):
+                return end
+            raise end
 
-    return replace
+        monkeypatch.setattr(report_files, "build", build)
+
+    return ends_in
 
 
-@pytest.mark.parametrize("number", signals.ENDING)
-def test_a_build_that_a_signal_ended_is_made_again(job, builds, capsys, number):
-    """A key at the terminal may reach a process that is being started before it has a session of its own."""
+@pytest.mark.parametrize(("brief", "shown"), [(False, "VALID: all\n\nmore\n"), (True, "VALID: all\n")])
+def test_where_there_are_more_runs_to_come_the_verdict_is_enough(job, build, capsys, brief, shown):
     job.folder.mkdir()
     (job.folder / run_folder.RUN).touch()
-    left = builds(-number, 0)
-    main_job._report(job)
-    assert (left, capsys.readouterr().out) == ([], "report 2\n")
-
-
-@pytest.mark.parametrize("code", [0, 1, -9])
-def test_no_other_build_is(job, builds, capsys, code):
-    job.folder.mkdir()
-    (job.folder / run_folder.RUN).touch()
-    left = builds(code, 0)
-    main_job._report(job)
-    assert (len(left), capsys.readouterr().out) == (1, "report 1\n")
+    build("VALID: all\n\nmore")
+    assert main_job._report(replace(job, brief=brief))
+    assert capsys.readouterr().out == shown
 
 
 def test_a_server_that_a_signal_ended_while_it_started_is_no_failure(job, monkeypatch, capsys):
@@ -69,8 +63,8 @@ def test_without_a_signal_it_is(job, monkeypatch):
         main_job.run(job, Interrupts(0))
 
 
-@pytest.mark.parametrize(("build_code", "code"), [(0, 3), (1, main_job.FAILED)])
-def test_without_a_report_there_is_no_outcome_to_go_by(job, builds, monkeypatch, build_code, code):
+@pytest.mark.parametrize(("end", "code"), [("a report", 3), (RunFolderError("the disk is full"), main_job.FAILED)])
+def test_without_a_report_there_is_no_outcome_to_go_by(job, build, monkeypatch, capsys, end, code):
     """Not even that of a summary which is there: the disk was full after it."""
 
     def load(made, *_):
@@ -80,8 +74,9 @@ def test_without_a_report_there_is_no_outcome_to_go_by(job, builds, monkeypatch,
 
     monkeypatch.setattr(main_job, "_server", lambda *_: nullcontext("tcp://127.0.0.1:1"))
     monkeypatch.setattr(main_job, "_load", load)
-    builds(build_code)
+    build(end)
     assert main_job.run(job, Interrupts(0))[0] == code
+    assert capsys.readouterr() in (("a report\n", ""), ("", "Error: the disk is full\n"))
 
 
 @pytest.mark.parametrize(
