@@ -17,9 +17,7 @@ from reports.missing_values import total
 from reports.run_folder import Ending
 from reports.summary import LoadSummary, ModeSummary, PhaseSummary, ServerSummary, ThresholdResult, Verdict
 from reports.texts import at_least, duration, mebibytes, percent, significant
-from reports.thresholds import Threshold, ThresholdError, parse
-
-OPEN_MODEL_ONLY = {"response": "transaction", "schedule_lag": "", "pool_wait": ""}  # and what to use instead
+from reports.thresholds import OPEN_MODEL_ONLY, Threshold, ThresholdError, parse
 
 
 @dataclass(frozen=True, slots=True)

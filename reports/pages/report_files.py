@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from reports import run_folder
 from reports.analysis.summarise import Analysis, analyse
+from reports.json_lines import json_of, replace_all
 from reports.pages import layout
 from reports.pages.charts import charts, marks
 from reports.pages.drawing import draw, library
@@ -28,9 +29,9 @@ def build(folder: Path) -> str:
     shown = view(analysis)
     page, text = html(analysis, shown), markdown(shown)
     try:
-        run_folder.replace_all(
+        replace_all(
             {
-                folder / run_folder.SUMMARY: run_folder.json_of(analysis.summary),
+                folder / run_folder.SUMMARY: json_of(analysis.summary),
                 folder / run_folder.REPORT_MD: text.encode(),
                 folder / run_folder.REPORT_HTML: page.encode(),
             }

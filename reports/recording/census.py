@@ -104,20 +104,13 @@ class Census:
             known = before.get(pid)
             # A process gets another parent only when the old one has ended.
             if known is None or known[0] is not process or there.get(known[1].pid) is not known[1]:
-                parent = _parent(process, there)
+                ppid = read(process.ppid)  # None once it has ended
+                parent = None if ppid is None else there.get(ppid)
                 known = None if parent is None else (process, parent)
             if known is not None:
                 self._parents[pid] = known
                 children[known[1].pid].append(process)
         return children
-
-
-def _parent(process: Process, there: Mapping[int, Process]) -> Process | None:
-    """None once the process has ended."""
-    try:
-        return there.get(process.ppid())
-    except psutil.Error:
-        return None
 
 
 def _descendants(parent: int, children: Mapping[int, Sequence[Process]], without: set[int]) -> Iterator[Process]:

@@ -28,12 +28,13 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import msgspec
 import psutil
 
+from reports.json_lines import UNDECODABLE
 from reports.recording.census import Census, Member, process_of
 from reports.recording.control_groups import ControlGroups
 from reports.recording.observed_server import CHUNK_BYTES, Server, is_local, split_lines, why_unseen
@@ -148,10 +149,8 @@ def announce(server: ServerInfo | None) -> None:
     if sys.stdout is None:
         return  # started with standard output closed: its number may be one of our own files by now
     line = msgspec.json.encode({"recorder_pid": os.getpid(), "server": server}) + b"\n"
-    try:
+    with suppress(OSError):  # the caller is gone; whether that ends the recording is up to `control`
         os.write(sys.stdout.fileno(), line)
-    except OSError:
-        pass  # the caller is gone; whether that ends the recording is up to `control`
 
 
 # ---------------------------------------------------------------- in and out
@@ -226,7 +225,7 @@ class _Orders:
         self._old_handlers = {number: signal.signal(number, self._stop) for number in _ending_signals()}
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._old_waker)
@@ -301,7 +300,7 @@ class Recorder:
         """Carry out one line from `control`. What cannot be carried out becomes an event."""
         try:
             order = msgspec.json.decode(line, type=Follow | Whole)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        except UNDECODABLE as error:
             self.report("recorder-bad-order", f"not an order: {line[:200]!r}: {error}")
             return
         if isinstance(order, Follow):
@@ -335,7 +334,7 @@ class Recorder:
         if server:
             there = [server.recognised(member, slot_of.get(member.process.pid)) for member in there]
         stamp = now_ns()
-        host = sample_host(stamp, self._port, slots, slow=slow)
+        host = sample_host(stamp, self._subject.port if self._here else None, slots, slow=slow)
         self._report_untold(host)
         samples = [
             sample_process(member, slot_of.get(member.process.pid), footprints.get(member.process), slow=slow)
@@ -355,11 +354,6 @@ class Recorder:
         if not self._told_untold and (names := untold(host)):
             self.report("recorder-untold", f"this machine does not tell {', '.join(names)}: that stays unknown")
         self._told_untold = True
-
-    @property
-    def _port(self) -> int | None:
-        """The server's port, if it is on this machine."""
-        return self._subject.port if self._here else None
 
     def _footprints(self, members: list[Member]) -> dict[psutil.Process, Footprint | None]:
         start_ns = time.thread_time_ns()
