@@ -12,15 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from reports.analysis import histograms
-from reports.analysis.accounts import (
-    Account,
-    LoadAccounts,
-    Track,
-    busy_cpu,
-    busy_load_core,
-    load_accounts,
-    mean_core,
-)
+from reports.analysis.accounts import Account, LoadAccounts, Track, busy_cpu, busy_load_core, load_accounts, mean_core
 from reports.analysis.drift import drift
 from reports.analysis.evidence import Evidence, Floats, Span, count, interval_s, spans
 from reports.analysis.histograms import Samples
