@@ -210,10 +210,9 @@ def _draw_line(plot: figure, line: Line) -> tuple[DataRenderer, bool]:
         columns |= {"low": low.values, "high": high.values}
         area = glyphs.VArea(fill_color=light(line.key.colour), fill_alpha=0.25 / len(bands))
         plot.add_glyph(ColumnDataSource(envelope.area(low, high)), area)
-    glyph = glyphs.Line(line_width=line.width, line_dash=line.key.dash, line_join="round")
-    glyph.update(line_color=light(line.key.colour))
-    source = ColumnDataSource(columns)
-    drawn = plot.add_glyph(source, glyph)
+    colour, dash = light(line.key.colour), line.key.dash
+    glyph = glyphs.Line(line_width=line.width, line_dash=dash, line_color=colour, line_join="round")
+    drawn = plot.add_glyph(ColumnDataSource(columns), glyph)
     drawn.name = line.key.label
     return drawn, bool(bands)
 
