@@ -121,9 +121,7 @@ def filesystem_of(path: Path | str, mountinfo: Path = Path("/proc/self/mountinfo
 
 def git_state(folder: Path | str) -> tuple[str | None, bool | None]:
     """(commit, dirty) of the work tree that `folder` is in; dirty means files that differ from it or are not in it.
-
-    (None, None) without git, outside a repository, and before the first commit.
-    """
+    (None, None) without git, outside a repository, and before the first commit."""
     commit = _git(folder, "rev-parse", "--verify", "HEAD")
     if commit is None:
         return None, None

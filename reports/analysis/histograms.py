@@ -28,7 +28,12 @@ SAMPLES_BEYOND = 30  # that a percentile needs
 POINTS = 80  # of a curve
 
 Shown = Literal["transaction", "response", "service"]
-"""The durations that charts show."""
+
+
+def shown(evidence: Evidence) -> tuple[Shown, ...]:
+    """The durations that charts show."""
+    return ("response", "service") if evidence.run.model == "open" else ("transaction",)
+
 
 _UNREADABLE = (ValueError, TypeError, zlib.error, HdrCookieException, HdrLengthException)
 
@@ -156,12 +161,14 @@ class PercentileCurve:
 
 def percentile_curves(evidence: Evidence, phases: Sequence[PhaseSummary]) -> list[PercentileCurve]:
     """Curves of each mode, over its measured phases. RunFolderError when a histogram is damaged."""
-    shown: tuple[Shown, ...] = ("response", "service") if evidence.run.model == "open" else ("transaction",)
     modes: dict[str, list[HistogramsLine]] = defaultdict(list)
     for phase in phases:
         if phase.measured and phase.name in evidence.histograms:
             modes[phase.mode].append(evidence.histograms[phase.name])
-    return [curve for mode, lines in modes.items() for duration in shown for curve in _curves(lines, mode, duration)]
+    durations = shown(evidence)
+    return [
+        curve for mode, lines in modes.items() for duration in durations for curve in _curves(lines, mode, duration)
+    ]
 
 
 def _curves(lines: Sequence[HistogramsLine], mode: str, duration: Shown) -> Iterator[PercentileCurve]:

@@ -225,8 +225,7 @@ def _throttled_share(found: Sequence[Quota], roles: str, whole: _Stretch) -> flo
 
 
 def _generator_share(costs: _Costs, whole: _Stretch, recorded: _Stretch | None) -> float | None:
-    """The largest, as the recorder saw it or as a process says itself: either may know of one that the other does
-    not."""
+    """The largest, as the recorder saw it or as a process says itself: either may know one that the other does not."""
     seen = [_share(account, recorded) for account in costs.load]
     return most([*seen, *(_own_share(load.cpu, whole) for load in costs.load_itself)])
 

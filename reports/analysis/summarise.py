@@ -46,11 +46,8 @@ class Analysis:
 
 
 def analyse(folder: Path) -> Analysis:
-    """All that can be said about the run in this folder.
-
-    A folder of a run that was killed is analysed as far as it goes. Raises RunFolderError when it is no run folder, is
-    of another schema, or the load never wrote a line.
-    """
+    """All that can be said about the run in this folder; of one that was killed, as far as it goes. RunFolderError when
+    it is no run folder, is of another schema, or the load never wrote a line."""
     evidence = read(folder)
     seen = tracks(evidence)
     server = server_cpu(evidence, seen)

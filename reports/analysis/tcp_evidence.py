@@ -43,8 +43,7 @@ def _fullness(queue: AcceptQueue) -> tuple[float, int]:
 
 
 def _dropped(ticks: Sequence[HostTick]) -> int | None:
-    """Connections that the sockets of the port dropped. A server that was started anew has new ones, which begin at
-    0."""
+    """Connections that the sockets of the port dropped. Those of a server that was started anew begin at 0."""
     told = known(total(queue.dropped for queue in tick.accept_queues or ()) for tick in ticks)
     return sum(max(0, after - before) for before, after in pairwise(told)) if told else None
 

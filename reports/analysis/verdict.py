@@ -246,8 +246,7 @@ def _missed(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]:
 
 
 def _gaps(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[tuple[float, float]]:
-    """The longest stretches without a tick, seconds since the start, in their order; what comes after the last tick is
-    one too."""
+    """The longest stretches without a tick, in seconds and in their order; one may come after the last tick."""
     ticks = evidence.times(evidence.ticks or evidence.host)
     end_s = max(phase.end_s for phase in measured)
     edges = [float(tick) for tick in ticks if tick < end_s] + [end_s]

@@ -46,8 +46,7 @@ def markdown(shown: ComparisonView) -> str:
 
 
 def terminal(shown: ComparisonView, page: Path, columns: int = 0) -> str:
-    """For a terminal of so many columns: verdict, sentence, warnings, the findings of each label, what was set
-    differently, and where the page is."""
+    """What a terminal of so many columns shows, the path of the page last."""
     tables = [table for section in shown.sections for table in (section.findings, section.differences)]
     blocks = [
         [f"{shown.verdict}: {shown.sentence}"],

@@ -77,8 +77,7 @@ class _Canvas:
 def draw(
     charts: Sequence[Chart], end_s: float, phases: Sequence[PhaseSummary], marks: Sequence[Mark]
 ) -> dict[str, str]:
-    """HTML by title, of those of the charts that have lines: from 0 to `end_s`, over shaded phases, with marks of
-    events."""
+    """HTML by title, of the charts that have lines: from 0 to `end_s`, over shaded phases, with marks of events."""
     end_s = end_s or 1.0
     x_range = Range1d(start=0, end=end_s, bounds=(0, end_s), min_interval=min(1.0, end_s))
     crosshair = Span(dimension="height", line_width=1, line_color=light("muted"))

@@ -111,8 +111,7 @@ def _size_row(mode: ModeSummary, size: SizeSummary) -> Row:
 
 
 def _contrast_row(contrast: Contrast, latencies: int) -> Row:
-    """Ratios with their spread over the blocks. Data follow from the rate, and percentiles of mixed sizes there are
-    none."""
+    """Ratios with their spread over the blocks. Data follow from the rate, and mixed sizes have no percentiles."""
     rates, cost = (_ratio(ratio, contrast.blocks) for ratio in (contrast.uploads_per_s, contrast.busy_core_us))
     cells = [rates, "", *[""] * latencies, cost, "", ""]
     return Row([f"{contrast.one} ÷ {contrast.other}", *cells], "ratio")

@@ -50,12 +50,9 @@ def living_part(process: Process) -> Process:
 
 
 class Census:
-    """Looks who is there, again and again.
-
-    psutil keeps one `Process` for each process of the machine, so a look is a list of /proc and costs 0.1 ms among 150
-    processes. Whose child a process is is read once: `Process.children()` reads it anew of the whole machine, 2 to 4 ms
-    at each call.
-    """
+    """Looks who is there, again and again. psutil keeps one `Process` for each process of the machine, so a look is a
+    list of /proc and costs 0.1 ms among 150 processes. Whose child a process is is read once: `Process.children()`
+    reads it anew of the whole machine, 2 to 4 ms at each call."""
 
     def __init__(self) -> None:
         self._parents: dict[int, tuple[Process, Process]] = {}  # by pid, as psutil takes a while to hash a Process

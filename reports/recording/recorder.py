@@ -143,11 +143,8 @@ def next_due(due_ns: int, now_ns: int, interval_ns: int) -> tuple[int, int]:
 
 
 def announce(server: ServerInfo | None) -> None:
-    """Tell the process that started us that recording goes on, as one JSON line: `{"recorder_pid": PID, "server":
-    ServerInfo or null}`. Written past sys.stdout, whose buffer would make us fail at our exit when nobody reads any
-    more."""
-    if sys.stdout is None:
-        return  # started with standard output closed: its number may be one of our own files by now
+    """Tell who started us that recording goes on, as one JSON line: `{"recorder_pid": PID, "server": ServerInfo or
+    null}`. Past sys.stdout, whose buffer would make us fail at our exit when nobody reads any more."""
     line = msgspec.json.encode({"recorder_pid": os.getpid(), "server": server}) + b"\n"
     with suppress(OSError):  # the caller is gone; whether that ends the recording is up to `control`
         os.write(sys.stdout.fileno(), line)
@@ -188,8 +185,7 @@ class _Lines:
 
 
 class Follow(msgspec.Struct, frozen=True, tag_field="order", tag="follow"):
-    """A line from `control`, `{"order": "follow", "pid": PID, "role": ROLE}`: record this process too, and its
-    descendants."""
+    """A line from `control`, `{"order": "follow", "pid": PID, "role": ROLE}`: record it too, and its descendants."""
 
     pid: int
     role: Role
@@ -207,10 +203,8 @@ def _ending_signals() -> list[signal.Signals]:
 
 
 class _Orders:
-    """Waits for the next tick, for orders and for the end, whichever comes first.
-
-    Signals arrive through a wake-up pipe, because Python goes on waiting after a handler has run (PEP 475).
-    """
+    """Waits for the next tick, for orders and for the end, whichever comes first. Signals arrive through a wake-up
+    pipe, because Python goes on waiting after a handler has run (PEP 475)."""
 
     def __init__(self, control: int | None, on_first_signal: Callable[[int, FrameType | None], bool]) -> None:
         self.finished = False
@@ -317,8 +311,7 @@ class Recorder:
             self._roots.append(Member(process, role))
 
     def tick(self, *, whole: bool = False) -> None:
-        """Write a line of processes and a line of the host, and copy the server's new events. A `whole` one has all
-        figures, others have what is due."""
+        """Write a line of processes, a line of the host and new events; all figures if `whole`, else what is due."""
         now = time.monotonic_ns()
         if slow := whole or now >= self._slow_due_ns:
             self._slow_due_ns = now + _SLOW_EVERY_NS
