@@ -54,7 +54,7 @@ class ControlGroups:
         return [
             ControlGroup(path=folder, roles=sorted(of), **limits)
             for limits, folder, of in read
-            if not limits.keys().isdisjoint(_LIMITS)
+            if any(limits.get(name) is not None for name in _LIMITS)
         ]
 
     def _groups(self, told: str) -> Iterator[tuple[_Mount, str]]:
@@ -93,35 +93,35 @@ _LIMITS = ("quota_cores", "memory_max_bytes", "memory_high_bytes")
 
 def _version_2(folder: str) -> dict[str, Any]:
     quota, _, period = kernel_text(f"{folder}/cpu.max").partition(" ")
-    found: dict[str, Any] = {}
+    most, high = (_number(f"{folder}/memory.{name}") for name in ("max", "high"))
+    found: dict[str, Any] = {"memory_max_bytes": most, "memory_high_bytes": high}
     if quota.isdecimal():
         found |= {"quota_cores": int(quota) / int(period)} | _throttling(folder, "throttled_usec", 1)
-    most, high = (kernel_text(f"{folder}/memory.{name}").strip() for name in ("max", "high"))
-    found |= {"memory_max_bytes": int(most)} if most.isdecimal() else {}
-    found |= {"memory_high_bytes": int(high)} if high.isdecimal() else {}
-    if most.isdecimal() or high.isdecimal():
+    if most is not None or high is not None:
         events = _numbers(f"{folder}/memory.events")
         hits = events.get("high", 0) + events.get("max", 0)
         found |= {"memory_limit_hits": hits, "oom_kills": events.get("oom_kill", 0)}
-        found |= _used(f"{folder}/memory.current")
+        found["memory_bytes"] = _number(f"{folder}/memory.current")
     return found
 
 
 def _cpu_version_1(folder: str) -> dict[str, Any]:
-    quota, period = (kernel_text(f"{folder}/cpu.cfs_{name}_us").strip() for name in ("quota", "period"))
-    if not (quota.isdecimal() and period.isdecimal()):  # -1: none; or the group has gone between the two
+    quota, period = (_number(f"{folder}/cpu.cfs_{name}_us") for name in ("quota", "period"))
+    if quota is None or period is None:  # -1: none; or the group has gone between the two
         return {}
-    return {"quota_cores": int(quota) / int(period), **_throttling(folder, "throttled_time", 1000)}
+    return {"quota_cores": quota / period, **_throttling(folder, "throttled_time", 1000)}
 
 
 def _memory_version_1(folder: str) -> dict[str, Any]:
-    limit = kernel_text(f"{folder}/memory.limit_in_bytes").strip()
-    if not limit.isdecimal() or int(limit) >= _UNLIMITED_V1:
+    limit = _number(f"{folder}/memory.limit_in_bytes")
+    if limit is None or limit >= _UNLIMITED_V1:
         return {}
-    hits = kernel_text(f"{folder}/memory.failcnt").strip()
-    kills = _numbers(f"{folder}/memory.oom_control").get("oom_kill", 0)
-    found = {"memory_max_bytes": int(limit), "oom_kills": kills, **_used(f"{folder}/memory.usage_in_bytes")}
-    return found | ({"memory_limit_hits": int(hits)} if hits.isdecimal() else {})
+    return {
+        "memory_max_bytes": limit,
+        "memory_bytes": _number(f"{folder}/memory.usage_in_bytes"),
+        "memory_limit_hits": _number(f"{folder}/memory.failcnt"),
+        "oom_kills": _numbers(f"{folder}/memory.oom_control").get("oom_kill", 0),
+    }
 
 
 _READERS = {"": _version_2, "cpu": _cpu_version_1, "memory": _memory_version_1}
@@ -138,9 +138,10 @@ def _throttling(folder: str, time: str, per_us: int) -> dict[str, int]:
     }
 
 
-def _used(path: str) -> dict[str, int]:
-    used = kernel_text(path).strip()
-    return {"memory_bytes": int(used)} if used.isdecimal() else {}
+def _number(path: str) -> int | None:
+    """None where there is no such file, or it says that there is no limit."""
+    text = kernel_text(path).strip()
+    return int(text) if text.isdecimal() else None
 
 
 def _numbers(path: str) -> dict[str, int]:
