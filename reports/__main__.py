@@ -117,14 +117,8 @@ def record(
     subject = recorder.Subject(host, port, pid)
     if not until_stdin_closes:
         sys.exit(standalone.record(out, subject, command, interval, load_pid))
-    recorder.record(
-        out,
-        subject,
-        load_pid=load_pid,
-        interval_s=interval,
-        control=sys.stdin.fileno(),
-        started=recorder.announce,
-    )
+    control = sys.stdin.fileno()
+    recorder.record(out, subject, load_pid=load_pid, interval_s=interval, control=control, started=recorder.announce)
 
 
 def main() -> None:

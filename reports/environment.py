@@ -46,14 +46,13 @@ _GIT_TIMEOUT_S = 10
 def fingerprint() -> dict[str, Value]:
     """The environment of this process now. Sizes are in bytes; `cpus_usable` are the cores it may run on."""
     load_1min, load_5min, load_15min = read(os.getloadavg) or (None, None, None)
-    usable = os.sched_getaffinity(0)
     return {
         "kernel": platform.release(),
         "architecture": platform.machine(),
         "cpu_model": cpu_model(),
         "cpus": os.cpu_count(),
         "cpus_physical": read(lambda: psutil.cpu_count(logical=False)),
-        "cpus_usable": ranges(usable),
+        "cpus_usable": ranges(os.sched_getaffinity(0)),
         "governor": governor(),
         "memory_total_bytes": read(lambda: psutil.virtual_memory().total),
         "open_files_limit": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
@@ -74,7 +73,7 @@ def cpu_model(path: Path = Path("/proc/cpuinfo")) -> str | None:
 
 def governor(cpus: Path = Path("/sys/devices/system/cpu")) -> str | None:
     """The frequency governor of all cores: several names when they differ, None where there is no such thing."""
-    names = {_text(path) for path in cpus.glob("cpu[0-9]*/cpufreq/scaling_governor")} - {None}
+    names = {_text(path) for path in cpus.glob("cpu[0-9]*/cpufreq/scaling_governor")}
     return ", ".join(sorted(filter(None, names))) or None
 
 
@@ -112,23 +111,17 @@ def filesystem_of(path: Path | str, mountinfo: Path = Path("/proc/self/mountinfo
     deepest, name = -1, "unknown"
     for line in filter(None, (_text(mountinfo) or "").split("\n")):  # a path may have any other line's end in it
         fields = line.split(" ")
-        mount = Path(_unescape(fields[4]))
+        # The kernel writes blanks, tabs, newlines and backslashes as octal numbers.
+        mount = Path(re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), fields[4]))
         depth = len(mount.parts)
         if real.is_relative_to(mount) and depth >= deepest:
             deepest, name = depth, fields[fields.index("-") + 1]
     return name
 
 
-def _unescape(text: str) -> str:
-    """Undo the kernel's octal escapes of blanks, tabs, newlines and backslashes."""
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text)
-
-
 def git_state(folder: Path | str) -> tuple[str | None, bool | None]:
     """(commit, dirty) of the work tree that `folder` is in; dirty means files that differ from it or are not in it.
-
-    (None, None) without git, outside a repository, and before the first commit.
-    """
+    (None, None) without git, outside a repository, and before the first commit."""
     commit = _git(folder, "rev-parse", "--verify", "HEAD")
     if commit is None:
         return None, None

@@ -64,8 +64,8 @@ def decoded(lines: Iterable[bytes], decoder: "msgspec.json.Decoder[T]") -> Itera
 
 
 def write_whole(path: Path, value: Any) -> None:
-    """Replace a JSON file, see `replace`."""
-    replace(path, json_of(value))
+    """Replace a JSON file, see `replace_all`."""
+    replace_all({path: json_of(value)})
 
 
 def json_of(value: Any) -> bytes:
@@ -73,14 +73,9 @@ def json_of(value: Any) -> bytes:
     return msgspec.json.format(encoded(value), indent=2) + b"\n"
 
 
-def replace(path: Path, content: bytes) -> None:
-    """Replace a file atomically; readers see the old or the new one. OSError when it cannot be written: then nothing
-    has changed."""
-    replace_all({path: content})
-
-
 def replace_all(contents: Mapping[Path, bytes]) -> None:
-    """Replace several files, each as `replace` does, and none of them before all are written."""
+    """Replace files, each atomically: readers see the old or the new one. None is replaced before all are written.
+    OSError when one cannot be written: then nothing has changed."""
     temporaries = {path: path.with_name(f".{path.name}") for path in contents}
     try:
         for path, content in contents.items():

@@ -8,11 +8,8 @@ import os
 
 
 def run_delay_ns(pid: int, proc: str = "/proc") -> int | None:
-    """The sum over the living threads of a process, each since its birth; one that ends takes its share with it.
-
-    The second number of /proc/PID/task/*/schedstat. None when no thread could be read, or the kernel does not count (it
-    then says `0 0 0`).
-    """
+    """The second number of /proc/PID/task/*/schedstat, summed over the living threads, each since its birth; one that
+    ends takes its share with it. None when no thread could be read, or the kernel does not count: it says `0 0 0`."""
     tasks = f"{proc}/{pid}/task"
     delays = []
     try:

@@ -18,12 +18,8 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-# Part of this file for those who write a folder or read one.
-from reports.json_lines import UNDECODABLE as UNDECODABLE
-from reports.json_lines import Appender as Appender
-from reports.json_lines import decoded
-from reports.json_lines import json_of as json_of
-from reports.json_lines import replace_all as replace_all
+from reports.json_lines import UNDECODABLE, decoded
+from reports.json_lines import Appender as Appender  # this and the next are part of this file for the load
 from reports.json_lines import write_whole as write_whole
 from server.units import format_size
 

@@ -14,7 +14,6 @@ could evaluate afterwards. What they are compared with is the business of analys
 import math
 import operator
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,17 +25,11 @@ PERCENTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p99.9": 99.9
 # All but those that say nothing of the server, or of how it was loaded.
 DURATIONS = tuple(name for name in run_folder.DURATIONS if name not in ("unanswered", "think"))
 
-OPEN_MODEL_ONLY = ("schedule_lag", "pool_wait", "response")
+OPEN_MODEL_ONLY = {"response": "transaction", "schedule_lag": "", "pool_wait": ""}  # and what to use instead
 
 Metric = Literal["latency", "failures", "failed share", "uploads/s", "cpu", "memory"]
-Operator = Literal[">", ">=", "<", "<="]
 
-_OPERATORS: dict[Operator, Callable[[float, float], bool]] = {
-    ">": operator.gt,
-    ">=": operator.ge,
-    "<": operator.lt,
-    "<=": operator.le,
-}
+_OPERATORS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 _CONDITION = re.compile(r"([^<>=]+)(>=|<=|>|<)([^<>=]+)")
 _LATENCY = re.compile(r"([a-z0-9.]+)\(([a-z_]+)\)")
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
@@ -54,7 +47,8 @@ class Threshold:
     text: str
     """The condition in its normal form, which `parse` reads again."""
     metric: Metric
-    operator: Operator
+    operator: str
+    """One of > >= < <=."""
     limit: float
     duration: str = ""
     """What a latency is of, one of DURATIONS; empty for the other metrics."""
@@ -62,7 +56,7 @@ class Threshold:
     """Which one of a latency; 100 is the maximum."""
 
     def broken_by(self, value: float) -> bool:
-        return _OPERATORS[self.operator](value, self.limit)
+        return bool(_OPERATORS[self.operator](value, self.limit))
 
     @property
     def wants_less(self) -> bool:
@@ -83,16 +77,12 @@ def parse(text: str) -> Threshold:
     metric, sign, value = ("".join(part.split()) for part in match.groups())
     condition = f"{metric} {sign} {value}"
     try:
-        return _threshold(condition, metric, _operator(sign), value)
+        return _threshold(condition, metric, sign, value)
     except ValueError as error:
         raise ThresholdError(f"{condition!r} cannot be a condition: {error}") from None
 
 
-def _operator(sign: str) -> Operator:
-    return next(known for known in _OPERATORS if known == sign)
-
-
-def _threshold(text: str, metric: str, sign: Operator, value: str) -> Threshold:
+def _threshold(text: str, metric: str, sign: str, value: str) -> Threshold:
     """What the two halves of a condition mean. ValueError that says what is wrong with which of them."""
     if metric == "failures":
         if value.endswith("%"):
@@ -108,7 +98,7 @@ def _threshold(text: str, metric: str, sign: Operator, value: str) -> Threshold:
     return _latency(text, metric, sign, value)
 
 
-def _latency(text: str, metric: str, sign: Operator, value: str) -> Threshold:
+def _latency(text: str, metric: str, sign: str, value: str) -> Threshold:
     match = _LATENCY.fullmatch(metric)
     if match is None:
         raise ValueError(f"there is no metric {metric!r}, write {_METRICS}")

@@ -159,8 +159,7 @@ def _load_accounts(evidence: Evidence, ticks: Sequence[LoadTick]) -> LoadAccount
 
 
 def busy_cpu(evidence: Evidence) -> Account | None:
-    """CPU of all cores of this machine together that was neither idle nor waiting for a disk; None when it was not
-    recorded."""
+    """CPU of all cores of this machine together, neither idle nor waiting for a disk; None when it was not recorded."""
     host = _with_cores(evidence)
     return Account(evidence.times(host), _busy_s(evidence, host).sum(axis=1)) if host else None
 

@@ -17,9 +17,7 @@ from reports.missing_values import total
 from reports.run_folder import Ending
 from reports.summary import LoadSummary, ModeSummary, PhaseSummary, ServerSummary, ThresholdResult, Verdict
 from reports.texts import at_least, duration, mebibytes, percent, significant
-from reports.thresholds import Threshold, ThresholdError, parse
-
-OPEN_MODEL_ONLY = {"response": "transaction", "schedule_lag": "", "pool_wait": ""}  # and what to use instead
+from reports.thresholds import OPEN_MODEL_ONLY, Threshold, ThresholdError, parse
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +49,7 @@ def results(measured: Measured) -> list[ThresholdResult]:
 
 
 def exit_code(verdict: Verdict, thresholds: Sequence[ThresholdResult], load: LoadSummary, ended: Ending | None) -> int:
-    """See Summary.exit_code, the worst first. `ended` is None for a run that was cut off: it is judged as far as it
-    went."""
+    """See Summary.exit_code, the worst first. A run that was cut off (`ended` is None) is judged as far as it went."""
     if verdict in ("INVALID", "NOISY"):  # the numbers say nothing, whatever they are
         return 4
     if any(result.broken for result in thresholds):

@@ -17,10 +17,8 @@ server that shows none has no such number.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from statistics import median
+from statistics import correlation, linear_regression, mean, median
 from typing import TypeVar
-
-import numpy as np
 
 from reports.analysis.evidence import Evidence
 from reports.missing_values import total
@@ -111,19 +109,14 @@ def _fit(phases: Sequence[PhaseSummary], measure: Measure) -> LineFit | None:
             values[phase.uploads_per_connection].append(value)
     if len(values) < LEAST_VALUES:
         return None
-    slope, intercept, r_squared = _line(
-        [1 / k if k else 0.0 for k in values], [float(np.mean(v)) for v in values.values()]
-    )
+    slope, intercept, r_squared = _line([1 / k if k else 0.0 for k in values], [mean(v) for v in values.values()])
     return LineFit(request=intercept, connection=slope, r_squared=r_squared)
 
 
 def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float]:
     """(slope, intercept, share of the scatter that it explains) of the line with the least squares."""
-    at, values = np.array(x, dtype=np.float64), np.array(y, dtype=np.float64)
-    slope, intercept = np.polyfit(at, values, 1)
-    scatter = float(((values - values.mean()) ** 2).sum())
-    unexplained = float(((values - intercept - slope * at) ** 2).sum())
-    return float(slope), float(intercept), 1 - unexplained / scatter if scatter else 1.0
+    slope, intercept = linear_regression(x, y)
+    return slope, intercept, correlation(x, y) ** 2 if min(y) < max(y) else 1.0
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
@@ -135,7 +128,7 @@ def uss_per_connection(evidence: Evidence) -> float | None:
     if len(points) < LEAST_TICKS:
         return None
     connections, uss = zip(*points, strict=True)
-    if np.ptp(connections) < LEAST_RANGE or not np.ptp(uss):
+    if max(connections) - min(connections) < LEAST_RANGE or min(uss) == max(uss):
         return None
     slope, _, r_squared = _line(connections, uss)
     return slope if r_squared >= LEAST_R_SQUARED and slope > 0 else None

@@ -9,7 +9,6 @@ Uploads that were never answered have a time too, which is as long as anyone wai
 and what is as large as the shortest such time is a lower bound.
 """
 
-import binascii
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,9 +28,14 @@ SAMPLES_BEYOND = 30  # that a percentile needs
 POINTS = 80  # of a curve
 
 Shown = Literal["transaction", "response", "service"]
-"""The durations that charts show."""
 
-_UNREADABLE = (ValueError, TypeError, binascii.Error, zlib.error, HdrCookieException, HdrLengthException)
+
+def shown(evidence: Evidence) -> tuple[Shown, ...]:
+    """The durations that charts show."""
+    return ("response", "service") if evidence.run.model == "open" else ("transaction",)
+
+
+_UNREADABLE = (ValueError, TypeError, zlib.error, HdrCookieException, HdrLengthException)
 
 
 def empty() -> HdrHistogram:
@@ -58,8 +62,11 @@ def mean(histogram: HdrHistogram) -> float:
 def by_size(lines: Iterable[HistogramsLine], duration: str) -> dict[str, HdrHistogram]:
     """One duration by size class, over the phases of these lines. RunFolderError when a histogram is damaged."""
     found: dict[str, HdrHistogram] = defaultdict(empty)
-    for line, name, encoded in _encoded(lines, duration):
-        _decode(found[run_folder.split_name(name)[1]], encoded, f"{duration} of {name!r}", line)
+    for line in lines:
+        for name, durations in line.names.items():
+            if duration in durations:
+                size_class = run_folder.split_name(name)[1]
+                _decode(found[size_class], durations[duration], f"{duration} of {name!r}", line)
     return found
 
 
@@ -75,13 +82,6 @@ def hiccups(lines: Iterable[HistogramsLine]) -> HdrHistogram:
         if line.hiccups is not None:
             _decode(found, line.hiccups, "hiccups", line)
     return found
-
-
-def _encoded(lines: Iterable[HistogramsLine], duration: str) -> Iterator[tuple[HistogramsLine, str, str]]:
-    for line in lines:
-        for name, durations in line.names.items():
-            if duration in durations:
-                yield line, name, durations[duration]
 
 
 def _decode(into: HdrHistogram, encoded: str, what: str, line: HistogramsLine) -> None:
@@ -161,17 +161,14 @@ class PercentileCurve:
 
 def percentile_curves(evidence: Evidence, phases: Sequence[PhaseSummary]) -> list[PercentileCurve]:
     """Curves of each mode, over its measured phases. RunFolderError when a histogram is damaged."""
-    shown: tuple[Shown, ...] = ("response", "service") if evidence.run.model == "open" else ("transaction",)
-    modes = {phase.mode: None for phase in phases if phase.measured}
-    found: list[PercentileCurve] = []
-    for mode in modes:
-        lines = [
-            evidence.histograms[phase.name]
-            for phase in phases
-            if phase.measured and phase.mode == mode and phase.name in evidence.histograms
-        ]
-        found += [curve for duration in shown for curve in _curves(lines, mode, duration)]
-    return found
+    modes: dict[str, list[HistogramsLine]] = defaultdict(list)
+    for phase in phases:
+        if phase.measured and phase.name in evidence.histograms:
+            modes[phase.mode].append(evidence.histograms[phase.name])
+    durations = shown(evidence)
+    return [
+        curve for mode, lines in modes.items() for duration in durations for curve in _curves(lines, mode, duration)
+    ]
 
 
 def _curves(lines: Sequence[HistogramsLine], mode: str, duration: Shown) -> Iterator[PercentileCurve]:

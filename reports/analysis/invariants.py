@@ -136,9 +136,10 @@ def _not_achieved(measured: Sequence[PhaseSummary]) -> list[Finding]:
     if not short:
         return []
     worst = min(short, key=lambda phase: phase.achieved_share or 0)
+    others = f" (and too few in {len(short) - 1} more)" if len(short) > 1 else ""  # which are in the tables
     text = (
         f"only {percent(worst.achieved_share or 0)} of the {worst.offered or 0:,} uploads offered in phase {worst.name}"
-        f"{_others(len(short))} were acknowledged in it (at least {percent(ACHIEVED_LIMIT)} must be; {_rest(worst)})"
+        f"{others} were acknowledged in it (at least {percent(ACHIEVED_LIMIT)} must be; {_rest(worst)})"
     )
     no_limit = ", and neither the server nor the load nor their machine is known to have been at its limit"
     return [Finding("not taken", text, no_limit)]
@@ -147,11 +148,6 @@ def _not_achieved(measured: Sequence[PhaseSummary]) -> list[Finding]:
 def _rest(phase: PhaseSummary) -> str:
     parts = {"late": phase.late, **phase.failures}
     return ", ".join(f"{code} {number:,}" for code, number in parts.items() if number) or "the rest was lost"
-
-
-def _others(phases: int) -> str:
-    """What is said after the worst of so many phases: the others are in the tables."""
-    return f" (and too few in {phases - 1} more)" if phases > 1 else ""
 
 
 # --- users: the closed model ------------------------------------------------------------------------------------------

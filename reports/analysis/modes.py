@@ -108,8 +108,7 @@ def _latency(durations: Durations, name: str, size_class: str | None = None) -> 
 
 
 def _response(durations: Durations, size_class: str | None = None) -> Latency | None:
-    """Responses, those that never came included: without them a server that hangs would look faster. None in the closed
-    model, which has none."""
+    """None in the closed model. Those that never came are included, or a server that hangs would look faster."""
     if "response" not in durations:
         return None
     answered, unanswered = (_picked(durations[name], size_class) for name in ("response", "unanswered"))

@@ -12,15 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from reports.analysis import histograms
-from reports.analysis.accounts import (
-    Account,
-    LoadAccounts,
-    Track,
-    busy_cpu,
-    busy_load_core,
-    load_accounts,
-    mean_core,
-)
+from reports.analysis.accounts import Account, LoadAccounts, Track, busy_cpu, busy_load_core, load_accounts, mean_core
 from reports.analysis.drift import drift
 from reports.analysis.evidence import Evidence, Floats, Span, count, interval_s, spans
 from reports.analysis.histograms import Samples
@@ -233,8 +225,7 @@ def _throttled_share(found: Sequence[Quota], roles: str, whole: _Stretch) -> flo
 
 
 def _generator_share(costs: _Costs, whole: _Stretch, recorded: _Stretch | None) -> float | None:
-    """The largest, as the recorder saw it or as a process says itself: either may know of one that the other does
-    not."""
+    """The largest, as the recorder saw it or as a process says itself: either may know one that the other does not."""
     seen = [_share(account, recorded) for account in costs.load]
     return most([*seen, *(_own_share(load.cpu, whole) for load in costs.load_itself)])
 

@@ -29,8 +29,7 @@ class _Child:
     ended: bool
 
     def seen_of_ended(self, t_s: Floats) -> Floats:
-        """It counts as ended from its last sample on, so that a child reaped between two reads of the same tick is not
-        counted twice."""
+        """Ended from its last sample on: a child reaped between two reads of one tick would else be counted twice."""
         if not self.ended:
             return np.zeros_like(t_s)
         seen: Floats = self.account.total_s * (t_s >= self.account.t_s[-1])

@@ -16,7 +16,7 @@ from reports.analysis import conditions
 from reports.analysis.accounts import tracks
 from reports.analysis.binding import binding
 from reports.analysis.connection_cost import contrast, sweep_fit
-from reports.analysis.evidence import Evidence, count, read
+from reports.analysis.evidence import count, read
 from reports.analysis.histograms import PercentileCurve, percentile_curves
 from reports.analysis.modes import mode_summaries
 from reports.analysis.phases import phase_summaries
@@ -46,11 +46,8 @@ class Analysis:
 
 
 def analyse(folder: Path) -> Analysis:
-    """All that can be said about the run in this folder.
-
-    A folder of a run that was killed is analysed as far as it goes. Raises RunFolderError when it is no run folder, is
-    of another schema, or the load never wrote a line.
-    """
+    """All that can be said about the run in this folder; of one that was killed, as far as it goes. RunFolderError when
+    it is no run folder, is of another schema, or the load never wrote a line."""
     evidence = read(folder)
     seen = tracks(evidence)
     server = server_cpu(evidence, seen)
@@ -59,7 +56,8 @@ def analyse(folder: Path) -> Analysis:
     processes = [process_summary(track, phases) for track in seen]
     verdict, reason, also_broken = judge(evidence, phases)
     invalid = verdict == "INVALID"
-    load = _load(evidence)
+    counted = count(evidence.seconds)
+    load = LoadSummary(uploads=counted.uploads, failures=counted.failures)
     tcp, groups = tcp_summary(evidence), control_group_summaries(evidence)
     whole_server = server_summary(evidence, seen, server)
     thresholds = conditions.results(conditions.Measured(evidence, modes, phases, whole_server, load))
@@ -88,8 +86,3 @@ def analyse(folder: Path) -> Analysis:
     return Analysis(
         evidence.run, summary, timeline(evidence, seen, processes), evidence.events, percentile_curves(evidence, phases)
     )
-
-
-def _load(evidence: Evidence) -> LoadSummary:
-    counted = count(evidence.seconds)
-    return LoadSummary(uploads=counted.uploads, failures=counted.failures)

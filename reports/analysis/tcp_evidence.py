@@ -5,11 +5,12 @@ server; only queues and states are of its port. A queue is looked at once a tick
 between is not seen; what overflowed is, since that is counted.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
 from reports.analysis.evidence import Evidence
-from reports.missing_values import most
+from reports.missing_values import known, most, total
 from reports.run_folder import AcceptQueue, HostTick
 from reports.summary import TcpSummary
 
@@ -42,20 +43,14 @@ def _fullness(queue: AcceptQueue) -> tuple[float, int]:
 
 
 def _dropped(ticks: Sequence[HostTick]) -> int | None:
-    """Connections that the sockets of the port dropped. A server that was started anew has new ones, which begin at
-    0."""
-    told = [sum(queue.dropped or 0 for queue in tick.accept_queues or ()) for tick in ticks if _tells_drops(tick)]
+    """Connections that the sockets of the port dropped. Those of a server that was started anew begin at 0."""
+    told = known(total(queue.dropped for queue in tick.accept_queues or ()) for tick in ticks)
     return sum(max(0, after - before) for before, after in pairwise(told)) if told else None
-
-
-def _tells_drops(tick: HostTick) -> bool:
-    return bool(tick.accept_queues) and all(queue.dropped is not None for queue in tick.accept_queues or ())
 
 
 def _states(ticks: Sequence[HostTick]) -> dict[str, int]:
     """The most connections that were in each state at one tick, the most frequent state first."""
-    found: dict[str, int] = {}
+    found: Counter[str] = Counter()
     for tick in ticks:
-        for state, number in (tick.tcp_states or {}).items():
-            found[state] = max(number, found.get(state, 0))
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+        found |= Counter(tick.tcp_states)
+    return dict(found.most_common())

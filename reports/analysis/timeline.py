@@ -6,7 +6,7 @@ across phases of another mode, would be a claim about a time in which nothing of
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from reports import run_folder
 from reports.analysis.accounts import Track
 from reports.analysis.evidence import LONGEST_GAP, Evidence, Floats, Span, interval_s, spans
-from reports.analysis.histograms import Shown
-from reports.run_folder import Percentiles, Phase, SecondOfUploads
+from reports.analysis.histograms import Shown, shown
+from reports.run_folder import Percentiles, Phase
 from reports.summary import ProcessSummary
 
 SHORTEST_SPAN_S = 0.2  # less gives a wild rate
@@ -78,7 +78,7 @@ def timeline(evidence: Evidence, tracks: Sequence[Track], processes: Sequence[Pr
     return Timeline(
         end_s=_end_s(evidence),
         uploads_per_s=_upload_curves(evidence),
-        latency=_latency_curves(evidence),
+        latency=[curves for duration in shown(evidence) for curves in _latency_curves(evidence, duration)],
         processes=[
             ProcessCurves(process, _share_curve(track), _known(track, "rss_bytes"), _known(track, "uss_bytes"))
             for process, track in zip(processes, tracks, strict=True)
@@ -110,25 +110,15 @@ def _upload_curves(evidence: Evidence) -> dict[str, Curve]:
     return {mode: _broken(found.values())[0] for mode, found in pieces.items()}
 
 
-def _latency_curves(evidence: Evidence) -> list[LatencyCurves]:
-    if evidence.run.model == "closed":
-        return _curves_of(evidence, "transaction", lambda second: second.transaction_us)
-    return [
-        *_curves_of(evidence, "response", lambda second: second.response_us),
-        *_curves_of(evidence, "service", lambda second: second.service_us),
-    ]
-
-
-def _curves_of(
-    evidence: Evidence, duration: Shown, percentiles: Callable[[SecondOfUploads], Percentiles | None]
-) -> list[LatencyCurves]:
+def _latency_curves(evidence: Evidence, duration: Shown) -> list[LatencyCurves]:
     """Percentiles as they were written: those of two names or two lines cannot be merged."""
     pieces: _Pieces = defaultdict(lambda: defaultdict(list))
     uploads: Counter[str] = Counter()
     for phase, span in _drawable(evidence):
         for name, second in span.line.names.items():
             uploads[name] += second.count
-            if (written := percentiles(second)) is not None:
+            written: Percentiles | None = getattr(second, f"{duration}_us")
+            if written is not None:
                 pieces[name][phase.name].append((span, written.p50, written.p95, written.p99))
     return [
         LatencyCurves(duration, *run_folder.split_name(name), uploads[name], *_broken(found.values()))
@@ -138,10 +128,8 @@ def _curves_of(
 
 
 def _drawable(evidence: Evidence) -> Iterator[tuple[Phase, Span]]:
-    """Every line that a rate can be read from, with its phase and the part of it that the line speaks of.
-
-    What came in after a phase's end is not drawn: it has no time of its own there.
-    """
+    """Every line that a rate can be read from, with its phase and the part of it that the line speaks of. What came in
+    after a phase's end is not drawn: it has no time of its own there."""
     phases = {phase.name: phase for phase in evidence.run.phases}
     for span in spans(evidence):
         phase = phases.get(span.line.phase)

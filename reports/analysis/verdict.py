@@ -10,7 +10,7 @@ What lowers trust but breaks nothing is a warning; each says what to make of it.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 from reports import run_folder
@@ -209,26 +209,17 @@ def _failures(evidence: Evidence, measured: Sequence[PhaseSummary]) -> list[str]
     for phase in measured:
         failures.update(phase.failures)
     attempts = failures.total() + sum(phase.uploads for phase in measured)
-    if evidence.run.model == "closed":
-        return _failed(failures, failures, attempts, "they are in no latency or rate")
-    return [
-        *_failed(failures, set(failures) - {*UNANSWERED, DROPPED}, attempts, "they are in no latency or rate"),
-        *_failed(
-            failures,
-            UNANSWERED,
-            attempts,
-            "they had no answer; the time they waited is in the response percentiles, as a lower bound (≥)",
-        ),
-        *_failed(
-            failures,
-            [DROPPED],
-            attempts,
-            "they were due while the most uploads were in flight, so they were never sent and are in no percentile",
-        ),
-    ]
+    is_open = evidence.run.model == "open"
+    others = [code for code in failures if not is_open or code not in (*UNANSWERED, DROPPED)]
+    told: list[tuple[Sequence[str], str]] = [(others, "they are in no latency or rate")]
+    if is_open:
+        waited = "they had no answer; the time they waited is in the response percentiles, as a lower bound (≥)"
+        unsent = "they were due while the most uploads were in flight, so they were never sent and are in no percentile"
+        told += [(UNANSWERED, waited), ([DROPPED], unsent)]
+    return [text for codes, consequence in told for text in _failed(failures, codes, attempts, consequence)]
 
 
-def _failed(failures: Counter[str], codes: Iterable[str], attempts: int, consequence: str) -> list[str]:
+def _failed(failures: Counter[str], codes: Sequence[str], attempts: int, consequence: str) -> list[str]:
     own = Counter({code: failures[code] for code in codes if failures[code]})
     if not own:
         return []

@@ -10,7 +10,7 @@ raises an alarm in at most 5 % of comparisons however many metrics it has.
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
@@ -33,7 +33,6 @@ from reports.comparison.result import (
     Repeats,
 )
 from reports.comparison.runs import Read, pairs, read
-from reports.comparison.significance import Change
 from reports.summary import Summary
 from reports.texts import percent
 
@@ -56,9 +55,7 @@ def compare_runs(runs: Sequence[Read], baseline: str, tolerance: float) -> Compa
     """The comparison of runs that are in the order of time, see `compare`."""
     labels = list(dict.fromkeys(run.info.label for run in runs))
     _check_labels(labels, baseline)
-    usable = [run for run in runs if run.usable]
-    against = [_against(usable, baseline, label) for label in labels if label != baseline]
-    against = [_with_lost(one, runs, baseline, tolerance) for one in _judged(against, tolerance)]
+    against = _judged([_against(runs, baseline, label, tolerance) for label in labels if label != baseline], tolerance)
     return Comparison(
         baseline=baseline,
         tolerance=tolerance,
@@ -102,9 +99,10 @@ class _Sides:
         return [run.summary for run in (*self.baseline, *self.candidate)]
 
 
-def _against(usable: Sequence[Read], baseline: str, label: str) -> Against:
+def _against(runs: Sequence[Read], baseline: str, label: str, tolerance: float) -> Against:
     """One label beside the baseline, not yet tested: that is for `_judged`, which knows all labels."""
-    labelled = [(run.info.label, run) for run in usable]
+    labelled = [(run.info.label, run) for run in runs if run.usable]
+    left_out = Counter(run.info.label for run in runs if not run.usable)
     sides = _Sides(
         [run for name, run in labelled if name == baseline],
         [run for name, run in labelled if name == label],
@@ -112,28 +110,16 @@ def _against(usable: Sequence[Read], baseline: str, label: str) -> Against:
     )
     known = sides.baseline and sides.candidate
     modes = metrics.modes(sides.summaries) if known else []
+    before, after = (metrics.failed_share(run.summary for run in side) for side in (sides.baseline, sides.candidate))
     return Against(
         label=label,
         paired=sides.paired is not None,
         findings=[_finding(sides, mode, metric) for mode in modes for metric in metrics.primary(mode, sides.summaries)],
         context=list(_context(sides, modes)) if known else [],
         differences=_differences(sides) if known else {},
-        failed_share=(_failed(sides.baseline), _failed(sides.candidate)),
-        fails_more=False,
-        loses_more=False,
-    )
-
-
-def _failed(runs: Sequence[Read]) -> float:
-    return metrics.failed_share(run.summary for run in runs)
-
-
-def _with_lost(one: Against, runs: Sequence[Read], baseline: str, tolerance: float) -> Against:
-    """Add what no metric of acknowledged uploads shows: uploads that failed, and runs that were left out."""
-    before, after = one.failed_share
-    lost = {label: sum(run.info.label == label and not run.usable for run in runs) for label in (baseline, one.label)}
-    return msgspec.structs.replace(
-        one, fails_more=after - before > tolerance, loses_more=lost[one.label] > lost[baseline]
+        failed_share=(before, after),
+        fails_more=after - before > tolerance,
+        loses_more=left_out[label] > left_out[baseline],
     )
 
 
@@ -158,16 +144,10 @@ def _finding(sides: _Sides, mode: str, metric: Metric) -> Finding:
         candidate=candidate,
         pairs=number,
         pair_ratios=ratios,
-        **_numbers(change),
+        **(asdict(change) if change else dict.fromkeys(("ratio", "low", "high", "p"))),
         outcome="too few" if baseline.values and candidate.values else "not known",
         regression=False,
     )
-
-
-def _numbers(change: Change | None) -> dict[str, float | None]:
-    if change is None:
-        return {"ratio": None, "low": None, "high": None, "p": None}
-    return {"ratio": change.ratio, "low": change.low, "high": change.high, "p": change.p}
 
 
 def _repeats(runs: Sequence[Read], metric: Metric) -> Repeats:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from reports.missing_values import most
-from reports.summary import Latency, ModeSummary, SizeSummary, Summary
+from reports.summary import Latency, ModeSummary, Summary
 
 MIB = 1 << 20
 
@@ -38,14 +38,9 @@ def primary(mode: str, summaries: Sequence[Summary]) -> list[Metric]:
     size_class = next(iter(_sizes(mode, summaries)), "")
     duration = _duration(summaries)
     rate = _of_mode(mode, lambda found: found.uploads_per_s)
-    found = [
-        Metric("rate", "uploads/s", False, rate, lambda run: any(m.lower_bound for m in run.modes if m.mode == mode))
-    ]
-    if size_class and duration:
-        of = _latency(mode, size_class, duration, "p99")
-        found.append(Metric(f"p99 {duration} {size_class}", "µs", True, of, _has_bound(mode, size_class, duration, of)))
     return [
-        *found,
+        Metric("rate", "uploads/s", False, rate, lambda run: any(m.lower_bound for m in run.modes if m.mode == mode)),
+        *([_latency(mode, size_class, duration, "p99")] if size_class and duration else []),
         Metric("CPU, all busy", "core-µs/upload", True, _of_mode(mode, lambda found: found.busy_core_us_per_upload)),
     ]
 
@@ -61,10 +56,9 @@ def context(mode: str, summaries: Sequence[Summary]) -> list[Metric]:
         Metric("failed", "% of uploads", True, _of_mode(mode, _failed_percent)),
     ]
     for size_class in _sizes(mode, summaries):
-        for percentile in ("p50", "p95", "p99") if duration else ():
-            of = _latency(mode, size_class, duration, percentile)
-            found.append(Metric(f"{percentile} {duration} {size_class}", "µs", True, of))
-        found.append(Metric(f"p50 service {size_class}", "µs", True, _latency(mode, size_class, "service", "p50")))
+        if duration:
+            found += [_latency(mode, size_class, duration, percentile) for percentile in ("p50", "p95", "p99")]
+        found.append(_latency(mode, size_class, "service", "p50"))
     known = {metric.name for metric in primary(mode, summaries)}
     return [metric for metric in found if metric.name not in known]
 
@@ -84,23 +78,20 @@ def _of_mode(mode: str, value: Callable[[ModeSummary], float | None]) -> OfRun:
     return of
 
 
-def _latency(mode: str, size_class: str, duration: str, percentile: str) -> OfRun:
-    def of_size(size: SizeSummary) -> float | None:
-        latency: Latency | None = getattr(size, f"{duration}_us")
-        value: float | None = getattr(latency, percentile, None)
-        return value
+def _latency(mode: str, size_class: str, duration: str, percentile: str) -> Metric:
+    def latency(run: Summary) -> Latency | None:
+        sizes = (size for found in run.modes if found.mode == mode and found.uploads for size in found.sizes)
+        return next((getattr(size, f"{duration}_us") for size in sizes if size.size_class == size_class), None)
 
-    return _of_mode(mode, lambda found: next((of_size(s) for s in found.sizes if s.size_class == size_class), None))
-
-
-def _has_bound(mode: str, size_class: str, duration: str, of: OfRun) -> Callable[[Summary], bool]:
-    bound_from = _latency(mode, size_class, duration, "bound_from")
+    def value(run: Summary) -> float | None:
+        known: float | None = getattr(latency(run), percentile, None)
+        return known
 
     def is_bound(run: Summary) -> bool:
-        value, least = of(run), bound_from(run)
-        return value is not None and least is not None and value >= least
+        found, known = latency(run), value(run)
+        return found is not None and known is not None and found.is_bound(known)
 
-    return is_bound
+    return Metric(f"{percentile} {duration} {size_class}", "µs", True, value, is_bound)
 
 
 def _duration(summaries: Sequence[Summary]) -> str:

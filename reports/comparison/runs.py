@@ -16,6 +16,7 @@ from reports import run_folder
 from reports.analysis.connection_cost import neighbours
 from reports.analysis.summarise import analyse
 from reports.comparison.result import FEWEST_PAIRS, ComparedRun
+from reports.json_lines import UNDECODABLE
 from reports.run_folder import RunFolderError, RunInfo
 from reports.summary import SUMMARY_VERSION, Summary
 
@@ -63,7 +64,7 @@ def _summary(folder: Path) -> Summary:
     """The summary that `build` wrote; made anew where it is missing, unreadable, or of another version."""
     try:
         summary = msgspec.json.decode((folder / run_folder.SUMMARY).read_bytes(), type=Summary)
-    except (OSError, *run_folder.UNDECODABLE):
+    except (OSError, *UNDECODABLE):
         return analyse(folder).summary
     return summary if summary.schema_version == SUMMARY_VERSION else analyse(folder).summary
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from reports import run_folder
 from reports.comparison.result import Comparison
+from reports.json_lines import json_of, replace_all
 from reports.pages import layout
 from reports.pages.comparison_texts import ComparisonView, view
 from reports.pages.palette import FONT, PALETTE
@@ -23,9 +23,9 @@ def write(comparison: Comparison, folder: Path) -> str:
     shown = view(comparison)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        run_folder.replace_all(
+        replace_all(
             {
-                folder / COMPARISON_JSON: run_folder.json_of(comparison),
+                folder / COMPARISON_JSON: json_of(comparison),
                 folder / COMPARISON_MD: markdown(shown).encode(),
                 folder / COMPARISON_HTML: html(shown).encode(),
             }
@@ -46,8 +46,7 @@ def markdown(shown: ComparisonView) -> str:
 
 
 def terminal(shown: ComparisonView, page: Path, columns: int = 0) -> str:
-    """For a terminal of so many columns: verdict, sentence, warnings, the findings of each label, what was set
-    differently, and where the page is."""
+    """What a terminal of so many columns shows, the path of the page last."""
     tables = [table for section in shown.sections for table in (section.findings, section.differences)]
     blocks = [
         [f"{shown.verdict}: {shown.sentence}"],

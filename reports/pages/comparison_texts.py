@@ -167,16 +167,14 @@ def _why_not(one: Against) -> str:
 
 
 def _clause(finding: Finding) -> str:
-    return f"{finding.outcome} in {finding.metric} over {_connections(finding.mode)}: {_change(finding)}"
+    mode = finding.mode
+    connections = f"{mode} connections" if mode in ("long", "short") else f"connections of {mode.split()[0]} uploads"
+    return f"{finding.outcome} in {finding.metric} over {connections}: {_change(finding)}"
 
 
 def _pairs(one: Against, number: int) -> str:
     what = "pair" if one.paired else "run"
     return f"{what}{'' if number == 1 else 's'}"
-
-
-def _connections(mode: str) -> str:
-    return f"{mode} connections" if mode in ("long", "short") else f"connections of {mode.split()[0]} uploads"
 
 
 def _signed(ratio: float) -> str:
@@ -298,26 +296,18 @@ def _differences(one: Against, baseline: str) -> Table:
 
 
 def _context(one: Against, baseline: str) -> Table:
-    columns = [
-        text_column("Metric"),
-        text_column("Mode"),
-        *(Column(baseline), Column(one.label), Column("Change")),
-    ]
+    columns = [*(text_column("Metric"), text_column("Mode")), Column(baseline), Column(one.label), Column("Change")]
     return Table(columns, [Row(_context_cells(value)) for value in one.context], CONTEXT_NOTE)
 
 
 def _context_cells(value: ContextValue) -> list[str]:
     before, after = (rounded(side) for side in (value.baseline, value.candidate))
-    known = value.baseline and value.candidate is not None
-    change = _signed(value.candidate / value.baseline) if known and value.candidate and value.baseline else NONE
+    change = _signed(value.candidate / value.baseline) if value.candidate and value.baseline else NONE
     return [f"{value.metric}, {value.unit}", value.mode or "whole run", before, after, change]
 
 
 def _runs(runs: Sequence[ComparedRun]) -> Table:
-    columns = [
-        *(text_column("Started", "UTC"), text_column("Label"), text_column("Run")),
-        text_column("Verdict"),
-    ]
+    columns = [text_column("Started", "UTC"), *(text_column(title) for title in ("Label", "Run", "Verdict"))]
     return Table(columns, [_run_row(run) for run in runs])
 
 

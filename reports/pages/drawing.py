@@ -77,8 +77,7 @@ class _Canvas:
 def draw(
     charts: Sequence[Chart], end_s: float, phases: Sequence[PhaseSummary], marks: Sequence[Mark]
 ) -> dict[str, str]:
-    """HTML by title, of those of the charts that have lines: from 0 to `end_s`, over shaded phases, with marks of
-    events."""
+    """HTML by title, of the charts that have lines: from 0 to `end_s`, over shaded phases, with marks of events."""
     end_s = end_s or 1.0
     x_range = Range1d(start=0, end=end_s, bounds=(0, end_s), min_interval=min(1.0, end_s))
     crosshair = Span(dimension="height", line_width=1, line_color=light("muted"))
@@ -211,10 +210,9 @@ def _draw_line(plot: figure, line: Line) -> tuple[DataRenderer, bool]:
         columns |= {"low": low.values, "high": high.values}
         area = glyphs.VArea(fill_color=light(line.key.colour), fill_alpha=0.25 / len(bands))
         plot.add_glyph(ColumnDataSource(envelope.area(low, high)), area)
-    glyph = glyphs.Line(line_width=line.width, line_dash=line.key.dash, line_join="round")
-    glyph.update(line_color=light(line.key.colour))
-    source = ColumnDataSource(columns)
-    drawn = plot.add_glyph(source, glyph)
+    colour, dash = light(line.key.colour), line.key.dash
+    glyph = glyphs.Line(line_width=line.width, line_dash=dash, line_color=colour, line_join="round")
+    drawn = plot.add_glyph(ColumnDataSource(columns), glyph)
     drawn.name = plain(line.key.label)
     return drawn, bool(bands)
 

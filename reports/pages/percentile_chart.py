@@ -48,7 +48,6 @@ def draw_percentiles(curves: Sequence[PercentileCurve]) -> tuple[str, list[Key]]
 
 def _draw(plot: figure, curve: PercentileCurve, sizes: Sequence[str]) -> Key:
     """A mode has a colour, a size class a dash; the service beside a response is faint."""
-    is_service = curve.duration == "service"
     what = "" if curve.duration == "transaction" else f", {curve.duration}"
     dash = _DASHES[sizes.index(curve.size_class) % len(_DASHES)]
     key = Key(f"{curve.mode} {curve.size_class}{what}", mode_colour(curve.mode), dash)
@@ -56,7 +55,7 @@ def _draw(plot: figure, curve: PercentileCurve, sizes: Sequence[str]) -> Key:
         {"x": 1 / curve.beyond, "y": curve.values_us, "percentile": [f"{100 - b * 100:.4g} %" for b in curve.beyond]}
     )
     line = glyphs.Line(line_color=light(key.colour), line_width=2, line_dash=dash, line_join="round")
-    if is_service:
+    if curve.duration == "service":
         line.update(line_width=1, line_alpha=0.5)
     drawn = plot.add_glyph(source, line)
     drawn.name = key.label

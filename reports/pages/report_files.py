@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from reports import run_folder
 from reports.analysis.summarise import Analysis, analyse
+from reports.json_lines import json_of, replace_all
 from reports.pages import layout
 from reports.pages.charts import charts, marks
 from reports.pages.palette import FONT, PALETTE
@@ -18,17 +19,14 @@ from reports.run_folder import RunFolderError
 
 def build(folder: Path) -> str:
     """Write summary.json, report.html and report.md of a run folder, from that folder alone: all of them or none.
-
-    Returns what a terminal should show, which ends with the path of report.html. RunFolderError as from `analyse`, and
-    when the folder cannot be written.
-    """
+    Returns what a terminal should show. RunFolderError as from `analyse`, and when the folder cannot be written."""
     analysis = analyse(folder)
     shown = view(analysis)
     page, text = html(analysis, shown), markdown(shown)
     try:
-        run_folder.replace_all(
+        replace_all(
             {
-                folder / run_folder.SUMMARY: run_folder.json_of(analysis.summary),
+                folder / run_folder.SUMMARY: json_of(analysis.summary),
                 folder / run_folder.REPORT_MD: text.encode(),
                 folder / run_folder.REPORT_HTML: page.encode(),
             }
@@ -63,8 +61,7 @@ def markdown(shown: View) -> str:
 
 
 def terminal(shown: View, report: Path, columns: int = 0) -> str:
-    """For a terminal of so many columns: verdict, sentence, conditions, what to be wary of, the modes without their
-    size classes, what was offered, and where the report is."""
+    """What a terminal of so many columns shows, the path of the report last."""
     blocks = [
         [f"{shown.verdict}: {shown.reason}", *(f"  also broken: {text}" for text in shown.also_broken)],
         [shown.sentence],

@@ -143,18 +143,15 @@ def _costs(summary: Summary) -> str:
     known = [phase for phase in summary.phases if phase.server_cpu_s is not None]
     lasted_s = sum(phase.duration_s for phase in known)
     cores = sum(phase.server_cpu_s or 0 for phase in known) / lasted_s if lasted_s else 0.0
-    memory = ""
-    if server.memory_peak_bytes is not None:
-        memory = f" and at most {_memory(server)}"
+    memory = "" if server.memory_peak_bytes is None else f" and at most {_memory(server, server.memory_peak_bytes)}"
     number = sum(process.role.startswith("server-") for process in summary.processes)
     processes = f"{number} process{'es' if number > 1 else ''}"
     return f"In {significant(lasted_s)} s the server, {processes} in all, used {significant(cores)} cores{memory}."
 
 
-def _memory(server: ServerSummary) -> str:
+def _memory(server: ServerSummary, peak_bytes: int) -> str:
     """PSS is read seldom, and may have been higher in between; RSS always, and is too high where processes share."""
-    assert server.memory_peak_bytes is not None
-    peak = mebibytes(server.memory_peak_bytes)
+    peak = mebibytes(peak_bytes)
     if server.memory_kind == "RSS" or server.rss_peak_bytes is None:
         return f"{peak} (RSS)"
     times = "once" if server.memory_readings == 1 else f"{server.memory_readings} times"
@@ -187,18 +184,16 @@ def _slowest(mode: ModeSummary) -> list[str]:
     """The p99 of the size class with most uploads, since percentiles over mixed sizes say what was mixed; p95 where it
     has too few samples for that, and nothing where it has too few for either."""
     size = max(mode.sizes, key=lambda size: size.uploads)
-    latency, what = (size.transaction_us, "transactions")
-    if size.response_us is not None:
-        latency, what = size.response_us, "responses"
+    latency = size.response_us or size.transaction_us
+    what = "transactions" if size.response_us is None else "responses"
     if len(mode.sizes) > 1:
         what += f" {size.size_class}"
-    known = [(percentile, value) for percentile, value in ((99, latency.p99), (95, latency.p95)) if value is not None]
-    if not known:
-        return []
-    percentile, value = known[0]
-    if latency.is_bound(value):
-        return [f"{100 - percentile} % of {what} took at least {duration(value)}"]
-    return [f"{percentile} % of {what} within {duration(value)}"]
+    for percentile, value in ((99, latency.p99), (95, latency.p95)):
+        if value is not None:
+            if latency.is_bound(value):
+                return [f"{100 - percentile} % of {what} took at least {duration(value)}"]
+            return [f"{percentile} % of {what} within {duration(value)}"]
+    return []
 
 
 def _comparison(summary: Summary) -> str:

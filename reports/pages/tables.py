@@ -12,6 +12,7 @@ from reports.summary import (
     RUN_DELAY_LIMIT,
     Contrast,
     Latency,
+    LineFit,
     ModeSummary,
     PhaseSummary,
     Ratio,
@@ -54,19 +55,17 @@ UNANSWERED_NOTE = "≥ before a response: uploads without an answer are among th
 
 def mode_table(summary: Summary) -> Table:
     """Each mode, then its size classes; at the end what a short upload is to a long one."""
-    rows = [row for mode in summary.modes for row in (_mode_row(mode), *_size_rows(mode))]
-    if summary.contrast is not None:
-        rows.append(_contrast_row(summary.contrast, latencies=len(_mode_columns(summary)) - 6))
-    return Table(_mode_columns(summary), rows, _mode_note(summary))
-
-
-def _mode_columns(summary: Summary) -> list[Column]:
-    return [
+    latencies = _RESPONSE_COLUMNS if summary.model == "open" else _TRANSACTION_COLUMNS
+    columns = [
         *(text_column("Connections"), Column("Uploads", "/s"), Column("Data", "MB/s")),
-        *(_RESPONSE_COLUMNS if summary.model == "open" else _TRANSACTION_COLUMNS),
+        *latencies,
         *(Column("CPU, all busy", "core-µs/upload"), Column("CPU, server", "core-µs/upload")),
         Column("Failed"),
     ]
+    rows = [row for mode in summary.modes for row in (_mode_row(mode), *(_size_row(mode, s) for s in mode.sizes))]
+    if summary.contrast is not None:
+        rows.append(_contrast_row(summary.contrast, len(latencies)))
+    return Table(columns, rows, _mode_note(summary))
 
 
 def _mode_note(summary: Summary) -> str:
@@ -106,19 +105,14 @@ def _mode_row(mode: ModeSummary) -> Row:
     return Row([f"{mode.mode}, all sizes", *rates, *latencies, *shown, _failed(mode.failures)])
 
 
-def _size_rows(mode: ModeSummary) -> list[Row]:
-    """The size classes of a mode, without costs: CPU cannot be told apart by size."""
-    rows = []
-    for size in mode.sizes:
-        rates = [rate(mode, size.uploads_per_s), rate(mode, size.bytes_per_s / 1e6)]
-        cells = [size.size_class, *rates, *_latency_cells(size), "", "", _failed(size.failures)]
-        rows.append(Row(cells, "part"))
-    return rows
+def _size_row(mode: ModeSummary, size: SizeSummary) -> Row:
+    """A size class of a mode, without costs: CPU cannot be told apart by size."""
+    rates = [rate(mode, size.uploads_per_s), rate(mode, size.bytes_per_s / 1e6)]
+    return Row([size.size_class, *rates, *_latency_cells(size), "", "", _failed(size.failures)], "part")
 
 
 def _contrast_row(contrast: Contrast, latencies: int) -> Row:
-    """Ratios with their spread over the blocks. Data follow from the rate, and percentiles of mixed sizes there are
-    none."""
+    """Ratios with their spread over the blocks. Data follow from the rate, and mixed sizes have no percentiles."""
     rates, cost = (_ratio(ratio, contrast.blocks) for ratio in (contrast.uploads_per_s, contrast.busy_core_us))
     cells = [rates, "", *[""] * latencies, cost, "", ""]
     return Row([f"{contrast.one} ÷ {contrast.other}", *cells], "ratio")
@@ -131,17 +125,13 @@ def _ratio(ratio: Ratio | None, blocks: int) -> str:
     return f"{significant(ratio.median)}×{spread}"
 
 
-def _latencies(row: ModeSummary | SizeSummary) -> list[tuple[Latency, float | None]]:
-    """The latencies that are shown, and which of their values, in the order of the columns."""
-    whole = row.transaction_us if row.response_us is None else row.response_us
-    shown = [(whole, value) for value in (whole.p50, whole.p95, whole.p99, whole.max)]
-    if row.response_us is not None:
-        shown += [(row.service_us, value) for value in (row.service_us.p50, row.service_us.p99)]
-    return shown
-
-
 def _latency_cells(row: ModeSummary | SizeSummary) -> list[str]:
-    return [_bounded(latency, value) for latency, value in _latencies(row)]
+    """In the order of the columns."""
+    latency, service = row.response_us or row.transaction_us, row.service_us
+    cells = [_bounded(latency, value) for value in (latency.p50, latency.p95, latency.p99, latency.max)]
+    return (
+        cells if row.response_us is None else [*cells, _bounded(service, service.p50), _bounded(service, service.p99)]
+    )
 
 
 def _bounded(latency: Latency, value: float | None) -> str:
@@ -175,27 +165,22 @@ def _balance(busiest: float | None, mean: float | None) -> str:
     return NONE if not busiest or not mean else significant(busiest / mean)
 
 
-SWEEP_COLUMNS = [
-    text_column("What"),
-    Column("A request", "µs"),
-    Column("A connection", "µs"),
-    Column("Explained", "of the scatter"),
+SWEEP_COLUMNS: Columns[tuple[str, LineFit]] = [
+    (text_column("What"), lambda named: named[0]),
+    (Column("A request", "µs"), lambda named: rounded(named[1].request)),
+    (Column("A connection", "µs"), lambda named: rounded(named[1].connection)),
+    (Column("Explained", "of the scatter"), lambda named: share(named[1].r_squared)),
 ]
 
 
 def sweep_table(fit: SweepFit | None) -> Table:
     """What a request and what a connection costs; without rows where no sweep carries it."""
     if fit is None:
-        return Table(SWEEP_COLUMNS, [])
-    named = (("transaction, mean", fit.transaction_us), ("CPU, all busy", fit.busy_core_us))
-    rows = [
-        Row([name, significant(line.request), significant(line.connection), share(line.r_squared)])
-        for name, line in named
-        if line is not None
-    ]
+        return table_of(SWEEP_COLUMNS, [])
+    fits = (("transaction, mean", fit.transaction_us), ("CPU, all busy", fit.busy_core_us))
     values = ", ".join(str(k) if k else "no end" for k in fit.uploads_per_connection)
     note = f"Least squares of request + connection ÷ K over K = {values} uploads per connection, of unsaturated phases."
-    return Table(SWEEP_COLUMNS, rows, note)
+    return table_of(SWEEP_COLUMNS, [(name, line) for name, line in fits if line is not None], note)
 
 
 # --- thresholds -------------------------------------------------------------------------------------------------------
@@ -313,12 +298,13 @@ def failure_table(summary: Summary) -> Table:
     """Each mode's codes, then those outside of the measured phases, the most frequent first."""
     if not summary.load.failures:
         return Table(FAILURE_COLUMNS, [], "No upload failed, in no phase.")
-    parts = [(mode.mode, mode.uploads, Counter(mode.failures)) for mode in summary.modes]
+    rows: list[Row] = []
     uploads, failures = summary.load.uploads, Counter(summary.load.failures)
-    for _, measured, failed in parts:
-        uploads -= measured
-        failures -= failed
-    rows = [row for part in (*parts, ("not measured", uploads, failures)) for row in _failure_rows(*part)]
+    for mode in summary.modes:
+        rows += _failure_rows(mode.mode, mode.uploads, Counter(mode.failures))
+        uploads -= mode.uploads
+        failures -= Counter(mode.failures)
+    rows += _failure_rows("not measured", uploads, failures)
     return Table(FAILURE_COLUMNS, rows, FAILURE_NOTE)
 
 

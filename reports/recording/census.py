@@ -50,12 +50,9 @@ def living_part(process: Process) -> Process:
 
 
 class Census:
-    """Looks who is there, again and again.
-
-    psutil keeps one `Process` for each process of the machine, so a look is a list of /proc and costs 0.1 ms among 150
-    processes. Whose child a process is is read once: `Process.children()` reads it anew of the whole machine, 2 to 4 ms
-    at each call.
-    """
+    """Looks who is there, again and again. psutil keeps one `Process` for each process of the machine, so a look is a
+    list of /proc and costs 0.1 ms among 150 processes. Whose child a process is is read once: `Process.children()`
+    reads it anew of the whole machine, 2 to 4 ms at each call."""
 
     def __init__(self) -> None:
         self._parents: dict[int, tuple[Process, Process]] = {}  # by pid, as psutil takes a while to hash a Process
@@ -104,20 +101,13 @@ class Census:
             known = before.get(pid)
             # A process gets another parent only when the old one has ended.
             if known is None or known[0] is not process or there.get(known[1].pid) is not known[1]:
-                parent = _parent(process, there)
+                ppid = read(process.ppid)  # None once it has ended
+                parent = None if ppid is None else there.get(ppid)
                 known = None if parent is None else (process, parent)
             if known is not None:
                 self._parents[pid] = known
                 children[known[1].pid].append(process)
         return children
-
-
-def _parent(process: Process, there: Mapping[int, Process]) -> Process | None:
-    """None once the process has ended."""
-    try:
-        return there.get(process.ppid())
-    except psutil.Error:
-        return None
 
 
 def _descendants(parent: int, children: Mapping[int, Sequence[Process]], without: set[int]) -> Iterator[Process]:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from reports.recording.census import Member
 from reports.run_folder import ControlGroup, Role
+from server.ports.sockets import kernel_text  # empty where the process has ended, or the group has no such limit
 
 _GROUP = re.compile(r"^\d+:([^:\n]*):(/.*)$", re.MULTILINE)
 _MOUNT = re.compile(r"^\S+ \S+ \S+ (\S+) (\S+) .* - (cgroup2?) \S+ (\S+)$", re.MULTILINE)  # proc_pid_mountinfo(5)
@@ -36,7 +37,7 @@ class ControlGroups:
 
     def __init__(self, proc: str = "/proc") -> None:
         self._proc = proc
-        self._mounts = list(_mounts(_text(f"{proc}/self/mountinfo")))
+        self._mounts = list(_mounts(kernel_text(f"{proc}/self/mountinfo")))
         self._found: dict[tuple[str, str], set[Role]] = {}
 
     def limiting(self, members: Iterable[Member]) -> list[ControlGroup]:
@@ -44,7 +45,7 @@ class ControlGroups:
         the counters of a group are still there when its processes have ended."""
         told: dict[str, set[Role]] = {}  # most processes are in the same groups
         for process, role in members:
-            told.setdefault(_text(f"{self._proc}/{process.pid}/cgroup"), set()).add(role)
+            told.setdefault(kernel_text(f"{self._proc}/{process.pid}/cgroup"), set()).add(role)
         for text, of in told.items():
             for mount, path in self._groups(text):
                 for folder in _upwards(mount, path):
@@ -53,7 +54,7 @@ class ControlGroups:
         return [
             ControlGroup(path=folder, roles=sorted(of), **limits)
             for limits, folder, of in read
-            if not limits.keys().isdisjoint(_LIMITS)
+            if any(limits.get(name) is not None for name in _LIMITS)
         ]
 
     def _groups(self, told: str) -> Iterator[tuple[_Mount, str]]:
@@ -91,36 +92,36 @@ _LIMITS = ("quota_cores", "memory_max_bytes", "memory_high_bytes")
 
 
 def _version_2(folder: str) -> dict[str, Any]:
-    quota, _, period = _text(f"{folder}/cpu.max").partition(" ")
-    found: dict[str, Any] = {}
+    quota, _, period = kernel_text(f"{folder}/cpu.max").partition(" ")
+    most, high = (_number(f"{folder}/memory.{name}") for name in ("max", "high"))
+    found: dict[str, Any] = {"memory_max_bytes": most, "memory_high_bytes": high}
     if quota.isdecimal():
         found |= {"quota_cores": int(quota) / int(period)} | _throttling(folder, "throttled_usec", 1)
-    most, high = (_text(f"{folder}/memory.{name}").strip() for name in ("max", "high"))
-    found |= {"memory_max_bytes": int(most)} if most.isdecimal() else {}
-    found |= {"memory_high_bytes": int(high)} if high.isdecimal() else {}
-    if most.isdecimal() or high.isdecimal():
+    if most is not None or high is not None:
         events = _numbers(f"{folder}/memory.events")
         hits = events.get("high", 0) + events.get("max", 0)
         found |= {"memory_limit_hits": hits, "oom_kills": events.get("oom_kill", 0)}
-        found |= _used(f"{folder}/memory.current")
+        found["memory_bytes"] = _number(f"{folder}/memory.current")
     return found
 
 
 def _cpu_version_1(folder: str) -> dict[str, Any]:
-    quota, period = (_text(f"{folder}/cpu.cfs_{name}_us").strip() for name in ("quota", "period"))
-    if not (quota.isdecimal() and period.isdecimal()):  # -1: none; or the group has gone between the two
+    quota, period = (_number(f"{folder}/cpu.cfs_{name}_us") for name in ("quota", "period"))
+    if quota is None or period is None:  # -1: none; or the group has gone between the two
         return {}
-    return {"quota_cores": int(quota) / int(period), **_throttling(folder, "throttled_time", 1000)}
+    return {"quota_cores": quota / period, **_throttling(folder, "throttled_time", 1000)}
 
 
 def _memory_version_1(folder: str) -> dict[str, Any]:
-    limit = _text(f"{folder}/memory.limit_in_bytes").strip()
-    if not limit.isdecimal() or int(limit) >= _UNLIMITED_V1:
+    limit = _number(f"{folder}/memory.limit_in_bytes")
+    if limit is None or limit >= _UNLIMITED_V1:
         return {}
-    hits = _text(f"{folder}/memory.failcnt").strip()
-    kills = _numbers(f"{folder}/memory.oom_control").get("oom_kill", 0)
-    found = {"memory_max_bytes": int(limit), "oom_kills": kills, **_used(f"{folder}/memory.usage_in_bytes")}
-    return found | ({"memory_limit_hits": int(hits)} if hits.isdecimal() else {})
+    return {
+        "memory_max_bytes": limit,
+        "memory_bytes": _number(f"{folder}/memory.usage_in_bytes"),
+        "memory_limit_hits": _number(f"{folder}/memory.failcnt"),
+        "oom_kills": _numbers(f"{folder}/memory.oom_control").get("oom_kill", 0),
+    }
 
 
 _READERS = {"": _version_2, "cpu": _cpu_version_1, "memory": _memory_version_1}
@@ -137,21 +138,13 @@ def _throttling(folder: str, time: str, per_us: int) -> dict[str, int]:
     }
 
 
-def _used(path: str) -> dict[str, int]:
-    used = _text(path).strip()
-    return {"memory_bytes": int(used)} if used.isdecimal() else {}
+def _number(path: str) -> int | None:
+    """None where there is no such file, or it says that there is no limit."""
+    text = kernel_text(path).strip()
+    return int(text) if text.isdecimal() else None
 
 
 def _numbers(path: str) -> dict[str, int]:
     """Lines of `name number`."""
-    pairs = (line.split() for line in _text(path).splitlines())
+    pairs = (line.split() for line in kernel_text(path).splitlines())
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}
-
-
-def _text(path: str) -> str:
-    """Empty where there is no such file: the process has ended, or the group has no such limit."""
-    try:
-        with open(path, "rb", buffering=0) as file:
-            return file.read().decode(errors="replace")
-    except OSError:
-        return ""

@@ -47,8 +47,7 @@ COUNTERS = {
 
 
 def accept_queues(port: int) -> list[AcceptQueue] | None:
-    """The accept queue of each listening socket of the port, in the order in which they were opened; None where the
-    kernel does not tell."""
+    """That of each listening socket of the port, in the order of their opening; None where the kernel does not tell."""
     try:
         rows = list(sockets.diagnosed(1 << sockets.LISTEN, local=port))
     except OSError:

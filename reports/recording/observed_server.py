@@ -10,6 +10,8 @@ from typing import Any
 import msgspec
 import psutil
 
+from reports.json_lines import UNDECODABLE
+from reports.missing_values import read
 from reports.recording.census import Member, create_time, process_of
 from reports.run_folder import Event, ServerInfo
 from server.ports import holders
@@ -82,17 +84,11 @@ class Server:
             not self.is_ours
             or slot is not None
             or member.role != "server-worker"
-            or not self._is_parent_of(member.process)
+            or read(member.process.ppid) != self.info.pid
         ):
             return member
         called_worker = " ".join(_command(member.process)).startswith(_WORKER_TITLE)
         return member if called_worker else member._replace(role="server-status")
-
-    def _is_parent_of(self, process: psutil.Process) -> bool:
-        try:
-            return process.ppid() == self.info.pid
-        except psutil.Error:
-            return False
 
     def new_events(self) -> Iterator[Event]:
         if self._events:
@@ -154,7 +150,7 @@ def _server_event(line: bytes) -> Event | None:
         named = {name: fields.pop(name) for name in ("mono_ns", "wall_ns", "kind")}
         named["text"] = fields.pop("text", "")
         return msgspec.convert({**named, "source": "server", "details": fields}, Event)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError):
+    except (*UNDECODABLE, KeyError):
         return None
 
 

@@ -28,13 +28,14 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import msgspec
 import psutil
 
 from reports import signals
+from reports.json_lines import UNDECODABLE
 from reports.recording.census import Census, Member, process_of
 from reports.recording.control_groups import ControlGroups
 from reports.recording.observed_server import CHUNK_BYTES, Server, is_local, split_lines, why_unseen
@@ -146,16 +147,11 @@ def next_due(due_ns: int, now_ns: int, interval_ns: int) -> tuple[int, int]:
 
 
 def announce(server: ServerInfo | None) -> None:
-    """Tell the process that started us that recording goes on, as one JSON line: `{"recorder_pid": PID, "server":
-    ServerInfo or null}`. Written past sys.stdout, whose buffer would make us fail at our exit when nobody reads any
-    more."""
-    if sys.stdout is None:
-        return  # started with standard output closed: its number may be one of our own files by now
+    """Tell who started us that recording goes on, as one JSON line: `{"recorder_pid": PID, "server": ServerInfo or
+    null}`. Past sys.stdout, whose buffer would make us fail at our exit when nobody reads any more."""
     line = msgspec.json.encode({"recorder_pid": os.getpid(), "server": server}) + b"\n"
-    try:
+    with suppress(OSError):  # the caller is gone; whether that ends the recording is up to `control`
         os.write(sys.stdout.fileno(), line)
-    except OSError:
-        pass  # the caller is gone; whether that ends the recording is up to `control`
 
 
 # ---------------------------------------------------------------- in and out
@@ -193,8 +189,7 @@ class _Lines:
 
 
 class Follow(msgspec.Struct, frozen=True, tag_field="order", tag="follow"):
-    """A line from `control`, `{"order": "follow", "pid": PID, "role": ROLE}`: record this process too, and its
-    descendants."""
+    """A line from `control`, `{"order": "follow", "pid": PID, "role": ROLE}`: record it too, and its descendants."""
 
     pid: int
     role: Role
@@ -206,10 +201,8 @@ class Whole(msgspec.Struct, frozen=True, tag_field="order", tag="whole"):
 
 
 class _Orders:
-    """Waits for the next tick, for orders and for the end, whichever comes first.
-
-    Signals arrive through a wake-up pipe, because Python goes on waiting after a handler has run (PEP 475).
-    """
+    """Waits for the next tick, for orders and for the end, whichever comes first. Signals arrive through a wake-up
+    pipe, because Python goes on waiting after a handler has run (PEP 475)."""
 
     def __init__(self, control: int | None, on_first_signal: Callable[[int, FrameType | None], bool]) -> None:
         self.finished = False
@@ -224,7 +217,7 @@ class _Orders:
         self._old_handlers = {number: signal.signal(number, self._stop) for number in signals.ending()}
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._old_waker)
@@ -299,7 +292,7 @@ class Recorder:
         """Carry out one line from `control`. What cannot be carried out becomes an event."""
         try:
             order = msgspec.json.decode(line, type=Follow | Whole)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        except UNDECODABLE as error:
             self.report("recorder-bad-order", f"not an order: {line[:200]!r}: {error}")
             return
         if isinstance(order, Follow):
@@ -316,8 +309,7 @@ class Recorder:
             self._roots.append(Member(process, role))
 
     def tick(self, *, whole: bool = False) -> None:
-        """Write a line of processes and a line of the host, and copy the server's new events. A `whole` one has all
-        figures, others have what is due."""
+        """Write a line of processes, a line of the host and new events; all figures if `whole`, else what is due."""
         now = time.monotonic_ns()
         if slow := whole or now >= self._slow_due_ns:
             self._slow_due_ns = now + _SLOW_EVERY_NS
@@ -333,7 +325,7 @@ class Recorder:
         if server:
             there = [server.recognised(member, slot_of.get(member.process.pid)) for member in there]
         stamp = now_ns()
-        host = sample_host(stamp, self._port, slots, slow=slow)
+        host = sample_host(stamp, self._subject.port if self._here else None, slots, slow=slow)
         self._report_untold(host)
         samples = [
             sample_process(member, slot_of.get(member.process.pid), footprints.get(member.process), slow=slow)
@@ -353,11 +345,6 @@ class Recorder:
         if not self._told_untold and (names := untold(host)):
             self.report("recorder-untold", f"this machine does not tell {', '.join(names)}: that stays unknown")
         self._told_untold = True
-
-    @property
-    def _port(self) -> int | None:
-        """The server's port, if it is on this machine."""
-        return self._subject.port if self._here else None
 
     def _footprints(self, members: list[Member]) -> dict[psutil.Process, Footprint | None]:
         start_ns = time.thread_time_ns()

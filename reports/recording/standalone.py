@@ -31,10 +31,8 @@ COMMAND_ENDS_S = 10.0  # after it was told to; then it is killed
 
 def record(out: Path, subject: Subject, command: Sequence[str], interval_s: float, load_pid: int | None = None) -> int:
     """Record until one of `signals.ending()`, or the end of the process that the subject names; with a `command`, of
-    that command, which is told to end by them too. Returns the exit code: the command's, as a shell has it, or 0.
-
-    Raises RunFolderError when `out` holds a run already or cannot be written, or the command cannot be started.
-    """
+    that command, which is told to end by them too. Returns its exit code, as a shell has it; without one, 0.
+    RunFolderError when `out` holds a run already or cannot be written, or the command cannot be started."""
     if os.access(out / run_folder.RUN, os.F_OK):  # never an error: what is wrong with `out` is said when it is made
         raise RunFolderError(f"{out} holds a run already; give another folder with --out")
     if not command:

@@ -266,7 +266,7 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path, monkeypatch
     def refuse(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_folder, "replace_all", refuse)
+    monkeypatch.setattr(report_files, "replace_all", refuse)
     with pytest.raises(RunFolderError, match=r"cannot be written into .*: No space left"):
         report_files.build(folder)
 
