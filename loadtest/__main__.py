@@ -88,7 +88,7 @@ def cli() -> None:
 def run(**options: Any) -> None:
     """Load a server and report what it held and what it cost.
 
-    Exit codes: 0 all uploads acknowledged, 1 some failed or the run broke, 2 wrong options, or the first upload showed
+    Exit codes: 0 all uploads acknowledged, 1 some failed or the run broke, 2 wrong options, or the first uploads showed
     that none can succeed, 3 a --fail-if condition came true, 4 the numbers cannot be trusted (INVALID or NOISY), 130
     interrupted.
     """
