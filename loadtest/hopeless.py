@@ -84,7 +84,7 @@ def why_none_can(failed: Mapping[str, str], target: Target) -> str | None:
         instead = ": write tls://HOST:PORT" if target.scheme == "tcp" else ""
         return f"the server speaks TLS, which {target.scheme}:// does not{instead}"
     for code, message in of_all.items():
-        ask = "; does this server speak this protocol (--host, --wire)?" if code in _OTHER_PROTOCOL else ""
+        ask = "; does this server speak this protocol (--host)?" if code in _OTHER_PROTOCOL else ""
         return f"{code}: {one_line(message)[:LONGEST_MESSAGE]}{ask}"
     return None
 
