@@ -178,6 +178,14 @@ def answer(sock: socket.socket, note: Callable[[str, int], Any] = lambda name, s
     return header.get("connection") != "close"
 
 
+def refuse(sock: socket.socket) -> None:
+    """Refuse all uploads, for a reason that may be another one at the next moment."""
+    while True:
+        header = read_header(sock)
+        data = read_exactly(sock, header["file_size"])
+        sock.sendall(stored(header, data, status="rejected", code="busy"))
+
+
 def stored(header: dict[str, Any], data: bytes, **told: Any) -> bytes:
     """The reply of a server that stored `data`, but for what is `told` otherwise."""
     connection = header.get("connection", "keep-alive")
