@@ -87,7 +87,7 @@ def cli() -> None:
 def run(**options: Any) -> None:
     """Load a server and report what it held and what it cost.
 
-    Exit codes: 0 all uploads acknowledged, 1 some failed or the run broke, 2 wrong options, or the first upload showed
+    Exit codes: 0 all uploads acknowledged, 1 some failed or the run broke, 2 wrong options, or the first uploads showed
     that none can succeed, 3 a --fail-if condition came true, 4 the numbers cannot be trusted (INVALID or NOISY), 130
     interrupted.
     """
@@ -183,9 +183,10 @@ def _side(name: str, common: Sequence[str], options: str) -> Side:
 def upload(files: tuple[Path, ...], host: str, close: bool, **identity: str) -> None:
     """Upload FILES, check each reply's digest, and show the progress in bytes.
 
-    Says under which name a file is stored where that is not its own. Stops at the first file that is refused, with exit
-    code 1, the server's reason, and how many are stored; after Ctrl-C with 130. Exit code 2: nothing was sent, the
-    options are wrong or two files have the same name.
+    Says under which name a file is stored where that is not its own. Stops at the first file that is refused or cannot
+    be read any more, with exit code 1, the reason, and how many are stored; after Ctrl-C with 130. Exit code 2: nothing
+    was sent, the options are wrong or the files are: two have one name, a name is not UTF-8, or a size is not known
+    beforehand, as of a pipe.
     """
     signals.interrupt()
     sys.exit(plain_client.upload(files, host, identity, close=close))

@@ -13,11 +13,13 @@ never taken for the server's. What a connection is, `link.py` and `tls_link.py` 
 """
 
 import errno
+import os
 import socket
 import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Literal, Protocol
 
 import msgspec
@@ -48,6 +50,19 @@ class UploadError(Exception):
         self.code = one_line(code)  # both may be a server's words, and are shown
         self.message = one_line(message) or (BY_CODE[code].text if code in BY_CODE else "")
         super().__init__(f"{code}: {self.message}")
+
+
+class FileNameError(ValueError):
+    """No file can be stored under this name; the text says whose it is, and why not."""
+
+
+def name_of(path: Path) -> str:
+    """Under which name a file is uploaded: its own, as UTF-8 whatever the locale's encoding. FileNameError when it is
+    none."""
+    try:
+        return os.fsencode(path.name).decode()
+    except UnicodeDecodeError:
+        raise FileNameError(f"{str(path)!r} cannot be uploaded: its name is not UTF-8") from None
 
 
 class Body(Protocol):

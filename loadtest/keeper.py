@@ -60,7 +60,7 @@ class RunKeeper:
         self.starts = 0
         """How many tests have started so far."""
         self._starting = False
-        for message in (messages.HELLO, messages.BATCH, messages.DONE, messages.FAILED):
+        for message in (messages.HELLO, messages.BATCH, messages.DONE, messages.FAILED, messages.HOPELESS):
             self._runner.register_message(message, self._on_message)
 
     @property
@@ -149,8 +149,22 @@ class RunKeeper:
             case messages.DONE:
                 run.done(sender)
             case messages.FAILED:
-                run.fail(msg.data["text"])  # which ends Locust, too
-                self._say(msg.data["text"])
+                self._fail(run, msg.data["text"])
+            case messages.HOPELESS:
+                gevent.spawn(self._despair, run, msg.data["text"])
+
+    def _fail(self, run: "_Run", reason: str) -> None:
+        run.fail(reason)  # which ends Locust, too
+        self._say(reason)
+
+    def _despair(self, run: "_Run", reason: str) -> None:
+        """None of one load process's uploads can succeed. Those of others may have: that is known when their last
+        second has come, too."""
+        if isinstance(self._runner, MasterRunner):
+            gevent.sleep(2 * BATCH_S)
+        if run is self._run and not run.pulse.any_acknowledged:
+            self._environment.stop_timeout = 0  # nor can those that are under way
+            self._fail(run, reason)
 
 
 def stop_soon(runner: Runner) -> None:

@@ -10,6 +10,7 @@ from functools import lru_cache
 
 from loadtest.alarm import Alarm
 from loadtest.client import Upload
+from loadtest.hopeless import FirstFailures
 from loadtest.link import Address
 from loadtest.options import LoadOptions
 from loadtest.payloads import Payload, PayloadSet
@@ -60,8 +61,9 @@ class Load:
         self.addresses: dict[Target, Address] = {}
         self.in_flight = 0
         self.any_acknowledged = False
-        self.failed_first: dict[str, str] = {}
-        """code -> message of the uploads that failed before any was acknowledged."""
+        self.failed_first = FirstFailures()
+        self.uploaders = 0
+        """How many there have been: of the closed model's users, or of the open model's pool."""
         self.mistakes = 0
         """Uploads that failed for a reason nobody foresaw."""
         self.telemetry = Telemetry()
@@ -75,7 +77,7 @@ class Load:
         self._next_user += 1024  # the numbers of several load processes are interleaved
         return number
 
-    def record(self, phase: RunningPhase, payload: Payload, done: Upload, arrival: Arrival | None) -> None:
+    def record(self, phase: RunningPhase, payload: Payload, name: str, done: Upload, arrival: Arrival | None) -> None:
         """Count an upload that has ended."""
         size_bytes = payload.size_bytes
         row = row_of(phase.uploads_per_connection, size_bytes)
@@ -83,7 +85,7 @@ class Load:
         if done.error is None:
             self.any_acknowledged = True
         elif not self.any_acknowledged:
-            self.failed_first[done.error.code] = done.error.message
+            self.failed_first.add(name, size_bytes, done.error.code, done.error.message)
         if done.error is not None or self._fires_all:
             begun_ns = done.start_ns if arrival is None else arrival.intended_ns
             code = None if done.error is None else done.error.code

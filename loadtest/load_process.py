@@ -105,6 +105,7 @@ class _Test:
         gc.collect()
         gc.freeze()  # Locust's own objects, which no later collection has to look through while uploads wait
         self._judged: set[str] = set()
+        self._is_hopeless = False
         self._hiccups: list[tuple[str, Sparse]] = []
         self._meter = HiccupMeter()
         self._batches = gevent.spawn(self._send_batches)
@@ -119,7 +120,7 @@ class _Test:
         if self._plan_end is not None:
             self._plan_end.kill()  # of a test that was stopped early
         if self._open_model is not None:
-            self._open_model.drain(self.load.options.drain_s)
+            self._open_model.drain(self._environment.stop_timeout)
         self._batches.kill()
         self._send_batch(final=True)
         self.load.alarm.close()
@@ -167,15 +168,24 @@ class _Test:
             self._judge_first_uploads()
 
     def _judge_first_uploads(self) -> None:
-        """A run of which no upload can succeed is ended. Asked once for each new way in which the first ones failed."""
-        load = self.load
-        if load.any_acknowledged or self._judged >= load.failed_first.keys():
+        """A run of which no upload can succeed is ended."""
+        if self._is_hopeless or self.load.any_acknowledged:
             return
-        self._judged = set(load.failed_first)
-        why = hopeless.why_none_can(dict(load.failed_first), load.options.target)
-        if why is not None and not load.any_acknowledged:
+        why = self._why_none_can()
+        if why is not None and not self.load.any_acknowledged:
+            self._is_hopeless = True
             text = f"no upload to {self._environment.host} can succeed: {why}"
-            _send(self._environment, self._run, messages.FAILED, {"text": text})
+            _send(self._environment, self._run, messages.HOPELESS, {"text": text})
+
+    def _why_none_can(self) -> str | None:
+        """Another protocol, which the server may have to be asked of, is thought of once for each new way to fail."""
+        load, failed = self.load, self.load.failed_first
+        files = ((payload.size_bytes, payload.names) for payload in load.payloads.payloads)
+        why = failed.why_no_file_can(files) or failed.why_unheard(load.uploaders, load.options.timeout_s)
+        if why is None and self._judged < failed.messages.keys():
+            self._judged = set(failed.messages)
+            why = hopeless.why_none_can(dict(failed.messages), load.options.target)
+        return why
 
     def _take_hiccups(self) -> None:
         """Those until now belong to this phase."""

@@ -6,6 +6,7 @@ load    ─ HELLO ────► keeper a load process is there
 load    ─ BATCH ────► keeper what it did since the last one; `final` after its last upload
 load    ─ DONE ─────► keeper open model: all its arrivals have ended, or were given up
 load    ─ FAILED ───► keeper it cannot make this load
+load    ─ HOPELESS ─► keeper none of its uploads can succeed
 
 Those to the keeper name their run (`RUN`), or a load process that comes late would speak into the next one.
 """
@@ -19,3 +20,4 @@ HELLO = "socketswarm-hello"
 BATCH = "socketswarm-batch"
 DONE = "socketswarm-done"
 FAILED = "socketswarm-failed"
+HOPELESS = "socketswarm-hopeless"

@@ -117,10 +117,10 @@ class OpenModel:
         """What is due and was not come to. It may be a great deal, and heartbeats must go out meanwhile."""
         given_up = 0
         while (due_ns := self._schedule.due_ns) is not None:
-            phase, payload, _, arrival = self._schedule.take(due_ns)
+            phase, payload, name, arrival = self._schedule.take(due_ns)
             now_ns = time.monotonic_ns()
             never = Upload(error=UploadError("unfinished"), start_ns=now_ns, end_ns=now_ns, connected=False)
-            self._load.record(phase, payload, never, arrival)
+            self._load.record(phase, payload, name, never, arrival)
             given_up += 1
             if given_up % BURST == 0:
                 gevent.sleep(0)

@@ -12,6 +12,7 @@ import math
 import os
 import stat
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +23,7 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from loadtest.client import FileNameError, name_of
 from server.protocol import RemoteProtocolError, digest_of, safe_file_name
 from server.units import format_size, parse_size
 
@@ -36,6 +38,7 @@ LOGNORMAL_SIZES = 64
 TELL_EVERY_S = 2.0  # that a folder takes longer than one would wait for in silence
 MAX_SIGMA = 4.0  # the largest of 64 sizes is then 16,000 times the median
 
+_KINDS = {stat.S_IFLNK: "link", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
 _SEQUENCE_LENGTH = 1 << 14
 _SHIFT_BYTES = 4096  # from one variant's window to the next
 _LOGNORMAL = "lognormal:"
@@ -231,7 +234,7 @@ def _bytes_of(words: NDArray[np.uint64]) -> memoryview:
 
 def from_folder(folder: Path, seed: int, *, with_digests: bool) -> PayloadSet:
     """Every regular file below `folder`, read into memory, all equally likely, stored under its own last name. Links
-    are not followed, pipes and devices not read.
+    are not followed, pipes and devices not read; that there were some is said.
 
     PayloadError when the folder is missing, empty, too large, or holds a file or folder that cannot be read, or a file
     that cannot be named.
@@ -239,14 +242,14 @@ def from_folder(folder: Path, seed: int, *, with_digests: bool) -> PayloadSet:
     payloads = []
     for path in _telling(_files(folder), "read"):
         try:
-            name = safe_file_name(path.name)
+            name = safe_file_name(name_of(path))
             data = path.read_bytes()
         except RemoteProtocolError as error:
             raise PayloadError(f"payload folder: {str(path)!r} cannot be uploaded: {error.message}") from None
-        except (OSError, UnicodeEncodeError) as error:
-            raise PayloadError(
-                f"payload folder: {str(path)!r} cannot be read: {getattr(error, 'strerror', error)}"
-            ) from None
+        except OSError as error:
+            raise PayloadError(f"payload folder: {str(path)!r} cannot be read: {error.strerror}") from None
+        except FileNameError as error:
+            raise PayloadError(f"payload folder: {error}") from None
         payloads.append(_payload(name, memoryview(data), 1, with_digests=with_digests))
     return PayloadSet(payloads, [1.0] * len(payloads), seed)
 
@@ -263,17 +266,23 @@ def _files(folder: Path) -> list[Path]:
     if not is_folder(folder):
         raise PayloadError(f"payload folder: {str(folder)!r} is not a folder")
     paths, total = [], 0
+    passed_over: Counter[str] = Counter()
     try:
         for path in _telling(_below(folder), "found"):
             info = path.lstat()
             if stat.S_ISREG(info.st_mode):
                 paths.append(path)
                 total += info.st_size
+            else:
+                passed_over[_KINDS.get(stat.S_IFMT(info.st_mode), "device")] += 1
             if total > MAX_TOTAL_BYTES:
                 limit = format_size(MAX_TOTAL_BYTES)
                 raise PayloadError(f"payload folder: {str(folder)!r} has over {limit}, the most that is held in memory")
     except OSError as error:
         raise PayloadError(f"payload folder: {error.filename!r} cannot be read: {error.strerror}") from None
+    if passed_over:
+        kinds = (f"{number:,} {kind}{'s' * (number > 1)}" for kind, number in sorted(passed_over.items()))
+        _tell_once(folder, ", ".join(kinds))
     if not paths:
         raise PayloadError(f"payload folder: {str(folder)!r} has no files")
     return sorted(paths)
@@ -281,8 +290,15 @@ def _files(folder: Path) -> list[Path]:
 
 def _below(folder: Path) -> Iterator[Path]:
     """All that is below it and no folder. OSError for a folder that cannot be read, which `rglob` passes over."""
-    for parent, _, names in os.walk(folder, onerror=_refuse):
+    for parent, folders, names in os.walk(folder, onerror=_refuse):
         yield from (Path(parent, name) for name in names)
+        yield from (path for name in folders if (path := Path(parent, name)).is_symlink())
+
+
+@cache
+def _tell_once(folder: Path, passed_over: str) -> None:
+    """A process reads its folder to look whether it can, and once more for each test."""
+    log.warning("payload folder: passed over in %r: %s", str(folder), passed_over)
 
 
 def _refuse(error: OSError) -> NoReturn:

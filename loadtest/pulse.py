@@ -32,6 +32,8 @@ class Pulse:
         self._lasted_s = 1.0
         self._failed = 0
         self._dropped = 0
+        self.any_acknowledged = False
+        """Whether an upload has succeeded since the run's start."""
         self._broken = ""
 
     def broken(self, why: str) -> None:
@@ -51,6 +53,7 @@ class Pulse:
                 dropped = name.failures.get(DROPPED, 0)
                 self._dropped += dropped
                 self._failed += sum(name.failures.values()) - dropped
+                self.any_acknowledged |= name.count > 0
 
     @property
     def any_failed(self) -> bool:

@@ -2,20 +2,23 @@
 
 Files are read in pieces while they are sent, so that one larger than memory can be uploaded; the digest of what was
 read is compared with the server's. What can be seen of all files beforehand is looked at before the first byte is sent:
-two of one name, of which the store might keep the second only, and files whose size nobody knows.
+two of one name, of which the store might keep the second only, names that are no text, and files whose size nobody
+knows. Two names that differ in case only are two files to most stores, and one to some: that is said, and left to them.
 """
 
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 from loadtest import credentials
-from loadtest.client import UploadClient, UploadError
+from loadtest.client import FileNameError, UploadClient, UploadError, name_of
 from loadtest.credentials import CredentialsError
+from loadtest.hopeless import why_none_can
 from loadtest.wires import FRAMED, HostError, Target, parse_target, wire_of
 from reports.signals import INTERRUPTED
 from server.failure_codes import failure_of
@@ -23,10 +26,6 @@ from server.printing import in_words, one_line
 from server.protocol import new_hasher
 
 PIECE_BYTES = 1 << 20
-
-
-class SameNameError(ValueError):
-    """Two files would have one name in the store; the text says which."""
 
 
 class FileBody:
@@ -74,29 +73,28 @@ def size_of(path: Path) -> int:
 
 def upload(files: Sequence[Path], host: str, identity: Mapping[str, str], *, close: bool) -> int:
     """Upload the files in order and return the exit code: 0, or 1 at the first that was refused or could not be read,
-    2 when `host` is none, one of the files in `identity` (keyed as `credentials.FIELDS`) cannot be used, or two of
-    `files` would have one name, 130 after a KeyboardInterrupt."""
+    130 after Ctrl-C. 2 when nothing was sent: `host` is none, or one of the files in `identity` (keyed as
+    `credentials.FIELDS`) or of `files` cannot be used."""
     try:
         target = parse_target(host)
         client = _client(target, identity)
-        _check_names(files, target)
-    except (CredentialsError, HostError, SameNameError) as error:
-        print(f"Error: {error}", file=sys.stderr)
+        total_bytes = _check(files, target)
+    except (CredentialsError, FileNameError, HostError, OSError) as error:
+        print(f"Error: {one_line(in_words(error))}", file=sys.stderr)
         return 2
     sizes: list[int] = []  # of the files that are stored
     doubt = ""
     try:
-        _send_all(client, files, sizes, close=close)
+        _send_all(client, files, total_bytes, sizes, close=close)
     except KeyboardInterrupt:
         print(f"Interrupted: {len(sizes)} of {len(files)} files stored at {host}", file=sys.stderr)
         return INTERRUPTED
     except UploadError as error:
-        problem = f"{one_line(str(files[len(sizes)]))}: {error.code}: {error.message} ({host})"
-        doubt = ", and perhaps this one" if failure_of(error.code).stored != "no" else ""
-    except UnicodeEncodeError as error:
-        problem = f"{error.object!r} cannot be uploaded: its name is not UTF-8"
+        why = None if sizes else why_none_can({error.code: error.message}, target)
+        problem = f"{files[len(sizes)]}: {why or f'{error.code}: {error.message}'} ({host})"
+        doubt = ", and perhaps this one" if why is None and failure_of(error.code).stored != "no" else ""
     except OSError as error:
-        problem = one_line(in_words(error))
+        problem = in_words(error)
     else:
         print(f"{len(files)} file{'s' * (len(files) != 1)}, {sum(sizes):,} bytes stored at {host}")
         return 0
@@ -104,18 +102,17 @@ def upload(files: Sequence[Path], host: str, identity: Mapping[str, str], *, clo
         client.close()
     if len(files) > 1:
         problem += f"; {len(sizes)} of {len(files)} files stored{doubt}"
-    print(f"Error: {problem}", file=sys.stderr)
+    print(f"Error: {one_line(problem)}", file=sys.stderr)
     return 1
 
 
-def _send_all(client: UploadClient, files: Sequence[Path], sizes: list[int], *, close: bool) -> None:
+def _send_all(client: UploadClient, files: Sequence[Path], total_bytes: int, sizes: list[int], *, close: bool) -> None:
     """Upload the files in order, and note the size of each that is stored. UploadError at the first that was refused,
-    OSError or UnicodeEncodeError when one cannot be read or named."""
-    total = sum(map(size_of, files))
-    with tqdm(total=total, unit="iB", unit_scale=True, unit_divisor=1024, disable=None) as bar:
+    OSError when one cannot be read."""
+    with tqdm(total=total_bytes, unit="iB", unit_scale=True, unit_divisor=1024, disable=None) as bar:
         for path in files:
             bar.set_postfix_str(one_line(path.name))
-            name = os.fsencode(path.name).decode(errors="surrogateescape")  # UTF-8, whatever the locale's encoding
+            name = name_of(path)
             body = FileBody(path, bar.update)
             done = client.upload(name, body, last=close)
             if done.error is not None:
@@ -128,16 +125,27 @@ def _send_all(client: UploadClient, files: Sequence[Path], sizes: list[int], *, 
                 tqdm.write(f"Warning: {what}", file=sys.stderr)
 
 
-def _check_names(files: Sequence[Path], target: Target) -> None:
-    """SameNameError for two files of which the store might keep the second only."""
+def _check(files: Sequence[Path], target: Target) -> int:
+    """How many bytes the files have in all. FileNameError for one that cannot be named, and for two of which the store
+    might keep the second only; OSError for one whose size is not known."""
     taken: dict[str, Path] = {}
     for path in files:
-        name = path.name.rpartition("\\")[2] if target.scheme in FRAMED else path.name  # as a server takes it
+        name = name_of(path)
+        name = name.rpartition("\\")[2] if target.scheme in FRAMED else name  # as a server takes it
         other = taken.setdefault(name, path)
         if other is not path:
-            raise SameNameError(f"{other} and {path} would both be stored as {name!r}: upload one, or rename it")
+            raise FileNameError(f"{other} and {path} would both be stored as {name!r}: upload one, or rename it")
+    total_bytes = sum(map(size_of, files))
+    _tell_names_alike(taken)
+    return total_bytes
 
 
-def _client(target: Target, identity: Mapping[str, str]) -> UploadClient:
-    found = credentials.read(target, identity)
-    return UploadClient(target, wire=wire_of(target, token=found.token), tls=found.tls)
+def _tell_names_alike(names: Iterable[str]) -> None:
+    """Two to most stores, which are right to keep both. Whether its own takes them for one, not even the server knows
+    before it has them."""
+    alike: dict[str, str] = {}
+    for name in names:
+        other = alike.setdefault(unicodedata.normalize("NFC", name.casefold()), name)
+        if other != name:
+            what = f"{other!r} and {name!r} are one file to a store that does not tell them apart, such as exFAT"
+            print(f"Warning: {what}: it keeps the last", file=sys.stderr)

@@ -23,6 +23,7 @@ class Uploader:
     def __init__(self, load: Load) -> None:
         options = load.options
         self._load = load
+        load.uploaders += 1
         self._phase: RunningPhase | None = None
         self._on_connection = 0  # uploads so far
         self._client = UploadClient(
@@ -60,7 +61,7 @@ class Uploader:
         finally:
             load.in_flight -= 1
             if done is not None:
-                load.record(phase, payload, done, arrival)
+                load.record(phase, payload, name, done, arrival)
         self._count(done)
         return done
 

@@ -47,10 +47,10 @@ class FakeLoad(Load):
     def _fired(self, **event: Any) -> None:
         self.fired.append(event)
 
-    def record(self, phase: RunningPhase, payload: Payload, done: Upload, arrival: Arrival | None) -> None:
+    def record(self, phase: RunningPhase, payload: Payload, name: str, done: Upload, arrival: Arrival | None) -> None:
         row = row_of(phase.uploads_per_connection, payload.size_bytes)
         self.ended.append(Ended(phase, row, payload, done, arrival))
-        super().record(phase, payload, done, arrival)
+        super().record(phase, payload, name, done, arrival)
 
     def drop(self, phase: RunningPhase, payload: Payload) -> None:
         self.dropped.append((phase, row_of(phase.uploads_per_connection, payload.size_bytes)))

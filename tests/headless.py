@@ -13,6 +13,7 @@ from typing import Any
 
 from hdrh.histogram import HdrHistogram
 from loads import LOCUST, Command, started
+from msgspec import structs
 from servers import DEADLINE_S, Server, free_port
 
 from reports import run_folder
@@ -177,14 +178,20 @@ def answer(sock: socket.socket, note: Callable[[str, int], Any] = lambda name, s
     return header.get("connection") != "close"
 
 
+def refuse(sock: socket.socket) -> None:
+    """Refuse all uploads, for a reason that may be another one at the next moment."""
+    while True:
+        header = read_header(sock)
+        data = read_exactly(sock, header["file_size"])
+        sock.sendall(stored(header, data, status="rejected", code="busy"))
+
+
 def stored(header: dict[str, Any], data: bytes, **told: Any) -> bytes:
-    """The reply of a server that stored `data`; `received` and `digest` may be told otherwise."""
+    """The reply of a server that stored `data`, but for what is `told` otherwise."""
     connection = header.get("connection", "keep-alive")
-    told = {"received": len(data), "digest": digest_of("xxh3_128", data)} | told
-    name = header["file_name"]
-    return encode_reply(
-        Reply("stored", "ok", "", name, told["received"], told["digest"], connection, 0, 1, Timing(accepted=1))
-    )
+    digest = digest_of("xxh3_128", data)
+    reply = Reply("stored", "ok", "", header["file_name"], len(data), digest, connection, 0, 1, Timing(accepted=1))
+    return encode_reply(structs.replace(reply, **told))
 
 
 def reset(sock: socket.socket) -> None:

@@ -1,4 +1,6 @@
-"""A web server that takes PUT below /dir/, from the standard library: `python http_store.py PORT`. It keeps nothing."""
+"""A web server that takes PUT of /dir/load-*, from the standard library: `python http_store.py PORT`. It keeps nothing.
+For others in /dir/ it has no space, and elsewhere no time.
+"""
 
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,7 +11,8 @@ class Store(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
-        self.send_response(201 if self.path.startswith("/dir/load-") else 507)
+        outside = 507 if self.path.startswith("/dir/") else 503
+        self.send_response(201 if self.path.startswith("/dir/load-") else outside)
         self.send_header("Content-Length", "0")
         self.end_headers()
 

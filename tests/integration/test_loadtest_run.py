@@ -4,6 +4,7 @@ import os
 import signal
 
 import pytest
+from headless import refuse, serving
 from in_process import called
 from loads import (
     LOADTEST,
@@ -148,8 +149,8 @@ def test_a_condition_came_true(with_all_options):
 
 def test_nothing_was_measured(tmp_path):
     """Whatever the conditions are: there are no numbers for them."""
-    with running("--max-file-size", "1KiB") as server:
-        options = [*SHORT_RUN, "--payloads", "4KiB", "--host", f"tcp://127.0.0.1:{server.port}", "--fail-if"]
+    with serving(refuse) as host:
+        options = [*SHORT_RUN, "--payloads", "4KiB", "--host", host, "--fail-if"]
         with started(tmp_path, *LOADTEST, "run", *options, "failures > 100%") as job:
             assert job.wait() == 4, job.said()
     assert "INVALID: nothing was measured" in job.said()

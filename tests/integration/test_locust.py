@@ -7,7 +7,7 @@ import time
 from contextlib import contextmanager
 
 import pytest
-from headless import load, measured, read_exactly, read_header, serving, stored
+from headless import load, measured, read_exactly, read_header, refuse, serving, stored, users
 from loads import (
     LOCUST,
     PLAIN_LOCUST,
@@ -252,12 +252,10 @@ def test_the_report_can_be_left_for_later(tmp_path):
 
 @pytest.mark.slow  # test_loadtest_run.py has one
 def test_a_server_that_refuses_everything(tmp_path):
-    with running("--max-file-size", "1KiB") as server:
-        options = ["--plan", "long", "--phase-seconds", "1", "--payloads", "4KiB"]
-        with started(tmp_path, *against(server, *options)) as job:
-            assert job.wait() == 4, job.said()
+    with serving(refuse) as host, started(tmp_path, *load(host, "--plan", "long", *users(2))) as job:
+        assert job.wait() == 4, job.said()
     [folder] = job.runs()
-    assert set(failures(folder)) == {"too_large"}
+    assert set(failures(folder)) == {"busy"}
     assert acked(folder) == 0
     assert "nothing was measured" in run_folder.read_outcome(folder).reason
     assert_report(folder)

@@ -41,7 +41,7 @@ def test_a_web_server(tmp_path):
     for phase in measured(closed.runs()[0]):
         assert acked(closed.runs()[0], phase.name)
     assert refused.wait() == 1
-    assert failures(refused.runs()[0]) == {"http_507": 50}
+    assert failures(refused.runs()[0]) == {"http_503": 50}
 
 
 def test_a_protocol_of_ones_own(tmp_path):

@@ -226,12 +226,16 @@ def test_the_main_jobs_own_server_wants_the_token(tmp_path, token_file):
     assert_nowhere(TOKEN, tmp_path / "here")
 
 
-@pytest.mark.parametrize("mistake", first_of(["token", "tls"]))
+@pytest.mark.parametrize("mistake", first_of(["token", "tls", "size"]))
 def test_a_run_ends_at_its_first_uploads_when_none_can_succeed(tmp_path, token_file, mistake):
     """As for any other wrong option: one line, and nothing is left. Whatever the plan, which would take an hour."""
     (tmp_path / "here").mkdir()
     (tmp_path / "wrong").write_text("another\n")
-    wants = {"token": ["--token-file", token_file], "tls": ["--tls-cert", Authority(tmp_path).server()]}[mistake]
+    wants = {
+        "token": ["--token-file", token_file],
+        "tls": ["--tls-cert", Authority(tmp_path).server()],
+        "size": ["--max-file-size", "1000"],
+    }[mistake]
     options = ["--users", "2", "--phase-seconds", "900", "--token-file", str(tmp_path / "wrong")]
     with running(*wants) as server:
         host = f"tcp://127.0.0.1:{server.port}"
@@ -241,6 +245,7 @@ def test_a_run_ends_at_its_first_uploads_when_none_can_succeed(tmp_path, token_f
     why = {
         "token": "unauthorized: the token is wrong",
         "tls": "the server speaks TLS, which tcp:// does not: write tls://",
+        "size": "every file is refused: too_large: file_size is ",
     }
     assert job.said().splitlines()[-1].startswith(f"Error: no upload to {host} can succeed: {why[mistake]}")
     assert job.runs() == []

@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from certificates import Authority
 from headless import answer, read_exactly, read_header, script, serving, stored
 from in_process import called
 from servers import DEADLINE_S, ROOT, eventually, free_port, running
+from stores import exfat
 
 from loadtest.__main__ import cli
 from server.protocol import Limits, ServerConnection
@@ -43,15 +45,15 @@ def refusal(done, code=1):
 
 
 def standard_library():
-    """One file of the running Python's standard library for each distinct base name."""
+    """One file of the running Python's standard library for each base name, in whatever case."""
     files = {}
     for folder, folders, names in os.walk(sysconfig.get_path("stdlib")):
         folders[:] = [name for name in folders if name != "site-packages"]
         for name in names:
             path = Path(folder, name)
             if path.is_file() and os.access(path, os.R_OK):
-                files.setdefault(name, path)
-    return files
+                files.setdefault(name.casefold(), path)
+    return {path.name: path for path in files.values()}
 
 
 def test_the_standard_library_over_one_connection(tmp_path):
@@ -115,6 +117,54 @@ def test_where_nobody_knows_whether_the_last_one_is_stored_that_is_said(tmp_path
         said = refusal(upload(f"--host={host}", *files))
     assert said.startswith(f"Error: {files[1]}: connection_lost: ")
     assert said.endswith("; 1 of 3 files stored, and perhaps this one\n")
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "http"])
+def test_a_port_that_speaks_tls(tmp_path, scheme):
+    """It only closes, and is asked why."""
+    files = [tmp_path / name for name in ("one", "two")]
+    for file in files:
+        file.touch()
+    with running("--tls-cert", Authority(tmp_path).server()) as server:
+        host = f"{scheme}://127.0.0.1:{server.port}"
+        said = refusal(upload(f"--host={host}", *files))
+    instead = ": write tls://HOST:PORT" if scheme == "tcp" else ""
+    why = f"the server speaks TLS, which {scheme}:// does not{instead} ({host})"
+    assert said == f"Error: {files[0]}: {why}; 0 of 2 files stored\n"
+
+
+def test_a_port_that_speaks_another_protocol(tmp_path):
+    (tmp_path / "file").touch()
+    with serving(lambda sock: sock.sendall(b"SSH-2.0-OpenSSH_9.2p1\r\n")) as host:
+        said = refusal(upload(f"--host={host}", tmp_path / "file"))
+    assert "bad_reply: the reply broke the protocol; does this server speak this protocol (--host)? (tcp://" in said
+
+
+ALIKE = [("X.TXT", "x.txt"), ("stra\u00dfe", "STRASSE"), ("\u00e9", "e\u0301")]
+
+
+@pytest.mark.parametrize(("one", "other"), ALIKE)
+def test_names_that_some_stores_take_for_one_are_two_files(tmp_path, one, other):
+    paths = [tmp_path / name for name in (one, "y.txt", other)]
+    for path in paths:
+        path.write_bytes(b"abc")
+    with running(store=tmp_path / "store") as server:
+        done = upload(at(server.port), *paths)
+        assert server.files() == {path.name: 3 for path in paths}
+    assert (done.returncode, done.stdout.startswith("3 files, 9 bytes stored at ")) == (0, True)
+    alike = f"{one!r} and {other!r} are one file to a store that does not tell them apart, such as exFAT"
+    assert done.stderr == f"Warning: {alike}: it keeps the last\n"
+
+
+def test_what_is_said_of_exfat_is_true(tmp_path):
+    paths = [tmp_path / name for name in ("X.TXT", "x.txt")]
+    for path in paths:
+        path.write_text(path.name)
+    with exfat(tmp_path) as disk, running(store=disk / "store") as server:
+        done = upload(at(server.port), *paths)
+        assert (done.returncode, done.stderr.count("Warning: 'X.TXT' and 'x.txt' are one file")) == (0, 1)
+        assert len(server.files()) == 1
+        assert (server.store / "x.txt").read_text() == "x.txt"
 
 
 @pytest.mark.parametrize(("one", "other"), [("a/x.txt", "b/x.txt"), ("x.txt", "dir\\x.txt"), ("x.txt", "x.txt")])
@@ -197,8 +247,10 @@ def test_a_locale_that_has_not_the_names_characters(tmp_path):
 def test_a_name_that_is_not_text(tmp_path):
     path = tmp_path / os.fsdecode(b"latin-1-\xfc")
     path.touch()
+    (tmp_path / "before").touch()
     with running(store=tmp_path / "store") as server:
-        assert "UTF-8" in refusal(upload(at(server.port), path))
+        said = refusal(upload(at(server.port), tmp_path / "before", path), code=2)
+        assert said == f"Error: {str(path)!r} cannot be uploaded: its name is not UTF-8\n"
         assert server.files() == {}
 
 
@@ -246,8 +298,10 @@ def test_what_is_no_file(tmp_path, file, said):
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "before").touch()
     with running(store=tmp_path / "store") as server:
-        assert "pipe is not a regular file" in refusal(upload(at(server.port), tmp_path / "pipe"))
+        said = refusal(upload(at(server.port), tmp_path / "before", tmp_path / "pipe"), code=2)
+        assert "pipe is not a regular file" in said
         assert server.files() == {}
 
 
@@ -320,8 +374,8 @@ def test_a_file_that_grows_is_counted_as_it_was_sent(tmp_path):
 
 def test_a_file_of_no_size_that_can_be_read_is_refused_before_anything_is_sent(tmp_path):
     (tmp_path / "first").write_bytes(b"abc")
-    said = refusal(upload(at(free_port()), tmp_path / "first", "/proc/cpuinfo"))
-    assert said == "Error: /proc/cpuinfo has a size of 0, but can be read: upload a copy of it; 0 of 2 files stored\n"
+    said = refusal(upload(at(free_port()), tmp_path / "first", "/proc/cpuinfo"), code=2)
+    assert said == "Error: /proc/cpuinfo has a size of 0, but can be read: upload a copy of it\n"
 
 
 def test_a_file_that_vanishes(tmp_path):
@@ -330,7 +384,8 @@ def test_a_file_that_vanishes(tmp_path):
     first.write_bytes(bytes(1000))
     second.touch()
     with running(store=tmp_path / "store") as server, slow_proxy(server.port, second.unlink) as port:
-        assert "No such file or directory" in refusal(upload(at(port), first, second))
+        said = refusal(upload(at(port), first, second))
+        assert said == f"Error: {second} cannot be read: No such file or directory; 1 of 2 files stored\n"
         assert server.files() == {"first": 1000}
 
 

@@ -40,9 +40,9 @@ def test_whom_locust_tells(arrival, fires_all):
     phase = RunningPhase("p", 0)
     with fake_load(NOWHERE, fires_all=fires_all) as load:
         payload, _ = load.payloads.pick(0, 0)
-        load.record(phase, payload, an_upload(), arrival)
-        load.record(phase, payload, an_upload(UploadError("too_large", "17 is too large")), arrival)
-        load.record(phase, payload, an_upload(UploadError("said_no")), arrival)
+        load.record(phase, payload, "f", an_upload(), arrival)
+        load.record(phase, payload, "f", an_upload(UploadError("too_large", "17 is too large")), arrival)
+        load.record(phase, payload, "f", an_upload(UploadError("said_no")), arrival)
     took_ms = 3.0 if arrival is None else 4.0
     fired = [(event["name"], event["response_time"], event["response_length"]) for event in load.fired]
     assert fired == [("long ≤4 KiB", took_ms, 1024)] * fires_all + [("long ≤4 KiB", took_ms, 0)] * 2

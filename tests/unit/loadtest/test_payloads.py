@@ -3,6 +3,7 @@
 import errno
 import math
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -308,7 +309,8 @@ def from_folder(folder):
     return payloads.from_folder(folder, 1, with_digests=True)
 
 
-def test_files_of_a_folder(tmp_path):
+def test_files_of_a_folder(tmp_path, caplog):
+    """What is no file is passed over, which is said the first time."""
     (tmp_path / "deep" / "er").mkdir(parents=True)
     (tmp_path / "a").write_bytes(b"A")
     (tmp_path / "deep" / "er" / "größe.bin").write_bytes(b"BB" * 500)
@@ -322,7 +324,10 @@ def test_files_of_a_folder(tmp_path):
     ):
         (tmp_path / name).symlink_to(target)
     os.mkfifo(tmp_path / "fifo")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "deep" / "socket"))
     chosen = from_folder(tmp_path)
+    assert caplog.messages == [f"payload folder: passed over in '{tmp_path}': 5 links, 1 pipe, 1 socket"]
     assert {p.name: b"".join(p.pieces()) for p in chosen.payloads} == {
         "a": b"A",
         "größe.bin": b"BB" * 500,
@@ -332,6 +337,7 @@ def test_files_of_a_folder(tmp_path):
     assert {payload.name for payload, _ in (chosen.pick(0, n) for n in range(1000))} == {"a", "größe.bin", "empty"}
     assert sequence(chosen) == sequence(from_folder(tmp_path))
     assert arrivals(chosen) == arrivals(from_folder(tmp_path))
+    assert len(caplog.messages) == 1
     assert (chosen.largest_bytes, chosen.store_bytes(2)) == (1000, 1001 + 2 * 1000)
 
 
@@ -369,10 +375,29 @@ def test_a_folder_that_takes_long_shows_that_it_goes_on(tmp_path):
     assert told.stderr.splitlines() == lines
 
 
-@pytest.mark.parametrize("name", ["new\nline", "back\\", "control\x01", os.fsdecode(b"no-utf8-\xff")])
-def test_names_that_cannot_be_uploaded(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("new\nline", "the file name has a control character"),
+        ("back\\", "'back\\\\' names no file"),
+        ("control\x01", "the file name has a control character"),
+        (os.fsdecode(b"no-utf8-\xff"), "its name is not UTF-8"),
+    ],
+)
+def test_names_that_cannot_be_uploaded(tmp_path, name, why):
     (tmp_path / name).touch()
-    assert "cannot be" in folder_error(tmp_path)
+    assert folder_error(tmp_path) == f"payload folder: {str(tmp_path / name)!r} cannot be uploaded: {why}"
+
+
+def test_names_are_the_same_in_every_locale(tmp_path):
+    (tmp_path / "größe").touch()
+    script = "import pathlib, sys; from loadtest import payloads as p;"
+    script += "print(ascii(p.from_folder(pathlib.Path(sys.argv[1]), 1, with_digests=False).payloads[0].name))"
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    told = subprocess.run(
+        [sys.executable, "-c", script, tmp_path], env=os.environ | locale, capture_output=True, text=True, check=True
+    )
+    assert told.stdout == ascii("größe") + "\n"
 
 
 def test_a_file_that_cannot_be_read(tmp_path, monkeypatch):
@@ -381,7 +406,7 @@ def test_a_file_that_cannot_be_read(tmp_path, monkeypatch):
 
     (tmp_path / "secret").touch()
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    assert "secret' cannot be read: Permission denied" in folder_error(tmp_path)
+    assert folder_error(tmp_path) == f"payload folder: '{tmp_path}/secret' cannot be read: Permission denied"
 
 
 def test_a_file_that_vanishes(tmp_path, monkeypatch):

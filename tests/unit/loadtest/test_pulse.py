@@ -55,6 +55,15 @@ def test_a_second() -> None:
     }
 
 
+def test_what_was_acknowledged_once_stays_so() -> None:
+    pulse = Pulse()
+    known = []
+    for second in (line(count=0, failures={"no_space": 3}), line(count=1), line(count=0)):
+        pulse.second([second], 1.0)
+        known.append(pulse.any_acknowledged)
+    assert known == [False, True, True]
+
+
 def test_a_second_that_was_none_has_a_true_rate_too() -> None:
     pulse = Pulse()
     pulse.second([line(count=400), line(count=100)], 0.5)
