@@ -149,3 +149,8 @@ def _tell_names_alike(names: Iterable[str]) -> None:
         if other != name:
             what = f"{other!r} and {name!r} are one file to a store that does not tell them apart, such as exFAT"
             print(f"Warning: {what}: it keeps the last", file=sys.stderr)
+
+
+def _client(target: Target, identity: Mapping[str, str]) -> UploadClient:
+    found = credentials.read(target, identity)
+    return UploadClient(target, wire=wire_of(target, token=found.token), tls=found.tls)
