@@ -140,11 +140,7 @@ COMPARED_RUN = ("--phase-seconds", "5")
 @click.option("--a", "first", default="", metavar="OPTIONS", help="the baseline: options of `run`, in one argument")
 @click.option("--b", "second", default="", metavar="OPTIONS", help="what is compared with it, likewise")
 @click.option(
-    "--pairs",
-    default=20,
-    show_default=True,
-    type=click.IntRange(1, 1000),
-    help="runs of each: under 6 tell nothing",
+    "--pairs", default=20, show_default=True, type=click.IntRange(1, 1000), help="runs of each: under 6 tell nothing"
 )
 @tolerance_option
 @click.argument("common", nargs=-1, type=click.UNPROCESSED, metavar="[RUN OPTIONS]...")

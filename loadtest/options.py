@@ -128,13 +128,7 @@ OPTIONS = (
     Option(
         "wire", "", "protocol, if not the one of the host's scheme: MODULE:CLASS, see loadtest/wires.py", in_form=False
     ),
-    Option(
-        "token_file",
-        "",
-        "file with the token that every upload carries",
-        in_form=False,
-        reads_files=True,
-    ),
+    Option("token_file", "", "file with the token that every upload carries", in_form=False, reads_files=True),
     Option(
         "ca",
         "",

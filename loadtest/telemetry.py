@@ -16,13 +16,7 @@ import numpy.typing as npt
 from hdrh.histogram import HdrHistogram
 
 from loadtest.client import NOT, Upload
-from reports.run_folder import (
-    HistogramsLine,
-    Percentiles,
-    SecondOfUploads,
-    UploadsLine,
-    now_ns,
-)
+from reports.run_folder import HistogramsLine, Percentiles, SecondOfUploads, UploadsLine, now_ns
 from server.failure_codes import DROPPED, UNANSWERED
 
 LOWEST_US, HIGHEST_US, SIGNIFICANT_DIGITS = 1, 3_600_000_000, 3

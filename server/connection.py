@@ -193,10 +193,6 @@ class Connection(asyncio.BufferedProtocol):
         elif self._waits and not self.unanswered:
             self._go_on()
 
-    def refuse(self, error: StoreError, upload: UploadStarted, timing: Timing, *, keep: bool) -> None:
-        size = upload.header.file_size
-        self.answer(self._worker.failed(error.code, error.message, timing, upload.file_name, size, keep), keep=keep)
-
     def wait(self) -> None:
         self._waits = True
         self._set_reading()

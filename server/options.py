@@ -100,11 +100,7 @@ class ServerConfig:
     )
     tls_key: Path | None = option(None, FILE, "its key, unless that is in the same file", reloads=True, is_shown=False)
     tls_client_ca: Path | None = option(
-        None,
-        FILE,
-        "clients must show a certificate that one of these has signed (PEM)",
-        reloads=True,
-        is_shown=False,
+        None, FILE, "clients must show a certificate that one of these has signed (PEM)", reloads=True, is_shown=False
     )
     workers: int = option(4, NUMBER, "worker processes", bounds=(1, MAX_WORKERS), reloads=True)
     store: Path | None = option(

@@ -369,7 +369,7 @@ class ClientConnection:
         if self._finished:
             raise LocalProtocolError("an upload after the connection was finished")
         self._outstanding += 1
-        return frame(_header_encoder.encode(header))
+        return frame(_encoder.encode(header))
 
     def receive_data(self, data: memoryview | bytes) -> Iterator[Reply]:
         """Feed bytes and yield the replies in them. RemoteProtocolError `bad_reply` for anything that is not one, or
@@ -413,8 +413,7 @@ class ClientConnection:
         raise RemoteProtocolError(code, message)
 
 
-_header_encoder = msgspec.json.Encoder()
-_reply_encoder = msgspec.json.Encoder()
+_encoder = msgspec.json.Encoder()
 _reply_decoder = msgspec.json.Decoder(Reply)
 
 
@@ -425,7 +424,7 @@ def frame(payload: bytes) -> bytes:
 
 def encode_reply(reply: Reply) -> bytes:
     """A reply as it goes on the wire."""
-    return frame(_reply_encoder.encode(reply))
+    return frame(_encoder.encode(reply))
 
 
 # ── Digests ───────────────────────────────────────────────────────────────────────────────────────────────────────

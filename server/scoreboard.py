@@ -28,6 +28,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,34 +48,11 @@ _WORD = 8
 SEATS = 4
 """Processes that a slot can have at once: the one that serves, and those that still drain after reloads."""
 
-# Words of a slot record that every slot has; one word per failure code follows them.
-FIELDS = (
-    "pid",
-    "state",
-    "births",
-    "heartbeat_ns",
-    "started_ns",
-    "connections_now",
-    "connections_accepted",
-    "uploads_stored",
-    "bytes_stored",
-    "store_change",  # this and the next are for the quota, and shown to nobody
-    "bytes_arriving",
-)
-(
-    PID,
-    STATE,
-    BIRTHS,
-    HEARTBEAT_NS,
-    STARTED_NS,
-    CONNECTIONS_NOW,
-    CONNECTIONS_ACCEPTED,
-    UPLOADS_STORED,
-    BYTES_STORED,
-    STORE_CHANGE,
-    BYTES_ARRIVING,
-) = range(len(FIELDS))
-FAILURES = len(FIELDS)  # word of the first failure code
+# Words of a record, in their order.
+PID, STATE, BIRTHS, HEARTBEAT_NS, STARTED_NS = range(5)
+CONNECTIONS_NOW, CONNECTIONS_ACCEPTED, UPLOADS_STORED, BYTES_STORED = range(5, 9)
+STORE_CHANGE, BYTES_ARRIVING = 9, 10  # for the quota, and shown to nobody
+FAILURES = 11  # of the first failure code, which the others follow
 
 STATES = ("empty", "starting", "ready", "draining")
 EMPTY, STARTING, READY, DRAINING = range(len(STATES))
@@ -265,10 +243,8 @@ def _make_root(root: Path) -> None:
 def remove_runtime_folder(folder: Path) -> None:
     """Take away what `create_runtime_folder` made."""
     shutil.rmtree(folder, ignore_errors=True)
-    try:
+    with suppress(OSError):  # another server of this user is running
         folder.parent.rmdir()
-    except OSError:
-        pass  # another server of this user is running
 
 
 def _remove_stale(root: Path) -> None:

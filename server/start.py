@@ -16,7 +16,7 @@ from server.pid_file import PidFile
 from server.ports.holders import read_process
 from server.printing import one_line
 from server.scoreboard import EventLog, Scoreboard, ServerState
-from server.status.page_process import open_page, url_of
+from server.status.page_process import open_page
 from server.storage.folders import holder_of, lock_store, prepare_store
 from server.storage.quota import count_store
 from server.supervisor import Supervisor
@@ -35,7 +35,7 @@ def serve(config: ServerConfig, reread: Callable[[], ServerConfig]) -> int:
     Raises StartError, PidFileError, or PortInUseError and AddressError from `listener`, before anything was forked.
     """
     os.umask(config.umask)
-    manager = systemd.take_manager(os.environ)
+    manager = systemd.Manager(os.environ)
     with ExitStack() as at_the_end:
         listeners = _listen(config)
         at_the_end.callback(listeners.end)
@@ -110,5 +110,5 @@ def _identity(config: ServerConfig, folder: Path, listeners: Listeners, page: Gr
         scoreboard=str(folder / scoreboard.SCOREBOARD_FILE),
         events=str(folder / scoreboard.EVENTS_FILE),
         started_wall_ns=time.time_ns(),
-        page=url_of(page),
+        page=None if page is None else f"http://{page.address}/",
     )

@@ -79,9 +79,7 @@ class WorkerContext:
             Reply("stored", "ok", "", name, size_bytes, digest, connection, self.slot, self.pid, timing)
         )
 
-    def failed(
-        self, code: str, message: str, timing: Timing, name: str | None = None, received: int = 0, keep: bool = False
-    ) -> bytes:
+    def failed(self, code: str, message: str, timing: Timing, name: str | None, received: int, keep: bool) -> bytes:
         """Count a failure, and the reply that tells it."""
         self.count_failure(code, message)
         connection: KeepOrClose = "keep-alive" if keep else "close"

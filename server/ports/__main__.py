@@ -15,15 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from server import printing
-from server.ports.holders import (
-    ROLES,
-    Holding,
-    Place,
-    is_free,
-    look_closely,
-    notes_on,
-    user_name,
-)
+from server.ports.holders import ROLES, Holding, Place, is_free, look_closely, notes_on, user_name
 from server.ports.release import FREE, HELD, NOTHING, ONLY_CLIENTS, REFUSED, Orders, Result, release
 from server.units import format_age, parse_duration
 

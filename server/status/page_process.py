@@ -50,10 +50,6 @@ def open_page(config: ServerConfig) -> Group | None:
     return Group.open(Address("tcp", config.status_host, config.status_port), 1, BACKLOG, "shared")
 
 
-def url_of(page: Group | None) -> str | None:
-    return None if page is None else f"http://{page.address}/"
-
-
 class StatusHelper:
     """The process behind the page, one after another; with no socket there is none, and nothing happens.
 

@@ -7,7 +7,7 @@ Names follow https://prometheus.io/docs/practices/naming/: units are base units,
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -20,9 +20,7 @@ _WORKER = ("worker",)
 
 def exposition(server: ServerStatus, failure_codes: Sequence[str]) -> bytes:
     """All metrics as text; `failure_codes` are those that the server counts."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Snapshot(server, failure_codes))
-    return generate_latest(registry)
+    return generate_latest(_Snapshot(server, failure_codes))
 
 
 class _Snapshot(Collector):

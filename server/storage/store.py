@@ -171,7 +171,7 @@ class FileStore:
                 file_name, content = files[index]
                 results[index] = self.publish(temporaries[index], file_name, len(content))
             if isinstance(results[index], StoreError):
-                self.remove(temporaries[index])
+                try_to_remove(temporaries[index], self.incoming_fd)
         return results
 
     def put_all_durably(self, files: Sequence["tuple[str, bytes] | IncomingFile"]) -> list[str | StoreError]:
@@ -221,10 +221,6 @@ class FileStore:
             if 0 < size_bytes > self._quota.room():
                 raise self._over_quota()
             self._quota.arrived(size_bytes)
-
-    def remove(self, temporary: bytes) -> None:
-        """Remove a temporary file; what cannot be removed the supervisor does when this worker is gone."""
-        try_to_remove(temporary, self.incoming_fd)
 
     def close(self) -> None:
         for fd in (self.root_fd, self.incoming_fd):
@@ -292,7 +288,7 @@ class IncomingFile:
             self._close()
         except StoreError:
             pass
-        self._store.remove(self._temporary)
+        try_to_remove(self._temporary, self._store.incoming_fd)
         self._store.arrived(-self._size)
         self._size = 0
 
