@@ -29,19 +29,15 @@ DEFAULT_USERS = 20
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-def _load_options(command: _Command) -> _Command:
-    """All of `options.OPTIONS`, as Locust has them."""
-    return _with_options(command, OPTIONS)
+def _with_options(options: Sequence[Option]) -> Callable[[_Command], _Command]:
+    """Decorates a command that has these, as Locust has them."""
 
+    def decorate(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = _click_option(option)(command)
+        return command
 
-def _credential_options(command: _Command) -> _Command:
-    return _with_options(command, [option for option in OPTIONS if option.field in credentials.FIELDS])
-
-
-def _with_options(command: _Command, options: Sequence[Option]) -> _Command:
-    for option in reversed(options):
-        command = _click_option(option)(command)
-    return command
+    return decorate
 
 
 def _click_option(option: Option) -> Callable[[_Command], _Command]:
@@ -84,7 +80,7 @@ def cli() -> None:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="where that server stores for the time of the run; in memory if there is room",
 )
-@_load_options
+@_with_options(OPTIONS)
 def run(**options: Any) -> None:
     """Load a server and report what it held and what it cost.
 
@@ -176,7 +172,7 @@ def _side(name: str, common: Sequence[str], options: str) -> Side:
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--host", default="tcp://127.0.0.1:12345", show_default=True, help="server to upload to, as for `run`")
 @click.option("--close", is_flag=True, help="a connection for each file instead of one for all")
-@_credential_options
+@_with_options([option for option in OPTIONS if option.field in credentials.FIELDS])
 def upload(files: tuple[Path, ...], host: str, close: bool, **identity: str) -> None:
     """Upload FILES, check each reply's digest, and show the progress in bytes.
 

@@ -14,7 +14,7 @@ import stat
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,20 +65,16 @@ def find_problem(path: Path) -> str | None:
 
 def remove(bound: Bound) -> None:
     """Take the path away, if it is still ours."""
-    try:
+    with suppress(OSError):  # it is gone, or somebody closed the folder to us
         info = bound.path.lstat()
         if (info.st_dev, info.st_ino) == (bound.device, bound.inode):
             bound.path.unlink()
-    except OSError:
-        pass  # it is gone, or somebody closed the folder to us
 
 
 def deafen(sock: socket.socket) -> None:
     """Let nobody into the queue any more; who is in it can still be accepted."""
-    try:
+    with suppress(OSError):  # it is closed already
         sock.shutdown(socket.SHUT_RD)
-    except OSError:
-        pass  # it is closed already
 
 
 @contextmanager
