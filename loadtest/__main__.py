@@ -19,7 +19,8 @@ from loadtest import credentials
 from loadtest import run as main_job
 from loadtest import upload as plain_client
 from loadtest.compare import Side, compare_sides
-from loadtest.options import DEFAULTS, OPTIONS, Option, OptionError, is_open
+from loadtest.option_error import OptionError
+from loadtest.options import DEFAULTS, OPTIONS, Option, is_open
 from reports.run_folder import new_run_id
 from reports.tolerance import tolerance_option
 from server.printing import one_line, take_any_character

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loadtest import run as main_job
-from loadtest.options import OptionError
+from loadtest.option_error import OptionError
 from loadtest.run import FAILED, INTERRUPTED, OK, Interrupts, Job
 
 THRESHOLD_BROKEN = 3  # as a run ends when a --fail-if condition came true

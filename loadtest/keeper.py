@@ -361,14 +361,10 @@ class _Run:
         stamp = run_folder.now_ns()
         start_ns = stamp["mono_ns"] + round(HEAD_START_S * 1e9)
         for number, sender in enumerate(shares):
-            data = {
-                "start_wall_ns": start_ns - stamp["mono_ns"] + stamp["wall_ns"],
-                "share": number,
-                "shares": len(shares),
-            }
-            self._runner.send_message(
-                messages.SCHEDULE, data, sender if isinstance(self._runner, MasterRunner) else None
-            )
+            start_wall_ns = start_ns - stamp["mono_ns"] + stamp["wall_ns"]
+            data = {"start_wall_ns": start_wall_ns, "share": number, "shares": len(shares)}
+            receiver = sender if isinstance(self._runner, MasterRunner) else None
+            self._runner.send_message(messages.SCHEDULE, data, receiver)
         for planned in self._options.plan:
             gevent.sleep((start_ns - time.monotonic_ns()) / 1e9)
             self._begin(planned, start_ns)

@@ -27,10 +27,9 @@ from loadtest.keeper import RunKeeper
 from loadtest.load import Load
 from loadtest.load_process import LoadProcess, option_fields
 from loadtest.locust_form import Form
-from loadtest.options import OptionError
-from loadtest.payloads import PayloadError
+from loadtest.option_error import OptionError
 from loadtest.trust_tab import add_trust_tab
-from loadtest.wires import HostError, parse_target
+from loadtest.wires import parse_target
 
 
 class Lifecycle:
@@ -75,7 +74,7 @@ class Lifecycle:
             if self._load_process is not None:
                 load_options.check_descriptors(options, users)
             load_options.check_server(options, host)
-        except (OptionError, PayloadError) as error:
+        except OptionError as error:
             return str(error)
         environment = self._environment
         environment.stop_timeout = options.drain_s
@@ -90,7 +89,7 @@ class Lifecycle:
         try:
             if self._environment.host:
                 parse_target(self._environment.host)
-        except HostError as error:
+        except OptionError as error:
             return str(error)
         return None
 

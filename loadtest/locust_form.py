@@ -18,7 +18,7 @@ from locust.runners import STATE_RUNNING, STATE_SPAWNING
 from loadtest import options as load_options
 from loadtest.keeper import STARTS_WITHIN_S, RunKeeper, until
 from loadtest.load_process import option_fields
-from loadtest.options import OptionError
+from loadtest.option_error import OptionError
 
 IDLE_WITHIN_S = 60.0
 _GOES_ON = (STATE_SPAWNING, STATE_RUNNING)

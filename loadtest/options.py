@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loadtest import arrivals, credentials, payloads, wires
-from loadtest.arrivals import ArrivalError, Profile, ProfileKind
+from loadtest.arrivals import Profile, ProfileKind
 from loadtest.client import Close, Closer
-from loadtest.credentials import CredentialsError
 from loadtest.link import leave
-from loadtest.payloads import PayloadError
-from loadtest.plan import WARM_UP_S, PlanError, PlannedPhase, make_plan
+from loadtest.option_error import OptionError
+from loadtest.plan import WARM_UP_S, PlannedPhase, make_plan
 from loadtest.tls_link import in_words
-from loadtest.wires import HostError, Target, WireFactory, WireNameError
+from loadtest.wires import Target, WireFactory
 from reports import thresholds
 from reports.thresholds import OPEN_MODEL_ONLY, Threshold, ThresholdError
 from server.units import SIZE, Kind, choice, format_size, parse_duration, write_duration
@@ -32,10 +31,6 @@ Shape = Literal["none", "ramp", "step", "soak"]
 ANSWERS_WITHIN_S = 5.0  # a server that is looked for before a run
 SPARE_DESCRIPTORS = 200  # for all that is no connection: Locust's own, the run folder's, logs
 LONGEST_S = 30 * 86_400.0  # of anything: longer is a slip of the pen, and timers overflow
-
-
-class OptionError(ValueError):
-    """An option is wrong; the text names it and says what would be right."""
 
 
 def _whole(text: str) -> int:
@@ -241,7 +236,7 @@ def validate(host: str, fields: Mapping[str, Any]) -> LoadOptions:
             thresholds=conditions,
             seed=value["seed"],
         )
-    except (ArrivalError, CredentialsError, HostError, PayloadError, PlanError, ThresholdError, WireNameError) as error:
+    except ThresholdError as error:
         raise OptionError(str(error)) from None
 
 

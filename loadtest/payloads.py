@@ -22,6 +22,7 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from loadtest.option_error import OptionError
 from server.protocol import RemoteProtocolError, digest_of, safe_file_name
 from server.units import format_size, parse_size
 
@@ -48,7 +49,7 @@ _WORDS = (
 _WORDS_AT_ONCE = 1 << 20
 
 
-class PayloadError(ValueError):
+class PayloadError(OptionError):
     """The payloads cannot be had; the text says which value and what would be right."""
 
 

@@ -23,8 +23,8 @@ from types import FrameType
 from typing import TextIO
 
 from loadtest import options as load_options
-from loadtest.options import LoadOptions, OptionError
-from loadtest.payloads import PayloadError
+from loadtest.option_error import OptionError
+from loadtest.options import LoadOptions
 from loadtest.progress import Progress
 from reports import run_folder
 from reports.guard import Guard
@@ -126,10 +126,7 @@ def check(job: Job) -> LoadOptions:
     options = load_options.validate(job.host or "tcp://127.0.0.1:1", job.fields)
     load_options.check_users(options, job.users)
     load_options.check_descriptors(options, job.users)
-    try:
-        load_options.check_store(options, options.load_payloads(), job.users)
-    except PayloadError as error:
-        raise OptionError(str(error)) from None
+    load_options.check_store(options, options.load_payloads(), job.users)
     if job.host is not None:
         load_options.check_server(options, job.host)
     return options
@@ -293,10 +290,9 @@ def _report(job: Job) -> bool:
 
 
 def _build(folder: Path) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "reports", "build", str(folder)]
     wide = {"COLUMNS": str(shutil.get_terminal_size((0, 0)).columns)}  # as our terminal is, which it does not see
     return subprocess.run(
-        command,
+        [sys.executable, "-m", "reports", "build", str(folder)],
         env=os.environ | wide,
         stdout=subprocess.PIPE,
         encoding=sys.stdout.encoding,

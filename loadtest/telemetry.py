@@ -304,17 +304,12 @@ class Merger:
             for duration, found in part["histograms"].items():
                 for target in (second, totals):
                     _add(target.setdefault(duration, _nothing()), found)
-        shown = {name: percentiles(second[name]) if name in second else None for name in _SHOWN}
+        shown = [name for name in ("service", "transaction", "response") if name in second]
         return SecondOfUploads(
             count=sum(part["count"] for part in parts),
             bytes=sum(part["bytes"] for part in parts),
             connections=sum(part["connections"] for part in parts),
             late=sum(part["late"] for part in parts),
             failures=failures,
-            service_us=shown["service"],
-            transaction_us=shown["transaction"],
-            response_us=shown["response"],
+            **{f"{name}_us": percentiles(second[name]) for name in shown},
         )
-
-
-_SHOWN = ("service", "transaction", "response")

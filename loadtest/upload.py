@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from loadtest import credentials
 from loadtest.client import UploadClient, UploadError
-from loadtest.credentials import CredentialsError
-from loadtest.wires import FRAMED, HostError, Target, parse_target, wire_of
+from loadtest.option_error import OptionError
+from loadtest.wires import FRAMED, Target, parse_target, wire_of
 from server.failure_codes import failure_of
 from server.printing import one_line
 from server.protocol import new_hasher
@@ -79,7 +79,7 @@ def upload(files: Sequence[Path], host: str, identity: Mapping[str, str], *, clo
         target = parse_target(host)
         client = _client(target, identity)
         _check_names(files, target)
-    except (CredentialsError, HostError, SameNameError) as error:
+    except (OptionError, SameNameError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
     sizes: list[int] = []  # of the files that are stored

@@ -1,9 +1,4 @@
-"""The framed upload protocol, version 1: bytes in, events out. No sockets, no files, no clock.
-
-    client                                                server
-      u32 little-endian N │ N bytes of JSON: the header
-      file_size bytes: the file
-                                    u32 little-endian M │ M bytes of JSON: the reply
+"""The framed upload protocol, version 1, as PROTOCOL.md says: bytes in, events out. No sockets, no files, no clock.
 
 Goals
 - TCP is a stream: a frame may arrive in any number of pieces, or several in one. The events are the same for every
