@@ -165,7 +165,6 @@ class UploadClient:
         )
 
     def close(self) -> None:
-        """Close the connection, if there is one."""
         link, self._link = self._link, None
         if link is not None:
             link.close()

@@ -38,6 +38,7 @@ from reports.run_folder import Ending, RunInfo
 RUNS = Path("reports/runs")
 FINAL_BATCHES_TIMEOUT_S = 5.0
 READY_TIMEOUT_S = 60.0  # for load processes to read or make their payloads
+GOES_ON = (STATE_SPAWNING, STATE_RUNNING)
 STARTS_WITHIN_S = 10.0
 POLL_S = 0.01
 SKEW_LIMIT_S = 0.2  # that another host's clock may be off, its message's way included
@@ -154,12 +155,11 @@ class RunKeeper:
 
 def stop_soon(runner: Runner) -> None:
     """Stop a test that may only just be starting: Locust ignores a stop before it runs."""
-    until(lambda: runner.state in (STATE_SPAWNING, STATE_RUNNING), STARTS_WITHIN_S)
+    until(lambda: runner.state in GOES_ON, STARTS_WITHIN_S)
     runner.stop()
 
 
 def until(condition: Callable[[], bool], timeout_s: float) -> bool:
-    """Whether it came true in that time."""
     deadline_s = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline_s:
@@ -169,8 +169,6 @@ def until(condition: Callable[[], bool], timeout_s: float) -> bool:
 
 
 class _Run:
-    """One run, from its folder to its report."""
-
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
         self._runner = cast(Runner, environment.runner)

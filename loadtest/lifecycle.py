@@ -94,7 +94,6 @@ class Lifecycle:
         return None
 
     def prepare_command_line(self) -> str | None:
-        """Prepare what the command line said."""
         parsed = self._environment.parsed_options
         assert parsed is not None
         fields = option_fields(self._environment)

@@ -111,7 +111,6 @@ class Link:
     """Whether the kernel says when bytes arrived; if not, it is when they were read."""
 
     def __init__(self, address: Address, timeout_s: float, waiter: WaiterFactory) -> None:
-        """Connect to `address`."""
         family, where = address
         self._sock = _socket.socket(family, socket.SOCK_STREAM)
         self._waiter = waiter(self._sock.fileno(), timeout_s)

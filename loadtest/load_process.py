@@ -79,8 +79,6 @@ class LoadProcess:
 
 
 class _Test:
-    """A test in this process, from its start to its end."""
-
     def __init__(self, environment: Environment, run: str) -> None:
         """OptionError or OSError when it cannot be made here."""
         self._environment = environment
@@ -102,7 +100,6 @@ class _Test:
         self._batches = gevent.spawn(self._send_batches)
 
     def say_hello(self) -> None:
-        """Tell the keeper that this load process is there."""
         hello = {"pid": os.getpid(), "meter_pid": self._meter.pid, "host": socket.gethostname()}
         _send(self._environment, self._run, messages.HELLO, {**hello, "wall_ns": time.time_ns()})
 

@@ -85,7 +85,6 @@ class RecorderProcess:
         return {"store": "discarded" if discards else f"{store} ({machine.filesystem_of(store)})"}
 
     def follow(self, pid: int, role: str) -> None:
-        """Have another process recorded."""
         self._order({"order": "follow", "pid": pid, "role": role})
 
     def look(self) -> None:

@@ -20,14 +20,12 @@ class Roster:
 
     @property
     def names(self) -> list[str]:
-        """Their names, in the order in which they came."""
         return list(self._heard_s)
 
     def came(self, name: str, now_s: float) -> None:
         self._heard_s[name] = now_s
 
     def heard(self, name: str, now_s: float) -> None:
-        """It has sent a batch."""
         self._reported.add(name)
         if name in self._heard_s:
             self._heard_s[name] = now_s

@@ -52,8 +52,6 @@ log = logging.getLogger("server")
 
 
 class Connection(asyncio.BufferedProtocol):
-    """The loop's callbacks for one client."""
-
     __slots__ = (
         "_batch",
         "_connections",
@@ -203,7 +201,6 @@ class Connection(asyncio.BufferedProtocol):
     # ── what the worker asks for ──
 
     def shut_down(self) -> None:
-        """The drain timeout has passed: refuse what is under way, close what is idle."""
         self._answer_batched()
         if self._phase >= ENDING or self.unanswered:
             return  # its last reply is on the way
@@ -221,7 +218,6 @@ class Connection(asyncio.BufferedProtocol):
         self._transport.abort()
 
     def look_at_clocks(self, now_s: float) -> None:
-        """`due_s` has come: end what has taken too long, or find when to look again."""
         patience = self._worker.patience
         unsent, before = self._transport.get_write_buffer_size(), self._unsent
         self._unsent = unsent

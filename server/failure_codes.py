@@ -106,7 +106,6 @@ def failure_of(code: str) -> Failure:
 
 
 def markdown() -> str:
-    """All codes as a Markdown table."""
     lines = ["| code | said by | status | meaning | whose fault, most likely | stored |", "|---|---|---|---|---|---|"]
     for failure in FAILURES:
         status = failure.status or ""

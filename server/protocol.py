@@ -418,7 +418,6 @@ def frame(payload: bytes) -> bytes:
 
 
 def encode_reply(reply: Reply) -> bytes:
-    """A reply as it goes on the wire."""
     return frame(_encoder.encode(reply))
 
 

@@ -241,7 +241,6 @@ def _make_root(root: Path) -> None:
 
 
 def remove_runtime_folder(folder: Path) -> None:
-    """Take away what `create_runtime_folder` made."""
     shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError):  # another server of this user is running
         folder.parent.rmdir()

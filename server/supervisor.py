@@ -44,8 +44,6 @@ log = logging.getLogger("server")
 
 
 class Supervisor:
-    """The loop, and all that is done in it."""
-
     def __init__(
         self,
         config: ServerConfig,
@@ -490,7 +488,6 @@ class Supervisor:
         self._events.note("server-ended", text, **cpu_of(own), **cpu_of(workers, "children"))
 
     def _tell(self, kind: str, worker: WorkerProcess, what: str, **fields: object) -> None:
-        """Note what became of a worker."""
         text = f"worker {worker.slot} (pid {worker.pid}) {what}"
         self._events.note(kind, text, slot=worker.slot, pid=worker.pid, **fields)
 

@@ -41,8 +41,6 @@ TLS_NAME = "tls"
 
 
 class PortInUseError(Exception):
-    """Somebody listens on the port already."""
-
     def __init__(self, port: int) -> None:
         super().__init__(f"port {port} is in use")
         self.port = port
@@ -130,7 +128,6 @@ class Group:
         return cls([sock], "shared", 0, is_tls=name == TLS_NAME, is_lent=True)
 
     def door_of(self, slot: int) -> Door:
-        """The socket that the worker in this slot accepts from."""
         sock = self._sockets[slot if self._mode == "per-worker" else 0]
         return Door(sock, self._is_tls, self._is_lent)
 

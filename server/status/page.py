@@ -94,7 +94,6 @@ class Source:
         return describe(self.state(), self._board, self._events)
 
     def state(self) -> ServerState:
-        """What the supervisor told last."""
         with self._lock:
             while True:
                 try:
@@ -305,8 +304,6 @@ class _Budget:
                 time.sleep(self._paid_until_s - now_s)
 
     def around(self, app: "WSGIApplication") -> "WSGIApplication":
-        """The application, each of whose answers waits for its turn."""
-
         def paced(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
             self.keep()
             return app(environ, start_response)

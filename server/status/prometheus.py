@@ -24,8 +24,6 @@ def exposition(server: ServerStatus, failure_codes: Sequence[str]) -> bytes:
 
 
 class _Snapshot(Collector):
-    """One moment of one server."""
-
     def __init__(self, server: ServerStatus, failure_codes: Sequence[str]) -> None:
         self._server = server
         self._codes = failure_codes

@@ -66,8 +66,6 @@ class SlotStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True):
-    """Sums over the slots."""
-
     restarts: int
     connections_now: int
     connections_accepted: int

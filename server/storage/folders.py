@@ -129,7 +129,6 @@ def _open_below(above_fd: int, folder: Path) -> int:
 
 @contextmanager
 def closing(fd: int) -> Iterator[int]:
-    """The descriptor, closed in the end."""
     try:
         yield fd
     finally:
