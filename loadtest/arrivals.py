@@ -86,11 +86,9 @@ def warm_up(profile: Profile) -> Profile | None:
 
 
 def cells(profile: Profile, duration_s: float, seed: int) -> Iterator[Cell]:
-    """The arrivals of one phase, second by second, empty seconds too. All are in [0, duration).
-
-    The seed matters to a Poisson process only. Constant and Poisson cells do not depend on the duration, but that the
-    last one is cut off there.
-    """
+    """The arrivals of one phase, second by second, empty seconds too. All are in [0, duration). The seed matters to a
+    Poisson process only. Constant and Poisson cells do not depend on the duration, but that the last one is cut off
+    there."""
     duration_ns = round(duration_s * _NS)
     first = 0
     for cell, start_ns in enumerate(range(0, duration_ns, _NS)):
@@ -144,11 +142,8 @@ def _poisson(rate: float, seed: int, cell: int) -> NDArray[np.int64]:
 
 
 def _even(profile: Profile, duration_ns: int, start_ns: int, end_ns: int) -> Cell:
-    """The arrivals in [start, end).
-
-    The integral of the rate says where to look, give or take the rounding of a float; the arrivals' own times decide.
-    So each belongs to exactly one cell, at the edges too.
-    """
+    """The arrivals in [start, end). The integral of the rate says where to look, give or take the rounding of a float;
+    the arrivals' own times decide. So each belongs to exactly one cell, at the edges too."""
     margin = 2
     lowest = max(0, int(_integral(profile, duration_ns, start_ns)) - margin)
     indices = np.arange(lowest, int(_integral(profile, duration_ns, end_ns)) + margin + 1, dtype=np.int64)

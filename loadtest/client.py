@@ -94,11 +94,10 @@ class UploadClient:
         close: Close = "fin",
         addresses: dict[Target, Address] | None = None,
     ) -> None:
-        """`tls` is for a target of that scheme; without it the system's authorities are trusted.
-
-        `timeout_s` is how long the server may be silent. A connection's last upload asks the server to close first;
-        with `closer` "client" we do, by `close`. Clients that share `addresses` look a host up once, not once each:
-        under gevent that costs 200 µs."""
+        """`tls` is for a target of that scheme; without it the system's authorities are trusted. `timeout_s` is how
+        long the server may be silent. A connection's last upload asks the server to close first; with `closer` "client"
+        we do, by `close`. Clients that share `addresses` look a host up once, not once each: under gevent that costs
+        200 µs."""
         self._target = target
         self._new_wire = wire or wire_of(target)
         self._new_link = _links_to(target, tls)
@@ -111,11 +110,9 @@ class UploadClient:
         self._wire: Wire
 
     def upload(self, name: str, body: Body, *, last: bool = False) -> Upload:
-        """Upload one file. Failures are in the result, never raised; after one the connection is closed.
-
-        After the `last` of a connection it is closed, and the result includes that. If the server closed it before, the
-        upload is the first of another one instead, which stays.
-        """
+        """Upload one file. Failures are in the result, never raised; after one the connection is closed. After the
+        `last` of a connection it is closed, and the result includes that. If the server closed it before, the upload is
+        the first of another one instead, which stays."""
         start_ns = first_byte_ns = time.monotonic_ns()
         connect_ns = handshake_ns = NOT
         try:

@@ -106,11 +106,9 @@ class Form:
 
 
 def _is_cross_site(web_host: str | None) -> bool:
-    """Whether this request was made by a page of another site, in the browser of somebody who may start tests.
-
-    Locust answers requests from every origin, so any page could have local files uploaded to a host of its choice. A
-    page served on the loopback address must also be asked for by such a name, or another name was pointed at it.
-    """
+    """Whether this request was made by a page of another site, in the browser of somebody who may start tests. Locust
+    answers requests from every origin, so any page could have local files uploaded to a host of its choice. A page
+    served on the loopback address must also be asked for by such a name, or another name was pointed at it."""
     origin = request.headers.get("Origin")
     if origin is not None and urlsplit(origin).netloc != request.host:
         return True

@@ -128,11 +128,9 @@ class Batch:
         self._scheduled = False
 
     def buffer(self) -> memoryview:
-        """Where the next RECEIVE_BYTES may be read to. Good until the next call, unless `claim` keeps it.
-
-        Called while libuv asks where to read to, so it must not flush: closing or pausing a transport then makes libuv
-        call a null pointer.
-        """
+        """Where the next RECEIVE_BYTES may be read to. Good until the next call, unless `claim` keeps it. Called while
+        libuv asks where to read to, so it must not flush: closing or pausing a transport then makes libuv call a null
+        pointer."""
         return self._arena[self._used : self._used + RECEIVE_BYTES]
 
     def received(self, nbytes: int) -> memoryview:

@@ -214,10 +214,8 @@ def runtime_root(uid: int) -> Path:
 
 
 def create_runtime_folder() -> Path:
-    """Make this process's folder, readable by its user only, after removing what dead servers left.
-
-    Raises PermissionError when somebody else owns the name: /dev/shm is open to every user.
-    """
+    """Make this process's folder, readable by its user only, after removing what dead servers left. Raises
+    PermissionError when somebody else owns the name: /dev/shm is open to every user."""
     root = runtime_root(os.geteuid())
     folder = root / str(os.getpid())
     while True:
@@ -261,11 +259,9 @@ def write_state(folder: Path, state: ServerState) -> None:
 
 
 def read_state(pid: int) -> ServerState | None:
-    """The state of the server whose supervisor is `pid`; None when that process is not a socketswarm server.
-
-    The file is looked up in the folder of the process's own user, and believed only if that user owns it and its
-    start time is the process's.
-    """
+    """The state of the server whose supervisor is `pid`; None when that process is not a socketswarm server. The file
+    is looked up in the folder of the process's own user, and believed only if that user owns it and its start time is
+    the process's."""
     try:
         uid = Path(f"/proc/{pid}").stat().st_uid
         path = runtime_root(uid) / str(pid) / STATE_FILE

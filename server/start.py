@@ -30,10 +30,8 @@ class StartError(Exception):
 
 def serve(config: ServerConfig, reread: Callable[[], ServerConfig]) -> int:
     """Run the server until TERM or INT and return its exit code: 0 when every worker ended by itself. `reread` gives
-    the configuration anew at each HUP, or raises ConfigError.
-
-    Raises StartError, PidFileError, or PortInUseError and AddressError from `listener`, before anything was forked.
-    """
+    the configuration anew at each HUP, or raises ConfigError. Raises StartError, PidFileError, or PortInUseError and
+    AddressError from `listener`, before anything was forked."""
     os.umask(config.umask)
     manager = systemd.Manager(os.environ)
     with ExitStack() as at_the_end:

@@ -51,11 +51,9 @@ def open_page(config: ServerConfig) -> Group | None:
 
 
 class StatusHelper:
-    """The process behind the page, one after another; with no socket there is none, and nothing happens.
-
-    `state` gives what is shown of the server, and `note` writes an event down. None of these methods waits for the
-    helper but `end`, which has killed it.
-    """
+    """The process behind the page, one after another; with no socket there is none, and nothing happens. `state` gives
+    what is shown of the server, and `note` writes an event down. None of these methods waits for the helper but `end`,
+    which has killed it."""
 
     def __init__(self, group: Group | None, state: Callable[[], ServerState], note: Callable[..., None]) -> None:
         self.due_s = math.inf if group is None else 0.0

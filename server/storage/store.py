@@ -85,11 +85,9 @@ class DiscardStore:
 
 
 class FileStore:
-    """Keeps files in the folder `root`, which `prepare_store` made; one object per worker.
-
-    `collision` says what becomes of an upload whose name is taken. With durability `power` use `put_all_durably` in
-    place of `put_all` and `commit`.
-    """
+    """Keeps files in the folder `root`, which `prepare_store` made; one object per worker. `collision` says what
+    becomes of an upload whose name is taken. With durability `power` use `put_all_durably` in place of `put_all` and
+    `commit`."""
 
     def __init__(
         self,
@@ -176,11 +174,9 @@ class FileStore:
 
     def put_all_durably(self, files: Sequence["tuple[str, bytes] | IncomingFile"]) -> list[str | StoreError]:
         """Store files, whole ones and such as have arrived in pieces, so that they survive the loss of power; the name
-        that each got, or why it could not be stored. Blocks for as long as the disk takes.
-
-        All are written out, then renamed, then one fsync of the folder makes all names durable. When it is this one
-        that fails, the files are visible, and are an error all the same: nobody knows whether they will stay.
-        """
+        that each got, or why it could not be stored. Blocks for as long as the disk takes. All are written out, then
+        renamed, then one fsync of the folder makes all names durable. When it is this one that fails, the files are
+        visible, and are an error all the same: nobody knows whether they will stay."""
         outcomes: list[IncomingFile | StoreError] = [
             self._write_whole(*file) if isinstance(file, tuple) else file for file in files
         ]
