@@ -87,8 +87,7 @@ def warm_up(profile: Profile) -> Profile | None:
 
 def cells(profile: Profile, duration_s: float, seed: int) -> Iterator[Cell]:
     """The arrivals of one phase, second by second, empty seconds too. All are in [0, duration). The seed matters to a
-    Poisson process only. Constant and Poisson cells do not depend on the duration, but that the last one is cut off
-    there."""
+    Poisson process only. Of constant and Poisson cells the duration only cuts the last one off."""
     duration_ns = round(duration_s * _NS)
     first = 0
     for cell, start_ns in enumerate(range(0, duration_ns, _NS)):

@@ -39,8 +39,7 @@ LinkFactory = Callable[[Address, float, WaiterFactory], AnyLink]
 
 
 class UploadError(Exception):
-    """An upload failed. `code` is one of `failure_codes`, or a code of another server or wire; `message` is for
-    people."""
+    """An upload failed. `code` is one of `failure_codes`, or of another server or wire; `message` is for people."""
 
     def __init__(self, code: str, message: str = "") -> None:
         self.code = one_line(code)  # both may be a server's words, and are shown
@@ -96,8 +95,7 @@ class UploadClient:
     ) -> None:
         """`tls` is for a target of that scheme; without it the system's authorities are trusted. `timeout_s` is how
         long the server may be silent. A connection's last upload asks the server to close first; with `closer` "client"
-        we do, by `close`. Clients that share `addresses` look a host up once, not once each: under gevent that costs
-        200 µs."""
+        we do, by `close`. Clients that share `addresses` look a host up once: under gevent that costs 200 µs."""
         self._target = target
         self._new_wire = wire or wire_of(target)
         self._new_link = _links_to(target, tls)

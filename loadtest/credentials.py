@@ -57,8 +57,7 @@ def _token(path: Path) -> str:
 
 
 def _context(ca: Path | None = None, cert: Path | None = None, key: Path | None = None) -> ssl.SSLContext:
-    """It wants a certificate of the server that is the host's own, and that one of `ca` or of the system's authorities
-    has signed."""
+    """The server must show the host's certificate, signed by one of `ca` or of the system's authorities."""
     authorities = None if ca is None else _contents("ca", ca).decode("ascii", errors="ignore")
     try:
         context = ssl.create_default_context(cadata=authorities if authorities != "" else "\n")  # "" is the system's

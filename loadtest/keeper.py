@@ -225,8 +225,7 @@ class _Run:
             self._plan = self._spawn(self._follow_plan)
 
     def add_batch(self, sender: str, data: dict[str, Any]) -> None:
-        """Count one load process's last second. Once all have reported, it is a line of the file. One that stopped
-        reporting does not hold up the others."""
+        """Count one load process's last second, and once all have reported, or one has stopped to, write it down."""
         if self._closed:
             return
         try:
@@ -301,8 +300,7 @@ class _Run:
             self.fail(text)
 
     def stopping(self) -> None:
-        """The test is about to stop, perhaps before its plan is over: what is uploaded or waited for from now on
-        belongs to no measured phase."""
+        """The test is about to stop, perhaps before its plan is over: what comes now belongs to no measured phase."""
         self._stopping = True
         if self._plan is not None and self._plan is not gevent.getcurrent():
             self._plan.kill()

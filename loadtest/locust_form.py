@@ -88,8 +88,7 @@ class Form:
         return time.monotonic() - self._accepted_s < STARTS_WITHIN_S and self._keeper.starts == self._starts
 
     def _check_change(self, fields: Mapping[str, Any], users: int | None) -> Response | None:
-        """While a test runs, only its number of users may change, and in the open model not even that: they would come
-        on top."""
+        """While a test runs only its users' number may change. The open model has none: they would come on top."""
         own = {**option_fields(self._environment), "host": self._environment.host}
         for field, value in own.items():
             if fields.get(field, value) != value:

@@ -277,8 +277,7 @@ def _end(process: "subprocess.Popen[str] | subprocess.Popen[bytes]", grace_s: fl
 
 
 def _report(job: Job) -> bool:
-    """Build and show the report, if anything was measured; otherwise the error that stopped us says more. Whether there
-    is one."""
+    """Build and show the report, if anything was measured; otherwise our error says more. Whether there is one."""
     if not _began(job.folder):
         return False
     built = _build(job.folder)

@@ -128,9 +128,8 @@ class Batch:
         self._scheduled = False
 
     def buffer(self) -> memoryview:
-        """Where the next RECEIVE_BYTES may be read to. Good until the next call, unless `claim` keeps it. Called while
-        libuv asks where to read to, so it must not flush: closing or pausing a transport then makes libuv call a null
-        pointer."""
+        """Where the next RECEIVE_BYTES may be read to. Good until the next call, unless `claim` keeps it. It must not
+        flush: closing or pausing a transport while libuv asks for a buffer makes that call a null pointer."""
         return self._arena[self._used : self._used + RECEIVE_BYTES]
 
     def received(self, nbytes: int) -> memoryview:
@@ -138,8 +137,7 @@ class Batch:
         return self._arena[self._used : self._used + nbytes]
 
     def claim(self, nbytes: int) -> None:
-        """Keep what has just been read until the batch is flushed: added uploads lie in it. Flushes when there would be
-        no room for another read."""
+        """Keep what was just read until the next flush: added uploads lie in it. Flushes when another would not fit."""
         self._used += nbytes
         if self._used > ARENA_BYTES - RECEIVE_BYTES:
             self.flush()

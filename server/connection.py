@@ -292,8 +292,7 @@ class Connection(asyncio.BufferedProtocol):
             self._worker.loop.call_soon(self._take_what_waited)
 
     def _begin(self, started: UploadStarted) -> InPieces:
-        """StoreError when the upload is refused at once. One whose name is taken is so only when it is too large to be
-        received for nothing."""
+        """StoreError when the upload is refused at once: for a name that is taken only if it is a large one."""
         size, now_s = started.header.file_size, self._worker.clock_s
         try:
             return InPieces(started, self._worker.store.begin(started.file_name, size), now_s)
@@ -321,8 +320,7 @@ class Connection(asyncio.BufferedProtocol):
             self._batch.flush()
 
     def _go_on(self) -> None:
-        """All that we waited for is answered. Later, when something must be parsed: a batch that is answering must not
-        be read into."""
+        """All that we waited for is answered. Parse later, since a batch that is answering must not be read into."""
         self._heard_s = self._worker.clock_s
         if self._received or self._phase == HALF_CLOSED:
             self._worker.loop.call_soon(self._take_what_waited)

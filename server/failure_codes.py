@@ -22,8 +22,7 @@ class Failure:
     status: Literal["rejected", "failed"] | None
     """The server's reply: refused for what was asked, or failed on the way. None: the client says it."""
     stored: Stored = "no"
-    """Whether the file may be on the server: a refusal leaves nothing, but an answer can be lost after the file was
-    stored."""
+    """Whether the file may be on the server: a refusal leaves nothing, but the answer of a stored one can be lost."""
 
     @property
     def said_by(self) -> Literal["server", "client"]:

@@ -300,8 +300,7 @@ class ServerConnection:
             raise RemoteProtocolError("truncated", f"the header ends after {len(self._partial)} bytes")
 
     def _take_header(self, view: memoryview, position: int, end: int) -> tuple[int, bytes | None]:
-        """Take the next header from `view` and what arrived before. Returns the new position, and the header's bytes
-        or None when more must arrive."""
+        """The next header, from `view` and what came before: (new position, its bytes or None when more must come)."""
         if self._partial is None:
             # The usual case: length and header lie in this piece.
             if end - position >= LENGTH_BYTES:

@@ -260,8 +260,7 @@ def write_state(folder: Path, state: ServerState) -> None:
 
 def read_state(pid: int) -> ServerState | None:
     """The state of the server whose supervisor is `pid`; None when that process is not a socketswarm server. The file
-    is looked up in the folder of the process's own user, and believed only if that user owns it and its start time is
-    the process's."""
+    is looked up in the folder of the process's user, and believed if that user owns it and the start times agree."""
     try:
         uid = Path(f"/proc/{pid}").stat().st_uid
         path = runtime_root(uid) / str(pid) / STATE_FILE

@@ -276,8 +276,7 @@ class Listeners:
 
 
 def find_problem(address: Address) -> str | None:
-    """Why nobody could listen on this address; None when one can, unless somebody does. Its port or path is not
-    touched."""
+    """Why nobody could listen on this address; None when one can, unless somebody does. Touches no port or path."""
     if address.scheme == "unix":
         path = Path(address.path)
         why = find_folder_problem(path.parent) or unix_sockets.find_problem(path)

@@ -22,8 +22,7 @@ log = logging.getLogger("server")
 
 
 def take_sockets(environment: MutableMapping[str, str]) -> list[tuple[socket.socket, str]]:
-    """The sockets that were passed to this process, with their names; empty if none were. They close on exec. OSError
-    when a descriptor is no socket."""
+    """The sockets passed to this process, with their names. They close on exec. OSError for what is no socket."""
     pid, count, names = (environment.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
     if pid != str(os.getpid()) or not count.isdecimal():
         return []

@@ -100,8 +100,7 @@ def _restrict_files() -> None:
 
 
 def _folders_of_python() -> Iterator[Path]:
-    """What is imported late, or read for a traceback, is in these. Not in the working directory, where the store may
-    be."""
+    """Where late imports and tracebacks read. Not the working directory, where the store may be."""
     paths = sysconfig.get_paths()
     installed = {Path(paths[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     return filter(Path.is_dir, {*installed, Path(__file__).parents[1]})

@@ -179,8 +179,7 @@ def _template(name: str) -> jinja2.Template:
 
 
 def _allowed_hosts(state: ServerState) -> frozenset[str] | None:
-    """The names that the page may be asked by, where it is on loopback; None where it can be reached by names that
-    nobody here knows."""
+    """The names that the page may be asked by, where it is on loopback; None where it may have others, unknown here."""
     host = urlsplit(state.page or "").hostname or ""
     if not ipaddress.ip_address(host).is_loopback:
         return None
@@ -293,8 +292,7 @@ class _Budget:
         self._used_s = time.process_time()
 
     def keep(self) -> None:
-        """Pause for as long as the time since the last call was not enough for what was used. The others who come wait
-        for their turn."""
+        """Pause until the time since the last call is enough for what was used. Who else comes waits for its turn."""
         with self._lock:
             now_s, used_s = time.monotonic(), time.process_time()
             since_s = max(self._paid_until_s, now_s - CPU_SAVED_S / CPU_SHARE)

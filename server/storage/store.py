@@ -85,9 +85,8 @@ class DiscardStore:
 
 
 class FileStore:
-    """Keeps files in the folder `root`, which `prepare_store` made; one object per worker. `collision` says what
-    becomes of an upload whose name is taken. With durability `power` use `put_all_durably` in place of `put_all` and
-    `commit`."""
+    """Keeps files in the folder `root`, which `prepare_store` made; one object per worker. With durability `power` use
+    `put_all_durably` in place of `put_all` and `commit`."""
 
     def __init__(
         self,
@@ -98,8 +97,7 @@ class FileStore:
         quota: Quota | None = None,
         most_open: int | None = None,
     ) -> None:
-        """`most_open` is how many files may arrive at once by `begin`. OSError when the store's folders are not there,
-        or are links."""
+        """`most_open` files may arrive at once by `begin`. OSError when the store's folders are not there, or links."""
         self._most_open = most_open
         self.open_fds: set[int] = set()  # of files that arrive; a set, since the disk's thread takes from it too
         self._quota = quota
@@ -293,8 +291,7 @@ class IncomingFile:
         _libc.sync_file_range(self._fd, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
 
     def sync(self) -> None:
-        """Wait until the bytes are on the disk. Through the descriptor that wrote them: a later one may not be told
-        what went wrong before it was opened."""
+        """Wait for the disk. Through the descriptor that wrote: a later one may not be told what went wrong before."""
         try:
             os.fsync(self._fd)
         except OSError as error:
