@@ -119,7 +119,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._phase >= ENDING:
-            self._discard(nbytes)
+            self._lingered += nbytes
+            if self._lingered > LINGER_BYTES:
+                self._set_reading()  # no more: the peer blocks and reads its reply, or the sweep ends it
             return
         self._heard_s = self._worker.clock_s
         view = self._batch.received(nbytes)
@@ -381,11 +383,6 @@ class Connection(asyncio.BufferedProtocol):
         self._transport.write(self._worker.failed(code, message, timing, name, received, keep))
         if not keep:
             self._end()
-
-    def _discard(self, nbytes: int) -> None:
-        self._lingered += nbytes
-        if self._lingered > LINGER_BYTES:
-            self._set_reading()  # no more: the peer blocks and reads its reply, or the sweep ends it
 
     def _abort_upload(self) -> None:
         upload, self._upload = self._upload, None

@@ -61,7 +61,9 @@ def confine() -> str | None:
     except OSError as error:
         problems.append(f"this kernel offers no Landlock ({error.strerror})")
     try:
-        _become_nobody()
+        os.setgroups([])
+        os.setgid(_NOBODY)
+        os.setuid(_NOBODY)
     except OSError as error:
         problems.append(f"only root can become nobody ({error.strerror})")
     return " and ".join(problems) if len(problems) == 2 else None
@@ -71,12 +73,6 @@ def _limit(what: int, most: int) -> None:
     _, hard = resource.getrlimit(what)
     most = most if hard == resource.RLIM_INFINITY else min(most, hard)
     resource.setrlimit(what, (most, most))
-
-
-def _become_nobody() -> None:
-    os.setgroups([])
-    os.setgid(_NOBODY)
-    os.setuid(_NOBODY)
 
 
 def _restrict_files() -> None:
