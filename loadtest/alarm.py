@@ -33,9 +33,8 @@ class Alarm:
         self._fd: int = libc.timerfd_create(time.CLOCK_MONOTONIC, _TFD_NONBLOCK | _TFD_CLOEXEC)
         if self._fd < 0:
             raise OSError(ctypes.get_errno(), "timerfd_create failed")
-        self._spec = (
-            ctypes.c_long * 4
-        )()  # struct itimerspec: an interval, which is not used, and the time, in s and ns
+        # struct itimerspec: an interval, which is not used, and the time, both in s and ns
+        self._spec = (ctypes.c_long * 4)()
         self._heap: list[tuple[int, int, Callable[[], object]]] = []
         self._count = 0  # callbacks cannot be compared, so a number goes before them
         self._set_ns: int | None = None

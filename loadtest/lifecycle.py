@@ -1,12 +1,8 @@
 """A run's life inside Locust: from the first look at its options to a run folder with its report, in every mode.
 
-Locust runs in up to three roles, and a run has two halves:
-
-    load_process.py   where users run (a single process, or each worker): the current phase, payloads, telemetry
-    keeper.py         where the run is kept (a single process, or the master): folder, recorder, plan, merging, report
-
-They talk only through Locust's messages (`messages.py`), which a single process loops back to itself, so one code path
-serves all modes. This file gives each role its halves, and decides whether a test may start.
+Locust runs in up to three roles, and a run has two halves: `load_process.py` where users run, a single process or each
+worker, and `keeper.py` in a single process or the master. They talk only through Locust's messages (`messages.py`), so
+one code path serves all modes. This file gives each role its halves, and decides whether a test may start.
 
 Event handlers of Locust swallow exceptions, so nothing reports a mistake of the user by raising: options are checked
 before a test may start, on the command line in `init`, in the web form before `/swarm` is handled.
