@@ -121,12 +121,9 @@ def _exit(job: Callable[[], int]) -> NoReturn:
     """End with the job's exit code, or with an error in one line."""
     try:
         sys.exit(job())
-    except OptionError as error:
+    except (OptionError, main_job.RunError) as error:
         click.echo(f"Error: {one_line(str(error))}", err=True)
-        sys.exit(main_job.USAGE)
-    except main_job.RunError as error:
-        click.echo(f"Error: {one_line(str(error))}", err=True)
-        sys.exit(main_job.FAILED)
+        sys.exit(main_job.USAGE if isinstance(error, OptionError) else main_job.FAILED)
 
 
 # Between two runs a machine changes by more than within one: many short runs tell more than few long ones.

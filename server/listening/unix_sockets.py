@@ -23,7 +23,7 @@ TURN_S = 1.0
 _UCRED = struct.Struct("3i")  # pid, uid and gid: man 7 unix
 
 
-class PathError(Exception):
+class PathError(OSError):
     """The path cannot be listened on; the text says why and what to do."""
 
 
@@ -48,9 +48,6 @@ def listen(path: Path, backlog: int) -> tuple[socket.socket, Bound]:
     except OSError as error:
         sock.close()
         raise PathError(error.strerror or str(error)) from None
-    except PathError:
-        sock.close()
-        raise
     return sock, Bound(path, info.st_dev, info.st_ino)
 
 

@@ -30,6 +30,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
@@ -94,15 +95,10 @@ class Source:
         return describe(self.state(), self._board, self._events)
 
     def state(self) -> ServerState:
-        with self._lock:
-            while True:
-                try:
-                    message = self._channel.recv(STATE_BYTES)
-                except OSError:  # there is no more
-                    return self._state
-                if not message:
-                    return self._state
+        with self._lock, suppress(OSError):  # there is no more
+            while message := self._channel.recv(STATE_BYTES):
                 self._state = msgspec.json.decode(message, type=ServerState)
+        return self._state
 
 
 # ── What is answered ──
@@ -326,10 +322,8 @@ class _Beat:
     def service(self) -> None:
         """Answer the request, in one of the threads."""
         self._is_under_way = False
-        try:
+        with suppress(BlockingIOError):  # the supervisor does not listen, and nobody else looks at beats
             self._channel.send(b"\n")
-        except BlockingIOError:
-            pass  # the supervisor does not listen, and nobody else looks at beats
 
 
 def _end_long_connections(server: TcpWSGIServer) -> None:

@@ -15,7 +15,6 @@ from server.scoreboard import STATES
 from server.status.reader import ServerStatus, SlotStatus, why_not_ready
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_WORKER = ("worker",)
 
 
 def exposition(server: ServerStatus, failure_codes: Sequence[str]) -> bytes:
@@ -66,7 +65,7 @@ def _of_slots(
 ) -> Iterator[Metric]:
     """One value of each metric for every slot that has one."""
     for name, (meaning, value) in table.items():
-        family = kind(f"socketswarm_{name}", meaning, labels=_WORKER)
+        family = kind(f"socketswarm_{name}", meaning, labels=("worker",))
         for slot in slots:
             if (number := value(slot)) is not None:
                 family.add_metric([str(slot.slot)], number)
