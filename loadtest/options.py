@@ -82,6 +82,10 @@ class Option:
         return value
 
 
+def _credential(field: str, help: str) -> Option:
+    return Option(field, "", help, in_form=False, reads_files=True)
+
+
 OPTIONS = (
     Option(
         "plan", "compare", "phases: compare (long, short, short, long connections), long, short, or sweep:1,2,5,20,0"
@@ -123,22 +127,12 @@ OPTIONS = (
     Option(
         "wire", "", "protocol, if not the one of the host's scheme: MODULE:CLASS, see loadtest/wires.py", in_form=False
     ),
-    Option("token_file", "", "file with the token that every upload carries", in_form=False, reads_files=True),
-    Option(
-        "ca",
-        "",
-        "tls://: file with the certificates (PEM) of the authorities to trust, instead of the system's",
-        in_form=False,
-        reads_files=True,
+    _credential("token_file", "file with the token that every upload carries"),
+    _credential("ca", "tls://: file with the certificates (PEM) of the authorities to trust, instead of the system's"),
+    _credential(
+        "cert", "tls://: file with a certificate of the load's own and its key (PEM), for a server that asks for one"
     ),
-    Option(
-        "cert",
-        "",
-        "tls://: file with a certificate of the load's own and its key (PEM), for a server that asks for one",
-        in_form=False,
-        reads_files=True,
-    ),
-    Option("key", "", "tls://: file with that key, if it is in another", in_form=False, reads_files=True),
+    _credential("key", "tls://: file with that key, if it is in another"),
     Option("verify_digest", True, "compare the digest in the reply"),
     Option("fail_if", "", "exit code 3 when this came true, such as 'p99(transaction) > 20ms'; several with ;"),
     Option(

@@ -127,8 +127,7 @@ class _Tally:
         found = {**_columns(self.uploads, _UPLOAD), **_columns(self.arrivals, _ARRIVAL)}
         found["unanswered"] = np.frombuffer(self.unanswered, dtype=np.int64)
         found["think"] = np.frombuffer(self.thinks, dtype=np.int64)
-        happened = {duration: values[values != NOT] for duration, values in found.items()}
-        return {duration: values for duration, values in happened.items() if len(values)}
+        return {duration: kept for duration, values in found.items() if len(kept := values[values != NOT])}
 
 
 def _columns(rows: "array[int]", names: Sequence[str]) -> dict[str, Nanoseconds]:

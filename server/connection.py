@@ -308,8 +308,7 @@ class Connection(asyncio.BufferedProtocol):
         assert upload is not None
         if not upload.keep:
             self._enter(ENDING)
-        trouble = upload.trouble()
-        if trouble is not None:
+        if trouble := upload.trouble():
             self._refuse(*trouble, keep=upload.keep and not self._worker.draining)
             return
         self._upload = None

@@ -99,9 +99,7 @@ class TlsLayer(asyncio.BufferedProtocol):
 
     def eof_received(self) -> bool:
         """As TCP says it. Without TLS's own goodbye uploads are served as well: a frame tells how long it is."""
-        if not self._is_open:
-            return False
-        return self._end_of_peer()
+        return self._is_open and self._end_of_peer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._is_open:
