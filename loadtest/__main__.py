@@ -18,7 +18,8 @@ from loadtest import credentials
 from loadtest import run as main_job
 from loadtest import upload as plain_client
 from loadtest.compare import Side, compare_sides
-from loadtest.options import DEFAULTS, OPTIONS, Option, OptionError, is_open
+from loadtest.option_error import OptionError
+from loadtest.options import DEFAULTS, OPTIONS, Option, is_open
 from reports.run_folder import new_run_id
 from reports.tolerance import tolerance_option
 from server.printing import one_line, take_any_character
@@ -28,19 +29,15 @@ DEFAULT_USERS = 20
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-def _load_options(command: _Command) -> _Command:
-    """All of `options.OPTIONS`, as Locust has them."""
-    return _with_options(command, OPTIONS)
+def _with_options(options: Sequence[Option]) -> Callable[[_Command], _Command]:
+    """Decorates a command that has these, as Locust has them."""
 
+    def decorate(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = _click_option(option)(command)
+        return command
 
-def _credential_options(command: _Command) -> _Command:
-    return _with_options(command, [option for option in OPTIONS if option.field in credentials.FIELDS])
-
-
-def _with_options(command: _Command, options: Sequence[Option]) -> _Command:
-    for option in reversed(options):
-        command = _click_option(option)(command)
-    return command
+    return decorate
 
 
 def _click_option(option: Option) -> Callable[[_Command], _Command]:
@@ -83,7 +80,7 @@ def cli() -> None:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="where that server stores for the time of the run; in memory if there is room",
 )
-@_load_options
+@_with_options(OPTIONS)
 def run(**options: Any) -> None:
     """Load a server and report what it held and what it cost.
 
@@ -123,12 +120,9 @@ def _exit(job: Callable[[], int]) -> NoReturn:
     """End with the job's exit code, or with an error in one line."""
     try:
         sys.exit(job())
-    except OptionError as error:
+    except (OptionError, main_job.RunError) as error:
         click.echo(f"Error: {one_line(str(error))}", err=True)
-        sys.exit(main_job.USAGE)
-    except main_job.RunError as error:
-        click.echo(f"Error: {one_line(str(error))}", err=True)
-        sys.exit(main_job.FAILED)
+        sys.exit(main_job.USAGE if isinstance(error, OptionError) else main_job.FAILED)
 
 
 # Between two runs a machine changes by more than within one: many short runs tell more than few long ones.
@@ -139,11 +133,7 @@ COMPARED_RUN = ("--phase-seconds", "5")
 @click.option("--a", "first", default="", metavar="OPTIONS", help="the baseline: options of `run`, in one argument")
 @click.option("--b", "second", default="", metavar="OPTIONS", help="what is compared with it, likewise")
 @click.option(
-    "--pairs",
-    default=20,
-    show_default=True,
-    type=click.IntRange(1, 1000),
-    help="runs of each: under 6 tell nothing",
+    "--pairs", default=20, show_default=True, type=click.IntRange(1, 1000), help="runs of each: under 6 tell nothing"
 )
 @tolerance_option
 @click.argument("common", nargs=-1, type=click.UNPROCESSED, metavar="[RUN OPTIONS]...")
@@ -179,7 +169,7 @@ def _side(name: str, common: Sequence[str], options: str) -> Side:
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--host", default="tcp://127.0.0.1:12345", show_default=True, help="server to upload to, as for `run`")
 @click.option("--close", is_flag=True, help="a connection for each file instead of one for all")
-@_credential_options
+@_with_options([option for option in OPTIONS if option.field in credentials.FIELDS])
 def upload(files: tuple[Path, ...], host: str, close: bool, **identity: str) -> None:
     """Upload FILES, check each reply's digest, and show the progress in bytes.
 

@@ -22,17 +22,6 @@ _READ = 1
 log = logging.getLogger("socketswarm")
 
 
-class _Timerspec(ctypes.Structure):
-    """struct itimerspec: an interval, which is not used, and the time."""
-
-    _fields_ = (
-        ("interval_s", ctypes.c_long),
-        ("interval_ns", ctypes.c_long),
-        ("value_s", ctypes.c_long),
-        ("value_ns", ctypes.c_long),
-    )
-
-
 class Alarm:
     """Needs Linux; OSError elsewhere. Callbacks run in gevent's hub: they may switch, not wait."""
 
@@ -44,7 +33,8 @@ class Alarm:
         self._fd: int = libc.timerfd_create(time.CLOCK_MONOTONIC, _TFD_NONBLOCK | _TFD_CLOEXEC)
         if self._fd < 0:
             raise OSError(ctypes.get_errno(), "timerfd_create failed")
-        self._spec = _Timerspec()
+        # struct itimerspec: an interval, which is not used, and the time, both in s and ns
+        self._spec = (ctypes.c_long * 4)()
         self._heap: list[tuple[int, int, Callable[[], object]]] = []
         self._count = 0  # callbacks cannot be compared, so a number goes before them
         self._set_ns: int | None = None
@@ -91,6 +81,5 @@ class Alarm:
 
     def _set(self, due_ns: int) -> None:
         self._set_ns = due_ns
-        spec = self._spec
-        spec.value_s, spec.value_ns = divmod(max(1, due_ns), 1_000_000_000)  # 0 would disarm it
-        self._settime(self._fd, _TFD_TIMER_ABSTIME, ctypes.byref(spec), None)
+        self._spec[2], self._spec[3] = divmod(max(1, due_ns), 1_000_000_000)  # 0 would disarm it
+        self._settime(self._fd, _TFD_TIMER_ABSTIME, self._spec, None)

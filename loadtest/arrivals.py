@@ -15,6 +15,8 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from loadtest.option_error import OptionError
+
 ProfileKind: TypeAlias = Literal["constant", "poisson", "ramp", "step"]
 Cell: TypeAlias = tuple[int, NDArray[np.int64]]
 """Index of the cell's first arrival in its phase, and the arrivals in ns from the phase's start, ascending."""
@@ -35,10 +37,6 @@ _WRITE = {
 _STEPS = (0.25, 0.5, 0.75, 1.0)  # of a single rate
 
 
-class ArrivalError(ValueError):
-    """There is no such schedule; the text says which value is wrong and what would be right."""
-
-
 @dataclass(frozen=True, slots=True)
 class Profile:
     """How the rate goes over a phase. `rates` are arrivals a second: constant and poisson have one, ramp has its first
@@ -49,9 +47,9 @@ class Profile:
 
 
 def parse_profile(kind: str, rate: str) -> Profile | None:
-    """The profile of two options' texts. None for a rate of 0 or none: no open model. ArrivalError otherwise."""
+    """The profile of two options' texts. None for a rate of 0 or none: no open model. OptionError otherwise."""
     if kind not in KINDS:
-        raise ArrivalError(f"arrival profile is {kind!r}, not one of {', '.join(KINDS)}")
+        raise OptionError(f"arrival profile is {kind!r}, not one of {', '.join(KINDS)}")
     if not rate.strip():
         return None
     parts = [rate] if kind in ("constant", "poisson") else rate.split("-" if kind == "ramp" else ",")
@@ -61,7 +59,7 @@ def parse_profile(kind: str, rate: str) -> Profile | None:
     if kind == "ramp" and len(rates) > 2:
         raise _not_a_rate(rate, kind)
     if not any(rates):
-        raise ArrivalError(f"arrival rate {rate!r} is 0 all the time: nothing would be uploaded")
+        raise OptionError(f"arrival rate {rate!r} is 0 all the time: nothing would be uploaded")
     if len(rates) == 1 and kind in ("ramp", "step"):
         rates = [0.0, rates[0]] if kind == "ramp" else [rates[0] * share for share in _STEPS]
     return Profile(kind, tuple(rates))
@@ -72,12 +70,12 @@ def _rate(part: str, whole: str, kind: str) -> float:
         raise _not_a_rate(whole, kind)
     rate = float(part)
     if rate > MAX_RATE:
-        raise ArrivalError(f"arrival rate {part!r} is over {MAX_RATE:,.0f} a second")
+        raise OptionError(f"arrival rate {part!r} is over {MAX_RATE:,.0f} a second")
     return rate
 
 
-def _not_a_rate(text: str, kind: str) -> ArrivalError:
-    return ArrivalError(f"arrival rate {text!r} is not one of profile {kind}: {_WRITE[kind]}")
+def _not_a_rate(text: str, kind: str) -> OptionError:
+    return OptionError(f"arrival rate {text!r} is not one of profile {kind}: {_WRITE[kind]}")
 
 
 def warm_up(profile: Profile) -> Profile | None:
@@ -88,11 +86,8 @@ def warm_up(profile: Profile) -> Profile | None:
 
 
 def cells(profile: Profile, duration_s: float, seed: int) -> Iterator[Cell]:
-    """The arrivals of one phase, second by second, empty seconds too. All are in [0, duration).
-
-    The seed matters to a Poisson process only. Constant and Poisson cells do not depend on the duration, but that the
-    last one is cut off there.
-    """
+    """The arrivals of one phase, second by second, empty seconds too. All are in [0, duration). The seed matters to a
+    Poisson process only. Of constant and Poisson cells the duration only cuts the last one off."""
     duration_ns = round(duration_s * _NS)
     first = 0
     for cell, start_ns in enumerate(range(0, duration_ns, _NS)):
@@ -146,11 +141,8 @@ def _poisson(rate: float, seed: int, cell: int) -> NDArray[np.int64]:
 
 
 def _even(profile: Profile, duration_ns: int, start_ns: int, end_ns: int) -> Cell:
-    """The arrivals in [start, end).
-
-    The integral of the rate says where to look, give or take the rounding of a float; the arrivals' own times decide.
-    So each belongs to exactly one cell, at the edges too.
-    """
+    """The arrivals in [start, end). The integral of the rate says where to look, give or take the rounding of a float;
+    the arrivals' own times decide. So each belongs to exactly one cell, at the edges too."""
     margin = 2
     lowest = max(0, int(_integral(profile, duration_ns, start_ns)) - margin)
     indices = np.arange(lowest, int(_integral(profile, duration_ns, end_ns)) + margin + 1, dtype=np.int64)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loadtest import run as main_job
-from loadtest.options import OptionError
+from loadtest.option_error import OptionError
 from loadtest.run import FAILED, OK, Interrupts, Job
 from reports.signals import INTERRUPTED
 from server.printing import one_line

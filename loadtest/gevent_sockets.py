@@ -5,6 +5,7 @@ Here one sweep a process looks for waits that have lasted too long, so a limit i
 """
 
 import time
+from functools import cache
 from typing import Any
 
 import gevent
@@ -66,11 +67,6 @@ class _Sweep:
             greenlet.throw(TimeoutError())
 
 
-_sweeps: dict[Hub, _Sweep] = {}
-
-
+@cache
 def _sweep_of(hub: Hub) -> _Sweep:
-    sweep = _sweeps.get(hub)
-    if sweep is None:
-        sweep = _sweeps[hub] = _Sweep(hub)
-    return sweep
+    return _Sweep(hub)

@@ -39,6 +39,7 @@ from server.printing import in_words
 RUNS = Path("reports/runs")
 FINAL_BATCHES_TIMEOUT_S = 5.0
 READY_TIMEOUT_S = 60.0  # for load processes to read or make their payloads
+GOES_ON = (STATE_SPAWNING, STATE_RUNNING)
 STARTS_WITHIN_S = 10.0
 POLL_S = 0.01
 SKEW_LIMIT_S = 0.2  # that another host's clock may be off, its message's way included
@@ -169,12 +170,11 @@ class RunKeeper:
 
 def stop_soon(runner: Runner) -> None:
     """Stop a test that may only just be starting: Locust ignores a stop before it runs."""
-    until(lambda: runner.state in (STATE_SPAWNING, STATE_RUNNING), STARTS_WITHIN_S)
+    until(lambda: runner.state in GOES_ON, STARTS_WITHIN_S)
     runner.stop()
 
 
 def until(condition: Callable[[], bool], timeout_s: float) -> bool:
-    """Whether it came true in that time."""
     deadline_s = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline_s:
@@ -184,8 +184,6 @@ def until(condition: Callable[[], bool], timeout_s: float) -> bool:
 
 
 class _Run:
-    """One run, from its folder to its report."""
-
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
         self._runner = cast(Runner, environment.runner)
@@ -242,8 +240,7 @@ class _Run:
             self._plan = self._spawn(self._follow_plan)
 
     def add_batch(self, sender: str, data: dict[str, Any]) -> None:
-        """Count one load process's last second. Once all have reported, it is a line of the file. One that stopped
-        reporting does not hold up the others."""
+        """Count one load process's last second, and once all have reported, or one has stopped to, write it down."""
         if self._closed:
             return
         try:
@@ -318,8 +315,7 @@ class _Run:
             self.fail(text)
 
     def stopping(self) -> None:
-        """The test is about to stop, perhaps before its plan is over: what is uploaded or waited for from now on
-        belongs to no measured phase."""
+        """The test is about to stop, perhaps before its plan is over: what comes now belongs to no measured phase."""
         self._stopping = True
         if self._plan is not None and self._plan is not gevent.getcurrent():
             self._plan.kill()
@@ -376,14 +372,10 @@ class _Run:
         stamp = run_folder.now_ns()
         start_ns = stamp["mono_ns"] + round(HEAD_START_S * 1e9)
         for number, sender in enumerate(shares):
-            data = {
-                "start_wall_ns": start_ns - stamp["mono_ns"] + stamp["wall_ns"],
-                "share": number,
-                "shares": len(shares),
-            }
-            self._runner.send_message(
-                messages.SCHEDULE, data, sender if isinstance(self._runner, MasterRunner) else None
-            )
+            start_wall_ns = start_ns - stamp["mono_ns"] + stamp["wall_ns"]
+            data = {"start_wall_ns": start_wall_ns, "share": number, "shares": len(shares)}
+            receiver = sender if isinstance(self._runner, MasterRunner) else None
+            self._runner.send_message(messages.SCHEDULE, data, receiver)
         for planned in self._options.plan:
             gevent.sleep((start_ns - time.monotonic_ns()) / 1e9)
             self._begin(planned, start_ns)

@@ -1,12 +1,8 @@
 """A run's life inside Locust: from the first look at its options to a run folder with its report, in every mode.
 
-Locust runs in up to three roles, and a run has two halves:
-
-    load_process.py   where users run (a single process, or each worker): the current phase, payloads, telemetry
-    keeper.py         where the run is kept (a single process, or the master): folder, recorder, plan, merging, report
-
-They talk only through Locust's messages (`messages.py`), which a single process loops back to itself, so one code path
-serves all modes. This file gives each role its halves, and decides whether a test may start.
+Locust runs in up to three roles, and a run has two halves: `load_process.py` where users run, a single process or each
+worker, and `keeper.py` in a single process or the master. They talk only through Locust's messages (`messages.py`), so
+one code path serves all modes. This file gives each role its halves, and decides whether a test may start.
 
 Event handlers of Locust swallow exceptions, so nothing reports a mistake of the user by raising: options are checked
 before a test may start, on the command line in `init`, in the web form before `/swarm` is handled.
@@ -27,10 +23,9 @@ from loadtest.keeper import RunKeeper
 from loadtest.load import Load
 from loadtest.load_process import LoadProcess, option_fields
 from loadtest.locust_form import Form
-from loadtest.options import OptionError
-from loadtest.payloads import PayloadError
+from loadtest.option_error import OptionError
 from loadtest.trust_tab import add_trust_tab
-from loadtest.wires import HostError, parse_target
+from loadtest.wires import parse_target
 from reports import signals
 
 
@@ -77,7 +72,7 @@ class Lifecycle:
             if self._load_process is not None:
                 load_options.check_descriptors(options, users)
             load_options.check_server(options, host)
-        except (OptionError, PayloadError) as error:
+        except OptionError as error:
             return str(error)
         environment = self._environment
         environment.stop_timeout = options.drain_s
@@ -92,12 +87,11 @@ class Lifecycle:
         try:
             if self._environment.host:
                 parse_target(self._environment.host)
-        except HostError as error:
+        except OptionError as error:
             return str(error)
         return None
 
     def prepare_command_line(self) -> str | None:
-        """Prepare what the command line said."""
         parsed = self._environment.parsed_options
         assert parsed is not None
         fields = option_fields(self._environment)

@@ -24,6 +24,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 LEFT_WITHIN_S = 1.0
@@ -56,14 +57,12 @@ def leave(sock: socket.socket) -> None:
     from now on does not count it: a busy server lets it in later than the kernel connects it. Another's server may not
     care for ends; it is left after a second."""
     sock.settimeout(LEFT_WITHIN_S)
-    try:
+    with suppress(OSError):
         if isinstance(sock, ssl.SSLSocket):
             sock.unwrap()  # sends our goodbye and waits for theirs
         else:
             sock.shutdown(socket.SHUT_WR)
             sock.recv(1)
-    except OSError:
-        pass
 
 
 class Waiter(Protocol):
@@ -112,7 +111,6 @@ class Link:
     """Whether the kernel says when bytes arrived; if not, it is when they were read."""
 
     def __init__(self, address: Address, timeout_s: float, waiter: WaiterFactory) -> None:
-        """Connect to `address`."""
         family, where = address
         self._sock = _socket.socket(family, socket.SOCK_STREAM)
         self._waiter = waiter(self._sock.fileno(), timeout_s)

@@ -78,7 +78,6 @@ class Load:
         return number
 
     def record(self, phase: RunningPhase, payload: Payload, name: str, done: Upload, arrival: Arrival | None) -> None:
-        """Count an upload that has ended."""
         size_bytes = payload.size_bytes
         row = row_of(phase.uploads_per_connection, size_bytes)
         self.telemetry.record(phase.name, row, size_bytes, done, arrival, late=phase.over_by(done.end_ns))
@@ -92,11 +91,9 @@ class Load:
             self._tell(row, done.end_ns - begun_ns, 0 if code else size_bytes, code)
 
     def think(self, phase: RunningPhase, payload: Payload, pause_ns: int) -> None:
-        """Count the pause that a user makes after this upload."""
         self.telemetry.think(phase.name, row_of(phase.uploads_per_connection, payload.size_bytes), pause_ns)
 
     def drop(self, phase: RunningPhase, payload: Payload) -> None:
-        """Count an arrival that is not sent."""
         row = row_of(phase.uploads_per_connection, payload.size_bytes)
         self.telemetry.drop(phase.name, row)
         self._tell(row, 0, 0, DROPPED)

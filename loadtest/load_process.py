@@ -22,8 +22,7 @@ from loadtest.alarm import Alarm
 from loadtest.hiccup_meter import HiccupMeter
 from loadtest.load import Load, RunningPhase
 from loadtest.open_model import OpenModel
-from loadtest.options import OptionError
-from loadtest.payloads import PayloadError
+from loadtest.option_error import OptionError
 from loadtest.telemetry import Sparse, batch_of, sparse
 from reports.run_delay import run_delay_ns
 from server.printing import in_words
@@ -56,7 +55,7 @@ class LoadProcess:
         run = str(getattr(environment.parsed_options, messages.RUN))
         try:
             self._test = _Test(environment, run)
-        except (OptionError, PayloadError, OSError) as error:  # of a worker on another machine without that folder, say
+        except (OptionError, OSError) as error:  # of a worker on another machine without that folder, say
             text = f"a load process on {socket.gethostname()}: {in_words(error)}"
             _send(environment, run, messages.FAILED, {"text": text})
             return
@@ -81,25 +80,17 @@ class LoadProcess:
 
 
 class _Test:
-    """A test in this process, from its start to its end."""
-
     def __init__(self, environment: Environment, run: str) -> None:
-        """OptionError, PayloadError or OSError when it cannot be made here."""
+        """OptionError or OSError when it cannot be made here."""
         self._environment = environment
         self._run = run
         options = load_options.validate(environment.host or "", option_fields(environment))
         request = environment.events.request
         # Locust's own runner listens to each request; is there anybody else?
         self._fires_all = len(request._handlers) > 1
-        worker_index = max(0, getattr(environment.runner, "worker_index", 0))
-        self.load = Load(
-            options,
-            options.load_payloads(),
-            Alarm(),
-            request.fire,
-            fires_all=self._fires_all,
-            worker_index=worker_index,
-        )
+        index = max(0, getattr(environment.runner, "worker_index", 0))
+        payloads = options.load_payloads()
+        self.load = Load(options, payloads, Alarm(), request.fire, fires_all=self._fires_all, worker_index=index)
         self._open_model: OpenModel | None = None
         self._plan_end: gevent.Greenlet[..., Any] | None = None
         gc.collect()
@@ -111,7 +102,6 @@ class _Test:
         self._batches = gevent.spawn(self._send_batches)
 
     def say_hello(self) -> None:
-        """Tell the keeper that this load process is there."""
         hello = {"pid": os.getpid(), "meter_pid": self._meter.pid, "host": socket.gethostname()}
         _send(self._environment, self._run, messages.HELLO, {**hello, "wall_ns": time.time_ns()})
 

@@ -13,15 +13,13 @@ from urllib.parse import urlsplit
 
 from flask import Response, jsonify, request
 from locust.env import Environment
-from locust.runners import STATE_RUNNING, STATE_SPAWNING
 
 from loadtest import options as load_options
-from loadtest.keeper import STARTS_WITHIN_S, RunKeeper, until
+from loadtest.keeper import GOES_ON, STARTS_WITHIN_S, RunKeeper, until
 from loadtest.load_process import option_fields
-from loadtest.options import OptionError
+from loadtest.option_error import OptionError
 
 IDLE_WITHIN_S = 60.0
-_GOES_ON = (STATE_SPAWNING, STATE_RUNNING)
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 Prepare = Callable[[str | None, Mapping[str, Any], int], str | None]
@@ -29,8 +27,6 @@ Prepare = Callable[[str | None, Mapping[str, Any], int], str | None]
 
 
 class Form:
-    """The form of one Locust environment's page."""
-
     def __init__(self, environment: Environment, keeper: RunKeeper, prepare: Prepare) -> None:
         self._environment = environment
         self._keeper = keeper
@@ -59,9 +55,9 @@ class Form:
                 return self._refuse(f"{field} can be set on the command line only")
         users = request.form.get("user_count", type=int)
         # A person may press Start twice, or while the last test's uploads are still being waited for.
-        if not until(lambda: runner.state in _GOES_ON or self._keeper.is_idle, IDLE_WITHIN_S):
+        if not until(lambda: runner.state in GOES_ON or self._keeper.is_idle, IDLE_WITHIN_S):
             return self._refuse("the last test has not ended yet: try again in a moment")
-        if runner.state in _GOES_ON:
+        if runner.state in GOES_ON:
             return self._check_change(fields, users)
         return self._check_start(fields, users)
 
@@ -92,8 +88,7 @@ class Form:
         return time.monotonic() - self._accepted_s < STARTS_WITHIN_S and self._keeper.starts == self._starts
 
     def _check_change(self, fields: Mapping[str, Any], users: int | None) -> Response | None:
-        """While a test runs, only its number of users may change, and in the open model not even that: they would come
-        on top."""
+        """While a test runs only its users' number may change. The open model has none: they would come on top."""
         own = {**option_fields(self._environment), "host": self._environment.host}
         for field, value in own.items():
             if fields.get(field, value) != value:
@@ -110,11 +105,9 @@ class Form:
 
 
 def _is_cross_site(web_host: str | None) -> bool:
-    """Whether this request was made by a page of another site, in the browser of somebody who may start tests.
-
-    Locust answers requests from every origin, so any page could have local files uploaded to a host of its choice. A
-    page served on the loopback address must also be asked for by such a name, or another name was pointed at it.
-    """
+    """Whether this request was made by a page of another site, in the browser of somebody who may start tests. Locust
+    answers requests from every origin, so any page could have local files uploaded to a host of its choice. A page
+    served on the loopback address must also be asked for by such a name, or another name was pointed at it."""
     origin = request.headers.get("Origin")
     if origin is not None and urlsplit(origin).netloc != request.host:
         return True

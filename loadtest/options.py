@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loadtest import arrivals, credentials, payloads, wires
-from loadtest.arrivals import ArrivalError, Profile, ProfileKind
+from loadtest.arrivals import Profile, ProfileKind
 from loadtest.client import Close, Closer
-from loadtest.credentials import CredentialsError
 from loadtest.link import leave
-from loadtest.payloads import PayloadError
-from loadtest.plan import WARM_UP_S, PlanError, PlannedPhase, make_plan
+from loadtest.option_error import OptionError
+from loadtest.plan import WARM_UP_S, PlannedPhase, make_plan
 from loadtest.tls_link import in_words
-from loadtest.wires import HostError, Target, WireFactory, WireNameError
+from loadtest.wires import Target, WireFactory
 from reports import thresholds
 from reports.thresholds import OPEN_MODEL_ONLY, Threshold, ThresholdError
 from server.units import SIZE, Kind, choice, format_size, parse_duration, write_duration
@@ -32,10 +31,6 @@ Shape = Literal["none", "ramp", "step", "soak"]
 ANSWERS_WITHIN_S = 5.0  # a server that is looked for before a run
 SPARE_DESCRIPTORS = 200  # for all that is no connection: Locust's own, the run folder's, logs
 LONGEST_S = 30 * 86_400.0  # of anything: longer is a slip of the pen, and timers overflow
-
-
-class OptionError(ValueError):
-    """An option is wrong; the text names it and says what would be right."""
 
 
 def _whole(text: str) -> int:
@@ -87,6 +82,10 @@ class Option:
         return value
 
 
+def _credential(field: str, help: str) -> Option:
+    return Option(field, "", help, in_form=False, reads_files=True)
+
+
 OPTIONS = (
     Option(
         "plan", "compare", "phases: compare (long, short, short, long connections), long, short, or sweep:1,2,5,20,0"
@@ -128,28 +127,12 @@ OPTIONS = (
     Option(
         "wire", "", "protocol, if not the one of the host's scheme: MODULE:CLASS, see loadtest/wires.py", in_form=False
     ),
-    Option(
-        "token_file",
-        "",
-        "file with the token that every upload carries",
-        in_form=False,
-        reads_files=True,
+    _credential("token_file", "file with the token that every upload carries"),
+    _credential("ca", "tls://: file with the certificates (PEM) of the authorities to trust, instead of the system's"),
+    _credential(
+        "cert", "tls://: file with a certificate of the load's own and its key (PEM), for a server that asks for one"
     ),
-    Option(
-        "ca",
-        "",
-        "tls://: file with the certificates (PEM) of the authorities to trust, instead of the system's",
-        in_form=False,
-        reads_files=True,
-    ),
-    Option(
-        "cert",
-        "",
-        "tls://: file with a certificate of the load's own and its key (PEM), for a server that asks for one",
-        in_form=False,
-        reads_files=True,
-    ),
-    Option("key", "", "tls://: file with that key, if it is in another", in_form=False, reads_files=True),
+    _credential("key", "tls://: file with that key, if it is in another"),
     Option("verify_digest", True, "compare the digest in the reply"),
     Option("fail_if", "", "exit code 3 when this came true, such as 'p99(transaction) > 20ms'; several with ;"),
     Option(
@@ -247,7 +230,7 @@ def validate(host: str, fields: Mapping[str, Any]) -> LoadOptions:
             thresholds=conditions,
             seed=value["seed"],
         )
-    except (ArrivalError, CredentialsError, HostError, PayloadError, PlanError, ThresholdError, WireNameError) as error:
+    except ThresholdError as error:
         raise OptionError(str(error)) from None
 
 

@@ -23,7 +23,8 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtest.client import FileNameError, name_of
+from loadtest.client import name_of
+from loadtest.option_error import OptionError
 from server.protocol import RemoteProtocolError, digest_of, safe_file_name
 from server.units import format_size, parse_size
 
@@ -51,7 +52,7 @@ _WORDS = (
 _WORDS_AT_ONCE = 1 << 20
 
 
-class PayloadError(ValueError):
+class PayloadError(OptionError):
     """The payloads cannot be had; the text says which value and what would be right."""
 
 
@@ -248,7 +249,7 @@ def from_folder(folder: Path, seed: int, *, with_digests: bool) -> PayloadSet:
             raise PayloadError(f"payload folder: {str(path)!r} cannot be uploaded: {error.message}") from None
         except OSError as error:
             raise PayloadError(f"payload folder: {str(path)!r} cannot be read: {error.strerror}") from None
-        except FileNameError as error:
+        except OptionError as error:
             raise PayloadError(f"payload folder: {error}") from None
         payloads.append(_payload(name, memoryview(data), 1, with_digests=with_digests))
     return PayloadSet(payloads, [1.0] * len(payloads), seed)

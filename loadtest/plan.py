@@ -9,6 +9,7 @@ them forward, then backward.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from loadtest.option_error import OptionError
 from reports.run_folder import PhaseKind
 
 LONG, SHORT = 0, 1  # uploads per connection; 0 means no end
@@ -19,10 +20,6 @@ MAX_UPLOADS_PER_CONNECTION = 1_000_000
 
 _FIXED = {"compare": (LONG, SHORT, SHORT, LONG), "long": (LONG,), "short": (SHORT,)}
 _SWEEP = "1,2,5,20,0"
-
-
-class PlanError(ValueError):
-    """There is no such plan; the text says which value is wrong and what would be right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +35,14 @@ class PlannedPhase:
 def make_plan(
     name: str, phase_s: float, *, warm_up_s: float = WARM_UP_S, uploads_per_connection: str = ""
 ) -> tuple[PlannedPhase, ...]:
-    """The phases of plan `name` (one of PLANS, or `sweep:K,K,...`), each measured one `phase_s` seconds long.
-
-    Before them comes a warm-up as the first of them, unless `warm_up_s` is 0. A text of `uploads_per_connection`, such
-    as `5` or `1,2,5`, is used in place of the plan's: one measured phase for each, in this order. PlanError when a text
-    is wrong.
-    """
+    """The phases of plan `name` (one of PLANS, or `sweep:K,K,...`), each measured one `phase_s` seconds long, behind a
+    warm-up as the first of them, unless `warm_up_s` is 0. A text of `uploads_per_connection`, such as `5` or `1,2,5`,
+    is used in place of the plan's: one measured phase for each, in this order. OptionError when a text is wrong."""
     modes = _modes(name)
     if uploads_per_connection.strip():
         modes = _numbers(uploads_per_connection)
     if len(modes) > MAX_PHASES:
-        raise PlanError(f"{len(modes)} measured phases: a plan may have at most {MAX_PHASES}")
+        raise OptionError(f"{len(modes)} measured phases: a plan may have at most {MAX_PHASES}")
     warm_up = [PlannedPhase("warm-up", "warm-up", modes[0], warm_up_s)] if warm_up_s > 0 else []
     return (*warm_up, *_measured(modes, phase_s))
 
@@ -58,7 +52,7 @@ def _modes(name: str) -> tuple[int, ...]:
         return _FIXED[name]
     kind, colon, numbers = name.partition(":")
     if kind != "sweep":
-        raise PlanError(f"plan is {name!r}, not one of {', '.join(PLANS)}, sweep:K,K,...")
+        raise OptionError(f"plan is {name!r}, not one of {', '.join(PLANS)}, sweep:K,K,...")
     forward = _numbers(numbers if colon else _SWEEP)
     return forward + forward[::-1]
 
@@ -71,7 +65,7 @@ def _number(text: str) -> int:
     digits = text.isascii() and text.isdecimal() and len(text) < 19
     if not (digits and int(text) <= MAX_UPLOADS_PER_CONNECTION):
         limits = f"0 (no end) to {MAX_UPLOADS_PER_CONNECTION:,}"
-        raise PlanError(f"uploads per connection is {text!r}, not a whole number from {limits}")
+        raise OptionError(f"uploads per connection is {text!r}, not a whole number from {limits}")
     return int(text)
 
 

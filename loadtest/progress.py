@@ -4,7 +4,6 @@ It is fed from the run folder that the run is writing. Rates are of the time tha
 uploads.jsonl; what came before the plan began is in none.
 """
 
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -49,21 +48,18 @@ class Progress:
     def __init__(self, folder: Path, total_s: float, say: Callable[[str], None]) -> None:
         """`say` writes a line to standard error."""
         self._folder, self._total_s, self._say = folder, total_s, say
-        self._bar = _new_bar(total_s) if sys.stderr.isatty() else None
+        self._bar = _new_bar(total_s)
         self._rates = Rates(folder)
         self._line_due_s = time.monotonic() + LINE_EVERY_S
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
 
     def say(self, text: str) -> None:
         """Something besides, in a line of its own."""
-        if self._bar is not None:
-            self._bar.clear()
+        self._bar.clear()
         self._say(text)
-        if self._bar is not None:
-            self._bar.refresh()
+        self._bar.refresh()
 
     def update(self) -> None:
         """Show how far the run is. To be called several times a second."""
@@ -75,7 +71,7 @@ class Progress:
         if planned:
             self._rates.take(planned[0].start_ns)
         name, elapsed_s = self._where(planned)
-        if self._bar is not None:
+        if not self._bar.disable:
             self._bar.set_description_str(name, refresh=False)
             self._bar.set_postfix_str(self._rates.text, refresh=False)
             self._bar.update(max(0.0, elapsed_s - self._bar.n))
@@ -92,7 +88,7 @@ class Progress:
 
 
 def _new_bar(total_s: float) -> "tqdm[Never]":
-    """As wide as the terminal is at the moment; what is too much for it is cut off at the end."""
+    """As wide as the terminal is now; what is too much is cut off at the end. Disabled where there is none."""
     tqdm.monitor_interval = 0  # or a thread watches over bars, and compare forks beside it at its next run
     layout = "{desc:<9} {n:.0f}/{total:.0f} s{postfix}  |{bar}|"
-    return tqdm(desc="starting", total=total_s, bar_format=layout, mininterval=0.2, dynamic_ncols=True)
+    return tqdm(desc="starting", total=total_s, bar_format=layout, mininterval=0.2, dynamic_ncols=True, disable=None)

@@ -64,10 +64,8 @@ class Pulse:
         if not self._lines:
             told = ("INVALID", self._broken) if self._broken else ("–", "nothing was uploaded yet")
             return [Row("Verdict", *told)]
-        busiest, delayed = (
-            self._share(lambda tick: tick.cpu_s),
-            self._share(lambda tick: (tick.run_delay_ns or 0) / 1e9),
-        )
+        busiest = self._share(lambda tick: tick.cpu_s)
+        delayed = self._share(lambda tick: (tick.run_delay_ns or 0) / 1e9)
         hiccup_us = max((line.hiccup_us.p99 for line in self._lines if line.hiccup_us is not None), default=0.0)
         names = [name for line in self._lines for name in line.names.values()]
         last = [tick for _, tick in self._ticks.values()]

@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -84,7 +85,6 @@ class RecorderProcess:
         return {"store": "discarded" if discards else f"{store} ({machine.filesystem_of(store)})"}
 
     def follow(self, pid: int, role: str) -> None:
-        """Have another process recorded."""
         self._order({"order": "follow", "pid": pid, "role": role})
 
     def look(self) -> None:
@@ -92,19 +92,15 @@ class RecorderProcess:
         self._order({"order": "whole"})
 
     def _order(self, order: dict[str, Any]) -> None:
-        try:
+        with suppress(OSError):  # it is gone; `finish` says so
             self._orders.write(json.dumps(order).encode() + b"\n")
             self._orders.flush()
-        except OSError:
-            pass  # it is gone; `finish` says so
 
     def finish(self) -> str | None:
         """Let it take its last sample, and wait for it. What is wrong when it did not; None when it did."""
         early = self._process.poll() is not None
-        try:
+        with suppress(OSError):
             self._orders.close()
-        except OSError:
-            pass
         try:
             code = self._process.wait(RECORDER_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -120,10 +116,9 @@ class RecorderProcess:
 
 def build_report(folder: Path) -> bool:
     """Build the report in a process of its own: it needs 160 MiB that Locust should not have. Whether it is there."""
-    command = [sys.executable, "-m", "reports", "build", str(folder)]
     try:
         built = subprocess.run(
-            command,
+            [sys.executable, "-m", "reports", "build", str(folder)],
             capture_output=True,
             text=True,
             errors="replace",

@@ -18,16 +18,10 @@ class Roster:
     def __len__(self) -> int:
         return len(self._heard_s)
 
-    @property
-    def names(self) -> list[str]:
-        """Their names, in the order in which they came."""
-        return list(self._heard_s)
-
     def came(self, name: str, now_s: float) -> None:
         self._heard_s[name] = now_s
 
     def heard(self, name: str, now_s: float) -> None:
-        """It has sent a batch."""
         self._reported.add(name)
         if name in self._heard_s:
             self._heard_s[name] = now_s
@@ -39,9 +33,9 @@ class Roster:
         self._final.discard(name)
 
     def share_out(self) -> list[str]:
-        """Open model: from now on each has arrivals to send, until it is `done`. Returns all names."""
+        """Open model: from now on each has arrivals to send, until it is `done`. Returns all names, as they came."""
         self._busy = set(self._heard_s)
-        return self.names
+        return list(self._heard_s)
 
     def done(self, name: str) -> None:
         self._busy.discard(name)

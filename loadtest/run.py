@@ -23,8 +23,8 @@ from types import FrameType
 from typing import TextIO
 
 from loadtest import options as load_options
-from loadtest.options import LoadOptions, OptionError
-from loadtest.payloads import PayloadError
+from loadtest.option_error import OptionError
+from loadtest.options import LoadOptions
 from loadtest.progress import Progress
 from reports import run_folder, signals
 from reports.guard import Guard
@@ -128,10 +128,7 @@ def check(job: Job) -> LoadOptions:
     options = load_options.validate(job.host or "tcp://127.0.0.1:1", job.fields)
     load_options.check_users(options, job.users)
     load_options.check_descriptors(options, job.users)
-    try:
-        load_options.check_store(options, options.load_payloads(), job.users)
-    except PayloadError as error:
-        raise OptionError(str(error)) from None
+    load_options.check_store(options, options.load_payloads(), job.users)
     if job.host is not None:
         load_options.check_server(options, job.host)
     return options
@@ -282,8 +279,7 @@ def _end(process: "subprocess.Popen[str] | subprocess.Popen[bytes]", grace_s: fl
 
 
 def _report(job: Job) -> bool:
-    """Build and show the report, if anything was measured; otherwise the error that stopped us says more. Whether there
-    is one."""
+    """Build and show the report, if anything was measured; otherwise our error says more. Whether there is one."""
     if not _began(job.folder):
         return False
     from reports.pages import report_files  # numpy and bokeh take their time to import: no mistake waits for that

@@ -55,11 +55,9 @@ class RunWriter:
         run_folder.write_whole(self.folder / run_folder.RUN, self.info)
 
     def note(self, kind: str, text: str, **details: Any) -> None:
-        """Write down what has happened now."""
         self._events.append(Event(**run_folder.now_ns(), source="load", kind=kind, text=text, details=details))
 
     def begin(self, planned: PlannedPhase, start_ns: int) -> None:
-        """End the phase that is now, and begin this one."""
         self._end_phase(start_ns)
         phase = Phase(
             name=planned.name,

@@ -44,16 +44,14 @@ def _share_at(shape: str, progress: float) -> float:
 
 def spawn_rate(shape: str, peak: int, total_s: float) -> float:
     """Users a second to start or stop: twice the most that the shape asks for, so that each tick's are there before the
-    next; and no more, since Locust warns of rates over 100. One for the whole plan: a new rate would start a new ramp
-    although nobody comes or goes."""
+    next; no more, since Locust warns of rates over 100; and one for all, since a new rate would start a new ramp."""
     pairs = pairwise(_POINTS[shape])
     share = max(abs(high - low) / max((after - before) * total_s, _TICK_S) for (before, low), (after, high) in pairs)
     return max(1.0, 2 * peak * share)
 
 
 class Stages(LoadTestShape):
-    """A shape (one of SHAPES) as Locust wants it, for a plan of `total_s`. Locust asks only while the test runs, and
-    counts from the test's start."""
+    """A shape (one of SHAPES) as Locust wants it, for a plan of `total_s` from the test's start on."""
 
     abstract = True
     use_common_options = True  # or Locust's page would hide the number of users from then on

@@ -16,13 +16,7 @@ import numpy.typing as npt
 from hdrh.histogram import HdrHistogram
 
 from loadtest.client import NOT, Upload
-from reports.run_folder import (
-    HistogramsLine,
-    Percentiles,
-    SecondOfUploads,
-    UploadsLine,
-    now_ns,
-)
+from reports.run_folder import HistogramsLine, Percentiles, SecondOfUploads, UploadsLine, now_ns
 from server.failure_codes import DROPPED, UNANSWERED
 
 LOWEST_US, HIGHEST_US, SIGNIFICANT_DIGITS = 1, 3_600_000_000, 3
@@ -133,8 +127,7 @@ class _Tally:
         found = {**_columns(self.uploads, _UPLOAD), **_columns(self.arrivals, _ARRIVAL)}
         found["unanswered"] = np.frombuffer(self.unanswered, dtype=np.int64)
         found["think"] = np.frombuffer(self.thinks, dtype=np.int64)
-        happened = {duration: values[values != NOT] for duration, values in found.items()}
-        return {duration: values for duration, values in happened.items() if len(values)}
+        return {duration: kept for duration, values in found.items() if len(kept := values[values != NOT])}
 
 
 def _columns(rows: "array[int]", names: Sequence[str]) -> dict[str, Nanoseconds]:
@@ -310,17 +303,12 @@ class Merger:
             for duration, found in part["histograms"].items():
                 for target in (second, totals):
                     _add(target.setdefault(duration, _nothing()), found)
-        shown = {name: percentiles(second[name]) if name in second else None for name in _SHOWN}
+        shown = [name for name in ("service", "transaction", "response") if name in second]
         return SecondOfUploads(
             count=sum(part["count"] for part in parts),
             bytes=sum(part["bytes"] for part in parts),
             connections=sum(part["connections"] for part in parts),
             late=sum(part["late"] for part in parts),
             failures=failures,
-            service_us=shown["service"],
-            transaction_us=shown["transaction"],
-            response_us=shown["response"],
+            **{f"{name}_us": percentiles(second[name]) for name in shown},
         )
-
-
-_SHOWN = ("service", "transaction", "response")

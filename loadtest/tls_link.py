@@ -97,8 +97,7 @@ class TlsLink:
         return True
 
     def established(self) -> bool:
-        """Whether neither side has closed. What has come meanwhile is read: sessions to resume, which nobody does here,
-        or the server's close-notify."""
+        """Whether neither side has closed. What came meanwhile is read: sessions, which nobody resumes, or an end."""
         try:
             while not self._ended and (pending := self._link.peek()) is not None:
                 if not pending:

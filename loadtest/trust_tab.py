@@ -23,11 +23,10 @@ def add_trust_tab(web_ui: WebUI, keeper: RunKeeper) -> None:
         "extended_tables": [{"key": KEY, "structure": columns}],
     }
 
+    @web_ui.app.after_request
     def add_rows(response: Response) -> Response:
         if request.endpoint == "locust.request_stats" and response.is_json:
             shown = response.get_json()
             shown["extended_stats"] = [{"key": KEY, "data": [asdict(row) for row in keeper.pulse.rows()]}]
             response.set_data(json.dumps(shown))
         return response
-
-    web_ui.app.after_request(add_rows)

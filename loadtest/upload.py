@@ -16,10 +16,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from loadtest import credentials
-from loadtest.client import FileNameError, UploadClient, UploadError, name_of
-from loadtest.credentials import CredentialsError
+from loadtest.client import UploadClient, UploadError, name_of
 from loadtest.hopeless import why_none_can
-from loadtest.wires import FRAMED, HostError, Target, parse_target, wire_of
+from loadtest.option_error import OptionError
+from loadtest.wires import FRAMED, Target, parse_target, wire_of
 from reports.signals import INTERRUPTED
 from server.failure_codes import failure_of
 from server.printing import in_words, one_line
@@ -79,7 +79,7 @@ def upload(files: Sequence[Path], host: str, identity: Mapping[str, str], *, clo
         target = parse_target(host)
         client = _client(target, identity)
         total_bytes = _check(files, target)
-    except (CredentialsError, FileNameError, HostError, OSError) as error:
+    except (OptionError, OSError) as error:
         print(f"Error: {one_line(in_words(error))}", file=sys.stderr)
         return 2
     sizes: list[int] = []  # of the files that are stored
@@ -126,7 +126,7 @@ def _send_all(client: UploadClient, files: Sequence[Path], total_bytes: int, siz
 
 
 def _check(files: Sequence[Path], target: Target) -> int:
-    """How many bytes the files have in all. FileNameError for one that cannot be named, and for two of which the store
+    """How many bytes the files have in all. OptionError for one that cannot be named, and for two of which the store
     might keep the second only; OSError for one whose size is not known."""
     taken: dict[str, Path] = {}
     for path in files:
@@ -134,7 +134,7 @@ def _check(files: Sequence[Path], target: Target) -> int:
         name = name.rpartition("\\")[2] if target.scheme in FRAMED else name  # as a server takes it
         other = taken.setdefault(name, path)
         if other is not path:
-            raise FileNameError(f"{other} and {path} would both be stored as {name!r}: upload one, or rename it")
+            raise OptionError(f"{other} and {path} would both be stored as {name!r}: upload one, or rename it")
     total_bytes = sum(map(size_of, files))
     _tell_names_alike(taken)
     return total_bytes

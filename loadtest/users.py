@@ -48,12 +48,11 @@ def _add_options(parser: LocustArgumentParser) -> None:
     for option in OPTIONS:
         if option.field == "fail_if":
             parser.add_argument(option.flag, default=option.default, action=_Join, help=option.help)
-        elif option.default is True:
-            parser.add_argument(option.flag, action="store_true", default=True, help=option.help)
-            no = option.flag.replace("--", "--no-", 1)
-            parser.add_argument(no, dest=option.field, action="store_false", include_in_web_ui=False)
-        elif option.default is False:
-            parser.add_argument(option.flag, action="store_true", default=False, help=option.help)
+        elif isinstance(option.default, bool):
+            parser.add_argument(option.flag, action="store_true", default=option.default, help=option.help)
+            if option.default:
+                no = option.flag.replace("--", "--no-", 1)
+                parser.add_argument(no, dest=option.field, action="store_false", include_in_web_ui=False)
         else:
             parser.add_argument(
                 option.flag,

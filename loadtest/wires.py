@@ -11,28 +11,20 @@ from collections.abc import Callable
 from functools import partial
 from urllib.parse import urlsplit
 
+from loadtest.option_error import OptionError
 from loadtest.wire_interface import Answer, Target, Wire, WireError, WireFactory
 from server.printing import quoted
 from server.protocol import ClientConnection, RemoteProtocolError, UploadHeader
 from server.units import MAX_UNIX_PATH_BYTES
 
 __all__ = [
-    "Answer", "FramedWire", "HostError", "Target", "Wire", "WireError", "WireFactory", "WireNameError", "parse_target",
-    "wire_of",
+    "Answer", "FramedWire", "Target", "Wire", "WireError", "WireFactory", "parse_target", "wire_of",
 ]  # fmt: skip
 
 FRAMED = ("tcp", "tls", "unix")
 """Schemes of the framed upload protocol: it goes over any stream."""
 
 _NOT_SENT = "is never sent and would stand in every report: leave it out (the framed protocol's token has --token-file)"
-
-
-class HostError(ValueError):
-    """A host that is none of what Target says."""
-
-
-class WireNameError(ValueError):
-    """A `--wire` that cannot be had; the text says why."""
 
 
 class FramedWire:
@@ -65,7 +57,7 @@ class FramedWire:
 
 
 def parse_target(host: str) -> Target:
-    """HostError says what is wrong with a text that names no target, without repeating what may be a password."""
+    """OptionError says what is wrong with a text that names no target, without repeating what may be a password."""
     if host.startswith("unix:"):
         return _parse_unix(host)
     try:
@@ -75,13 +67,13 @@ def parse_target(host: str) -> Target:
     except ValueError:  # UnicodeError is one
         name, port, parts = None, None, urlsplit("")
     if "@" in parts.netloc:
-        raise HostError(f"what was given is not a host: it has a user or a password before its @, which {_NOT_SENT}")
+        raise OptionError(f"what was given is not a host: it has a user or a password before its @, which {_NOT_SENT}")
     if parts.query or parts.fragment:
-        raise HostError(
+        raise OptionError(
             f"what was given is not a host: it has a query or a fragment (behind ? or #), which {_NOT_SENT}"
         )
     if parts.scheme == "https":
-        raise HostError(
+        raise OptionError(
             "https:// is not supported: write http://HOST:PORT/PATH; over TLS goes the framed protocol, tls://HOST:PORT"
         )
     if parts.scheme == "http":
@@ -90,7 +82,7 @@ def parse_target(host: str) -> Target:
         name = None
     path = parts.path.rstrip("/") + "/"
     if not name or not port or not re.fullmatch(r"[!-~]+", path):
-        raise HostError(
+        raise OptionError(
             f"{quoted(host)} is not a host: write tcp://HOST:PORT, such as tcp://127.0.0.1:12345, tls://HOST:PORT, "
             "unix:///PATH or http://HOST:PORT/PATH"
         )
@@ -105,7 +97,7 @@ def _parse_unix(host: str) -> Target:
     except UnicodeError:
         length = 0
     if not path.startswith("/") or path.endswith("/") or "\0" in path or not 0 < length <= MAX_UNIX_PATH_BYTES:
-        raise HostError(
+        raise OptionError(
             f"{quoted(host)} is not a host: write unix:///PATH of a socket, such as unix:///run/uploads.sock, of at "
             f"most {MAX_UNIX_PATH_BYTES} bytes"
         )
@@ -113,7 +105,7 @@ def _parse_unix(host: str) -> Target:
 
 
 def wire_of(target: Target, name: str = "", token: str | None = None) -> WireFactory:
-    """The wire `name` (MODULE:CLASS), or the one of the target's scheme, whose headers carry `token`. WireNameError
+    """The wire `name` (MODULE:CLASS), or the one of the target's scheme, whose headers carry `token`. OptionError
     when there is none such."""
     if not name:
         if target.scheme in FRAMED:
@@ -125,11 +117,11 @@ def wire_of(target: Target, name: str = "", token: str | None = None) -> WireFac
     try:
         found = getattr(importlib.import_module(module), attribute) if colon else None
     except (ImportError, AttributeError, ValueError) as error:
-        raise WireNameError(f"wire {name!r} cannot be had: {error}") from None
+        raise OptionError(f"wire {name!r} cannot be had: {error}") from None
     except Exception as error:  # a module that is imported may do anything
-        raise WireNameError(f"wire {name!r} cannot be had: {type(error).__name__}: {error}") from error
+        raise OptionError(f"wire {name!r} cannot be had: {type(error).__name__}: {error}") from error
     if not callable(found):
-        raise WireNameError(f"wire is {name!r}: write MODULE:CLASS, such as my_wire:MyWire")
+        raise OptionError(f"wire is {name!r}: write MODULE:CLASS, such as my_wire:MyWire")
     return found  # type: ignore[no-any-return]  # what it returns is its author's promise
 
 

@@ -38,10 +38,7 @@ class Sender(Protocol):
         """Whether there are uploads of it here that are answered after this one."""
 
     def answer(self, reply: bytes, *, keep: bool) -> None:
-        """The upload is stored: send the reply, and close unless `keep`."""
-
-    def refuse(self, error: StoreError, upload: UploadStarted, timing: Timing, *, keep: bool) -> None:
-        """The store would not take it: say so, and close unless `keep`."""
+        """The upload is stored, or refused by the store: send the reply, and close unless `keep`."""
 
     def wait(self) -> None:
         """Its uploads are on their way to a slow disk: no more of it until all of them are answered."""
@@ -131,11 +128,8 @@ class Batch:
         self._scheduled = False
 
     def buffer(self) -> memoryview:
-        """Where the next RECEIVE_BYTES may be read to. Good until the next call, unless `claim` keeps it.
-
-        Called while libuv asks where to read to, so it must not flush: closing or pausing a transport then makes libuv
-        call a null pointer.
-        """
+        """Where the next RECEIVE_BYTES may be read to. Good until the next call, unless `claim` keeps it. It must not
+        flush: closing or pausing a transport while libuv asks for a buffer makes that call a null pointer."""
         return self._arena[self._used : self._used + RECEIVE_BYTES]
 
     def received(self, nbytes: int) -> memoryview:
@@ -143,8 +137,7 @@ class Batch:
         return self._arena[self._used : self._used + nbytes]
 
     def claim(self, nbytes: int) -> None:
-        """Keep what has just been read until the batch is flushed: added uploads lie in it. Flushes when there would be
-        no room for another read."""
+        """Keep what was just read until the next flush: added uploads lie in it. Flushes when another would not fit."""
         self._used += nbytes
         if self._used > ARENA_BYTES - RECEIVE_BYTES:
             self.flush()
@@ -171,10 +164,8 @@ class Batch:
         items, self._items = self._items, []
         self._used = 0
         for start in range(0, len(items), AT_ONCE):
-            self._settle(items[start : start + AT_ONCE])
-
-    def _settle(self, items: Sequence[Item[memoryview]]) -> None:
-        self._answer(items, self._store(items))
+            some = items[start : start + AT_ONCE]
+            self._answer(some, self._store(some))
 
     def _answer(self, items: Sequence[Item[Content]], results: Results) -> None:
         """Count what was stored, and answer every sender in the order of its uploads."""
@@ -188,13 +179,15 @@ class Batch:
             try:
                 # In a drain a connection closes after the last of its uploads that are here already.
                 keep = upload.header.connection != "close" and not (worker.draining and not sender.has_more())
-                if isinstance(name, StoreError):
-                    timing = Timing(sender.accepted_ns, header_ns, last_byte_ns)
-                    sender.refuse(name, upload, timing, keep=keep and name.code == "exists")
-                    continue
-                timing = Timing(sender.accepted_ns, header_ns, last_byte_ns, stored_ns)
                 size = upload.header.file_size
-                sender.answer(worker.ok(name, size, digests[index], keep, timing), keep=keep)
+                if isinstance(name, StoreError):
+                    keep = keep and name.code == "exists"
+                    timing = Timing(sender.accepted_ns, header_ns, last_byte_ns)
+                    reply = worker.failed(name.code, name.message, timing, upload.file_name, size, keep)
+                else:
+                    timing = Timing(sender.accepted_ns, header_ns, last_byte_ns, stored_ns)
+                    reply = worker.ok(name, size, digests[index], keep, timing)
+                sender.answer(reply, keep=keep)
             except Exception:  # one connection's trouble must not keep the others waiting
                 log.exception("worker %d: an upload could not be answered", worker.slot)
                 sender.close()

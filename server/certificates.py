@@ -89,7 +89,8 @@ def load(cert: Path, key: Path | None, client_ca: Path | None) -> Tls:
             raise _unreadable("tls_client_ca", error) from None
         context.verify_mode = ssl.CERT_REQUIRED
     try:
-        expires_s = _expiry_s(ssl.PEM_cert_to_DER_cert(_first(read[0])))
+        own, *_ = _WHOLE.findall(read[0])  # those that signed it follow
+        expires_s = _expiry_s(ssl.PEM_cert_to_DER_cert(own.decode()))
     except (ValueError, IndexError):  # half of it was there when it was read, and all when OpenSSL looked
         raise CertificateError("tls_cert", "whose expiry cannot be read: it may just be being changed") from None
     digest = hashlib.sha256(b"\0".join(read)).hexdigest()
@@ -112,14 +113,6 @@ def _unreadable(option: str, error: OSError) -> CertificateError:
 
 def _reason(error: "ssl.SSLError") -> str:
     return (error.reason or str(error)).lower().replace("_", " ")
-
-
-def _first(chain: bytes) -> str:
-    """The server's own certificate; those that signed it follow. ValueError when there is none."""
-    found = _WHOLE.search(chain)
-    if found is None:
-        raise ValueError("no certificate")
-    return found[0].decode()
 
 
 def _expiry_s(der: bytes) -> float:

@@ -53,8 +53,6 @@ log = logging.getLogger("server")
 
 
 class Connection(asyncio.BufferedProtocol):
-    """The loop's callbacks for one client."""
-
     __slots__ = (
         "_batch",
         "_connections",
@@ -122,7 +120,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._phase >= ENDING:
-            self._discard(nbytes)
+            self._lingered += nbytes
+            if self._lingered > LINGER_BYTES:
+                self._set_reading()  # no more: the peer blocks and reads its reply, or the sweep ends it
             return
         self._heard_s = self._worker.clock_s
         view = self._batch.received(nbytes)
@@ -194,10 +194,6 @@ class Connection(asyncio.BufferedProtocol):
         elif self._waits and not self.unanswered:
             self._go_on()
 
-    def refuse(self, error: StoreError, upload: UploadStarted, timing: Timing, *, keep: bool) -> None:
-        size = upload.header.file_size
-        self.answer(self._worker.failed(error.code, error.message, timing, upload.file_name, size, keep), keep=keep)
-
     def wait(self) -> None:
         self._waits = True
         self._set_reading()
@@ -208,7 +204,6 @@ class Connection(asyncio.BufferedProtocol):
     # ── what the worker asks for ──
 
     def shut_down(self) -> None:
-        """The drain timeout has passed: refuse what is under way, close what is idle."""
         self._answer_batched()
         if self._phase >= ENDING or self.unanswered:
             return  # its last reply is on the way
@@ -226,7 +221,6 @@ class Connection(asyncio.BufferedProtocol):
         self._transport.abort()
 
     def look_at_clocks(self, now_s: float) -> None:
-        """`due_s` has come: end what has taken too long, or find when to look again."""
         patience = self._worker.patience
         unsent, before = self._transport.get_write_buffer_size(), self._unsent
         self._unsent = unsent
@@ -301,8 +295,7 @@ class Connection(asyncio.BufferedProtocol):
             self._worker.loop.call_soon(self._take_what_waited)
 
     def _begin(self, started: UploadStarted) -> InPieces:
-        """StoreError when the upload is refused at once. One whose name is taken is so only when it is too large to be
-        received for nothing."""
+        """StoreError when the upload is refused at once: for a name that is taken only if it is a large one."""
         size, now_s = started.header.file_size, self._worker.clock_s
         try:
             return InPieces(started, self._worker.store.begin(started.file_name, size), now_s)
@@ -316,8 +309,7 @@ class Connection(asyncio.BufferedProtocol):
         assert upload is not None
         if not upload.keep:
             self._enter(ENDING)
-        trouble = upload.trouble()
-        if trouble is not None:
+        if trouble := upload.trouble():
             self._refuse(*trouble, keep=upload.keep and not self._worker.draining)
             return
         self._upload = None
@@ -330,8 +322,7 @@ class Connection(asyncio.BufferedProtocol):
             self._batch.flush()
 
     def _go_on(self) -> None:
-        """All that we waited for is answered. Later, when something must be parsed: a batch that is answering must not
-        be read into."""
+        """All that we waited for is answered. Parse later, since a batch that is answering must not be read into."""
         self._heard_s = self._worker.clock_s
         if self._received or self._phase == HALF_CLOSED:
             self._worker.loop.call_soon(self._take_what_waited)
@@ -392,11 +383,6 @@ class Connection(asyncio.BufferedProtocol):
         self._transport.write(self._worker.failed(code, message, timing, name, received, keep))
         if not keep:
             self._end()
-
-    def _discard(self, nbytes: int) -> None:
-        self._lingered += nbytes
-        if self._lingered > LINGER_BYTES:
-            self._set_reading()  # no more: the peer blocks and reads its reply, or the sweep ends it
 
     def _abort_upload(self) -> None:
         upload, self._upload = self._upload, None

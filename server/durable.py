@@ -27,8 +27,6 @@ GATHERED_BYTES = 64 << 20
 
 
 class _Written(NamedTuple):
-    """The bytes of an upload that came in pieces."""
-
     file: IncomingFile
     digest: str | None
 
@@ -67,14 +65,12 @@ class DurableBatch(Batch):
         self._start()
 
     def close(self) -> None:
-        """Wait for the disk, and answer."""
         self.flush()
         while self._at_disk is not None:
             self._wait_for_disk()
         self._disk.shutdown()
 
     def _start(self) -> None:
-        """Send the next group to the disk, if that is idle."""
         if self._at_disk is not None or not self._gathered:
             return
         group, self._gathered = self._gathered[:AT_ONCE], self._gathered[AT_ONCE:]

@@ -1,7 +1,6 @@
 """Every way an upload can fail: its code, its words for people, and whose fault it is. A leaf, which all rooms read.
 
-The server counts its codes and replies with them; what a client sees go wrong it names itself. The table in PROTOCOL.md
-is `markdown()`.
+The server counts its codes and replies with them; what a client sees go wrong it names itself.
 """
 
 from dataclasses import dataclass
@@ -22,8 +21,7 @@ class Failure:
     status: Literal["rejected", "failed"] | None
     """The server's reply: refused for what was asked, or failed on the way. None: the client says it."""
     stored: Stored = "no"
-    """Whether the file may be on the server: a refusal leaves nothing, but an answer can be lost after the file was
-    stored."""
+    """Whether the file may be on the server: a refusal leaves nothing, but the answer of a stored one can be lost."""
 
     @property
     def said_by(self) -> Literal["server", "client"]:
@@ -103,14 +101,3 @@ def failure_of(code: str) -> Failure:
     if code.startswith("http_"):
         return Failure(code, "answered with this HTTP status", "server", "failed", "perhaps")
     return BY_CODE.get(code) or Failure(code, "a code of the server's own", "server", "failed", "perhaps")
-
-
-def markdown() -> str:
-    """All codes as a Markdown table."""
-    lines = ["| code | said by | status | meaning | whose fault, most likely | stored |", "|---|---|---|---|---|---|"]
-    for failure in FAILURES:
-        status = failure.status or ""
-        lines.append(
-            f"| `{failure.code}` | {failure.said_by} | {status} | {failure.text} | {failure.fault} | {failure.stored} |"
-        )
-    return "\n".join(lines) + "\n"

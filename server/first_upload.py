@@ -11,8 +11,7 @@ from collections.abc import Callable
 
 from server.batch import Batch
 from server.connection import CLOSED, LINGERING, OPEN, Phase
-from server.protocol import ServerConnection, Timing, UploadStarted
-from server.storage.store import StoreError
+from server.protocol import ServerConnection
 from server.worker_context import WorkerContext
 
 OnAnswered = Callable[[socket.socket, int, Phase], None]
@@ -23,18 +22,9 @@ OPEN; LINGERING, where a second upload may have arrived meanwhile, which would b
 class FirstUpload:
     """Who sent it, for the batch."""
 
-    __slots__ = ("_asks_to_close", "_on_answered", "_socket", "_worker", "accepted_ns")
+    __slots__ = ("_asks_to_close", "_on_answered", "_socket", "accepted_ns")
 
-    def __init__(
-        self,
-        worker: WorkerContext,
-        sock: socket.socket,
-        accepted_ns: int,
-        on_answered: OnAnswered,
-        *,
-        asks_to_close: bool,
-    ) -> None:
-        self._worker = worker
+    def __init__(self, sock: socket.socket, accepted_ns: int, on_answered: OnAnswered, *, asks_to_close: bool) -> None:
         self._socket = sock
         self._on_answered = on_answered
         self._asks_to_close = asks_to_close
@@ -53,10 +43,6 @@ class FirstUpload:
             self.close()  # it has sent everything, and nothing is unread
         else:
             self._on_answered(self._socket, self.accepted_ns, OPEN if keep else LINGERING)
-
-    def refuse(self, error: StoreError, upload: UploadStarted, timing: Timing, *, keep: bool) -> None:
-        size = upload.header.file_size
-        self.answer(self._worker.failed(error.code, error.message, timing, upload.file_name, size, keep), keep=keep)
 
     def wait(self) -> None:
         """It is not read before it is opened."""
@@ -85,6 +71,6 @@ def take_first_upload(
         return bytes(view)
     started, body, _ = whole
     asks_to_close = started.header.connection == "close"
-    batch.add(FirstUpload(worker, sock, accepted_ns, on_answered, asks_to_close=asks_to_close), started, body)
+    batch.add(FirstUpload(sock, accepted_ns, on_answered, asks_to_close=asks_to_close), started, body)
     batch.claim(count)
     return None

@@ -65,8 +65,6 @@ class WorkerProcess:
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """A worker's place."""
-
     number: int
     worker: WorkerProcess | None = None
     successor: WorkerProcess | None = None

@@ -93,7 +93,7 @@ class RateLimit:
         """What is to be written now: counts that are due, and the record unless too many were like it."""
         due = [kind for kind, window in self._windows.items() if now_s - window.began_s >= WINDOW_S]
         written = self._tell(due)
-        kind = _kind(record)
+        kind = getattr(record, "code", None) or repr(record.msg)
         if kind not in self._windows:
             self._windows[kind] = _Window(_fields(record, "name", "levelno", "levelname", *_FIELDS), now_s, now_s)
         window = self._windows[kind]
@@ -114,11 +114,6 @@ class RateLimit:
     def _tell(self, kinds: list[str]) -> list[logging.LogRecord]:
         windows = [(kind, self._windows.pop(kind)) for kind in kinds]
         return [_summary(kind, window) for kind, window in windows if window.lines > LINES]
-
-
-def _kind(record: logging.LogRecord) -> str:
-    code: str | None = getattr(record, "code", None)
-    return code or repr(record.msg)
 
 
 def _fields(record: logging.LogRecord, *names: str) -> dict[str, object]:

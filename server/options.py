@@ -101,11 +101,7 @@ class ServerConfig:
     )
     tls_key: Path | None = option(None, FILE, "its key, unless that is in the same file", reloads=True, is_shown=False)
     tls_client_ca: Path | None = option(
-        None,
-        FILE,
-        "clients must show a certificate that one of these has signed (PEM)",
-        reloads=True,
-        is_shown=False,
+        None, FILE, "clients must show a certificate that one of these has signed (PEM)", reloads=True, is_shown=False
     )
     workers: int = option(4, NUMBER, "worker processes", bounds=(1, MAX_WORKERS), reloads=True)
     store: Path | None = option(
@@ -259,14 +255,13 @@ class ServerConfig:
                 yield Problem("status_port", str(self.status_port), "the port of the uploads: choose another")
         # With nothing kept these promise nothing, and a report of the run would show them as if they had cost anything.
         if self.discard:
+            keeps_nothing = "but discard keeps nothing: leave one of them out"
             if self.durability == "power":
-                yield Problem("durability", self.durability, "but discard keeps nothing: leave one of them out")
+                yield Problem("durability", self.durability, keeps_nothing)
             if self.collision in ("unique", "reject"):
                 yield Problem("collision", self.collision, "but discard keeps no names: leave one of them out")
             if self.max_store:
-                yield Problem(
-                    "max_store", write_size(self.max_store), "but discard keeps nothing: leave one of them out"
-                )
+                yield Problem("max_store", write_size(self.max_store), keeps_nothing)
 
 
 OPTIONS = options_of(ServerConfig)

@@ -24,7 +24,11 @@ class PidFile:
         """PidFileError when it cannot be written, or belongs to a living server."""
         self._path = path.absolute()
         self._prepared = self._path.with_name(f".{path.name}.{os.getpid()}")
-        _refuse_another(self._path)
+        if problem := find_problem(self._path):
+            raise PidFileError(problem)
+        pid = _pid_in(self._path)
+        if pid is not None and read_state(pid) is not None:
+            raise PidFileError(f"pid_file {printable(path)} is that of a running server, pid {pid}; name another file")
         try:
             self._prepared.write_text(f"{os.getpid()}\n")
             self._prepared.chmod(0o644)  # a pid is no secret, and the store's umask is not meant for it
@@ -50,14 +54,6 @@ def find_problem(path: Path) -> str | None:
     if path.exists() and _text_in(path) != "" and _pid_in(path) is None:
         return f"pid_file {printable(path)} exists and holds no pid; remove it or name another file"
     return None
-
-
-def _refuse_another(path: Path) -> None:
-    if problem := find_problem(path):
-        raise PidFileError(problem)
-    pid = _pid_in(path)
-    if pid is not None and read_state(pid) is not None:
-        raise PidFileError(f"pid_file {printable(path)} is that of a running server, pid {pid}; name another file")
 
 
 def _pid_in(path: Path) -> int | None:

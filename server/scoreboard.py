@@ -28,6 +28,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,34 +48,11 @@ _WORD = 8
 SEATS = 4
 """Processes that a slot can have at once: the one that serves, and those that still drain after reloads."""
 
-# Words of a slot record that every slot has; one word per failure code follows them.
-FIELDS = (
-    "pid",
-    "state",
-    "births",
-    "heartbeat_ns",
-    "started_ns",
-    "connections_now",
-    "connections_accepted",
-    "uploads_stored",
-    "bytes_stored",
-    "store_change",  # this and the next are for the quota, and shown to nobody
-    "bytes_arriving",
-)
-(
-    PID,
-    STATE,
-    BIRTHS,
-    HEARTBEAT_NS,
-    STARTED_NS,
-    CONNECTIONS_NOW,
-    CONNECTIONS_ACCEPTED,
-    UPLOADS_STORED,
-    BYTES_STORED,
-    STORE_CHANGE,
-    BYTES_ARRIVING,
-) = range(len(FIELDS))
-FAILURES = len(FIELDS)  # word of the first failure code
+# Words of a record, in their order.
+PID, STATE, BIRTHS, HEARTBEAT_NS, STARTED_NS = range(5)
+CONNECTIONS_NOW, CONNECTIONS_ACCEPTED, UPLOADS_STORED, BYTES_STORED = range(5, 9)
+STORE_CHANGE, BYTES_ARRIVING = 9, 10  # for the quota, and shown to nobody
+FAILURES = 11  # of the first failure code, which the others follow
 
 STATES = ("empty", "starting", "ready", "draining")
 EMPTY, STARTING, READY, DRAINING = range(len(STATES))
@@ -236,10 +214,8 @@ def runtime_root(uid: int) -> Path:
 
 
 def create_runtime_folder() -> Path:
-    """Make this process's folder, readable by its user only, after removing what dead servers left.
-
-    Raises PermissionError when somebody else owns the name: /dev/shm is open to every user.
-    """
+    """Make this process's folder, readable by its user only, after removing what dead servers left. Raises
+    PermissionError when somebody else owns the name: /dev/shm is open to every user."""
     root = runtime_root(os.geteuid())
     folder = root / str(os.getpid())
     while True:
@@ -263,12 +239,9 @@ def _make_root(root: Path) -> None:
 
 
 def remove_runtime_folder(folder: Path) -> None:
-    """Take away what `create_runtime_folder` made."""
     shutil.rmtree(folder, ignore_errors=True)
-    try:
+    with suppress(OSError):  # another server of this user is running
         folder.parent.rmdir()
-    except OSError:
-        pass  # another server of this user is running
 
 
 def _remove_stale(root: Path) -> None:
@@ -286,11 +259,8 @@ def write_state(folder: Path, state: ServerState) -> None:
 
 
 def read_state(pid: int) -> ServerState | None:
-    """The state of the server whose supervisor is `pid`; None when that process is not a socketswarm server.
-
-    The file is looked up in the folder of the process's own user, and believed only if that user owns it and its
-    start time is the process's.
-    """
+    """The state of the server whose supervisor is `pid`; None when that process is not a socketswarm server. The file
+    is looked up in the folder of the process's user, and believed if that user owns it and the start times agree."""
     try:
         uid = Path(f"/proc/{pid}").stat().st_uid
         path = runtime_root(uid) / str(pid) / STATE_FILE

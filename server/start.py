@@ -16,7 +16,7 @@ from server.pid_file import PidFile
 from server.ports.holders import read_process
 from server.printing import in_words, one_line
 from server.scoreboard import EventLog, Scoreboard, ServerState
-from server.status.page_process import open_page, url_of
+from server.status.page_process import open_page
 from server.storage.folders import holder_of, lock_store, prepare_store
 from server.storage.quota import count_store
 from server.supervisor import Supervisor
@@ -30,14 +30,12 @@ class StartError(Exception):
 
 def serve(config: ServerConfig, reread: Callable[[], ServerConfig]) -> int:
     """Run the server until TERM or INT and return its exit code: 0 when every worker ended by itself. `reread` gives
-    the configuration anew at each HUP, or raises ConfigError.
-
-    Raises StartError, PidFileError, or PortInUseError and AddressError from `listener`, before anything was forked.
-    """
+    the configuration anew at each HUP, or raises ConfigError. Raises StartError, PidFileError, or PortInUseError and
+    AddressError from `listener`, before anything was forked."""
     os.umask(config.umask)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a listening socket for each worker takes some, too
-    manager = systemd.take_manager(os.environ)
+    manager = systemd.Manager(os.environ)
     with ExitStack() as at_the_end:
         listeners = _listen(config)
         at_the_end.callback(listeners.end)
@@ -111,5 +109,5 @@ def _identity(config: ServerConfig, folder: Path, listeners: Listeners, page: Gr
         scoreboard=str(folder / scoreboard.SCOREBOARD_FILE),
         events=str(folder / scoreboard.EVENTS_FILE),
         started_wall_ns=time.time_ns(),
-        page=url_of(page),
+        page=None if page is None else f"http://{page.address}/",
     )

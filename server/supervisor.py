@@ -44,8 +44,6 @@ log = logging.getLogger("server")
 
 
 class Supervisor:
-    """The loop, and all that is done in it."""
-
     def __init__(
         self,
         config: ServerConfig,
@@ -310,8 +308,7 @@ class Supervisor:
         log.warning("worker %d (pid %d) %s; replacing it%s", slot.number, worker.pid, how, again)
 
     def _look_for_hangs(self, now_s: float) -> None:
-        """Beats that were missed while we slept ourselves (stopped, or suspended with the machine) prove nothing: then
-        all get a new chance."""
+        """Whoever missed beats while we slept ourselves (stopped, or with the machine) gets a new chance."""
         if now_s - self._looked_s > 2 * LOOK_S:
             self._trust_beats_from_s = now_s
         self._looked_s = now_s
@@ -330,8 +327,7 @@ class Supervisor:
             os.kill(worker.pid, signal.SIGKILL)
 
     def _retire(self, worker: WorkerProcess) -> None:
-        """Let it drain, whatever serves in its place. One that is not ready yet has no handler for this, and no
-        connection: it ends at once."""
+        """Let it drain. One that is not ready yet has no handler for this, and no connection: it ends at once."""
         if not worker.is_ready:
             worker.killed_because = "it was to end before it was ready"
         os.kill(worker.pid, RETIRE)
@@ -492,7 +488,6 @@ class Supervisor:
         self._events.note("server-ended", text, **cpu_of(own), **cpu_of(workers, "children"))
 
     def _tell(self, kind: str, worker: WorkerProcess, what: str, **fields: object) -> None:
-        """Note what became of a worker."""
         text = f"worker {worker.slot} (pid {worker.pid}) {what}"
         self._events.note(kind, text, slot=worker.slot, pid=worker.pid, **fields)
 

@@ -57,8 +57,7 @@ class TlsLayer(asyncio.BufferedProtocol):
         patience_s: float,
     ) -> None:
         """`received` is where ciphertext is read to; all layers of a worker share it. `connections` is the worker's set
-        of all that are open, in which `connection` takes this one's place when the handshake is done. The client has
-        `patience_s` for that."""
+        of all that are open, where `connection` takes our place after the handshake, which may take `patience_s`."""
         self._worker = worker
         self._received = received
         self._connections = connections
@@ -99,11 +98,8 @@ class TlsLayer(asyncio.BufferedProtocol):
             self._shake_hands()
 
     def eof_received(self) -> bool:
-        """As TCP says it. A client that does not say so over TLS has its uploads served nevertheless: a frame tells
-        how long it is."""
-        if not self._is_open:
-            return False
-        return self._end_of_peer()
+        """As TCP says it. Without TLS's own goodbye uploads are served as well: a frame tells how long it is."""
+        return self._is_open and self._end_of_peer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._is_open:

@@ -227,8 +227,7 @@ class Worker:
             self._stop()
 
     def _empty_accept_queue(self, door: Door) -> None:
-        """A burst a turn, as ever: who is connected wants its turn too. Where no more can be held, those who wait are
-        accepted when others have gone."""
+        """A burst a turn, as ever. Where no more can be held, those who wait are accepted when others have gone."""
         queue = self._accept(door)
         if queue == "more":
             self._loop.call_soon(self._empty_accept_queue, door)
@@ -281,8 +280,7 @@ def run_worker(
     ready: Callable[[], None],
     place: str,
 ) -> None:
-    """Be worker `slot` until RETIRE, with temporary files in folder `place` of the store. OSError when that cannot be
-    opened."""
+    """Be worker `slot` until RETIRE, with temporary files in folder `place`. OSError when that cannot be opened."""
     os.umask(config.umask)
     loop = uvloop.new_event_loop()
     try:

@@ -64,7 +64,6 @@ class WorkerContext:
     pid: int = field(default_factory=os.getpid)
 
     def accepted(self) -> None:
-        """Count a connection."""
         self.record[scoreboard.CONNECTIONS_ACCEPTED] += 1
 
     def stored(self, uploads: int, size_bytes: int) -> None:
@@ -73,15 +72,12 @@ class WorkerContext:
         self.record[scoreboard.BYTES_STORED] += size_bytes
 
     def ok(self, name: str, size_bytes: int, digest: str | None, keep: bool, timing: Timing) -> bytes:
-        """The reply to a stored upload."""
         connection: KeepOrClose = "keep-alive" if keep else "close"
         return encode_reply(
             Reply("stored", "ok", "", name, size_bytes, digest, connection, self.slot, self.pid, timing)
         )
 
-    def failed(
-        self, code: str, message: str, timing: Timing, name: str | None = None, received: int = 0, keep: bool = False
-    ) -> bytes:
+    def failed(self, code: str, message: str, timing: Timing, name: str | None, received: int, keep: bool) -> bytes:
         """Count a failure, and the reply that tells it."""
         self.count_failure(code, message)
         connection: KeepOrClose = "keep-alive" if keep else "close"

@@ -42,8 +42,6 @@ TLS_NAME = "tls"
 
 
 class PortInUseError(Exception):
-    """Somebody listens on the port already."""
-
     def __init__(self, port: int) -> None:
         super().__init__(f"port {port} is in use")
         self.port = port
@@ -133,7 +131,6 @@ class Group:
         return cls([sock], "shared", 0, is_tls=name == TLS_NAME, is_lent=True)
 
     def door_of(self, slot: int) -> Door:
-        """The socket that the worker in this slot accepts from."""
         sock = self._sockets[slot if self._mode == "per-worker" else 0]
         return Door(sock, self._is_tls, self._is_lent)
 
@@ -282,8 +279,7 @@ class Listeners:
 
 
 def find_problem(address: Address) -> str | None:
-    """Why nobody could listen on this address; None when one can, unless somebody does. Its port or path is not
-    touched."""
+    """Why nobody could listen on this address; None when one can, unless somebody does. Touches no port or path."""
     if address.scheme == "unix":
         path = Path(address.path)
         why = find_folder_problem(path.parent) or unix_sockets.find_problem(path)

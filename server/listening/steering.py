@@ -12,6 +12,7 @@ after a second, and is refused then, since the port is closed by that time.
 import ctypes
 import socket
 import struct
+from contextlib import suppress
 
 SO_ATTACH_REUSEPORT_CBPF = 51  # include/uapi/asm-generic/socket.h; not in Python's socket module
 SO_DETACH_REUSEPORT_BPF = 68
@@ -33,10 +34,8 @@ def steer(member: socket.socket, sockets: int) -> None:
 
 def unsteer(member: socket.socket) -> None:
     """Leave the choice to the kernel again, among all sockets of the group, if it was taken from it."""
-    try:
+    with suppress(FileNotFoundError):  # nothing was attached
         member.setsockopt(socket.SOL_SOCKET, SO_DETACH_REUSEPORT_BPF, 0)
-    except FileNotFoundError:
-        pass  # nothing was attached
 
 
 def ignore_new(listener: socket.socket) -> None:

@@ -22,8 +22,7 @@ log = logging.getLogger("server")
 
 
 def take_sockets(environment: MutableMapping[str, str]) -> list[tuple[socket.socket, str]]:
-    """The sockets that were passed to this process, with their names; empty if none were. They close on exec. OSError
-    when a descriptor is no socket."""
+    """The sockets passed to this process, with their names. They close on exec. OSError for what is no socket."""
     pid, count, names = (environment.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
     if pid != str(os.getpid()) or not count.isdecimal():
         return []
@@ -34,15 +33,12 @@ def take_sockets(environment: MutableMapping[str, str]) -> list[tuple[socket.soc
     return [(socket.socket(fileno=fd), name) for fd, name in zip(fds, named, strict=False)]
 
 
-def take_manager(environment: MutableMapping[str, str]) -> "Manager":
-    return Manager(environment.pop("NOTIFY_SOCKET", ""))
-
-
 class Manager:
-    """The service manager, which is told what the server does; with an empty address there is none. That it cannot be
-    told is warned of, and no reason to end. A `status` is one line for people."""
+    """The service manager, which is told what the server does, if there is one. That it cannot be told is warned of,
+    and no reason to end. A `status` is one line for people."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, environment: MutableMapping[str, str]) -> None:
+        address = environment.pop("NOTIFY_SOCKET", "")
         self._address = "\0" + address[1:] if address.startswith("@") else address
 
     def ready(self, status: str) -> None:

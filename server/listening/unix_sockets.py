@@ -14,7 +14,7 @@ import stat
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ TURN_S = 1.0
 _UCRED = struct.Struct("3i")  # pid, uid and gid: man 7 unix
 
 
-class PathError(Exception):
+class PathError(OSError):
     """The path cannot be listened on; the text says why and what to do."""
 
 
@@ -48,9 +48,6 @@ def listen(path: Path, backlog: int) -> tuple[socket.socket, Bound]:
     except OSError as error:
         sock.close()
         raise PathError(error.strerror or str(error)) from None
-    except PathError:
-        sock.close()
-        raise
     return sock, Bound(path, info.st_dev, info.st_ino)
 
 
@@ -65,20 +62,16 @@ def find_problem(path: Path) -> str | None:
 
 def remove(bound: Bound) -> None:
     """Take the path away, if it is still ours."""
-    try:
+    with suppress(OSError):  # it is gone, or somebody closed the folder to us
         info = bound.path.lstat()
         if (info.st_dev, info.st_ino) == (bound.device, bound.inode):
             bound.path.unlink()
-    except OSError:
-        pass  # it is gone, or somebody closed the folder to us
 
 
 def deafen(sock: socket.socket) -> None:
     """Let nobody into the queue any more; who is in it can still be accepted."""
-    try:
+    with suppress(OSError):  # it is closed already
         sock.shutdown(socket.SHUT_RD)
-    except OSError:
-        pass  # it is closed already
 
 
 @contextmanager

@@ -19,15 +19,7 @@ from typing import Any, NoReturn
 
 from server import printing
 from server.ports import sockets
-from server.ports.holders import (
-    ROLES,
-    Holding,
-    Place,
-    is_free,
-    look_closely,
-    notes_on,
-    user_name,
-)
+from server.ports.holders import ROLES, Holding, Place, is_free, look_closely, notes_on, user_name
 from server.ports.release import FREE, HELD, NOTHING, ONLY_CLIENTS, REFUSED, USAGE, Orders, Result, release
 from server.units import format_age, parse_duration
 

@@ -20,6 +20,7 @@ import resource
 import struct
 import sysconfig
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 MEMORY_BYTES = 1 << 30  # of address space; Python and the page take a quarter of it
@@ -44,10 +45,8 @@ def close_all_but(kept: Collection[int]) -> None:
     """Close every descriptor of this process that is not among `kept`. Objects that held one must stay untouched."""
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
         if int(name) not in kept:
-            try:
+            with suppress(OSError):  # the listing's own
                 os.close(int(name))
-            except OSError:
-                pass  # the listing's own
 
 
 def confine() -> str | None:
@@ -62,7 +61,9 @@ def confine() -> str | None:
     except OSError as error:
         problems.append(f"this kernel offers no Landlock ({error.strerror})")
     try:
-        _become_nobody()
+        os.setgroups([])
+        os.setgid(_NOBODY)
+        os.setuid(_NOBODY)
     except OSError as error:
         problems.append(f"only root can become nobody ({error.strerror})")
     return " and ".join(problems) if len(problems) == 2 else None
@@ -72,12 +73,6 @@ def _limit(what: int, most: int) -> None:
     _, hard = resource.getrlimit(what)
     most = most if hard == resource.RLIM_INFINITY else min(most, hard)
     resource.setrlimit(what, (most, most))
-
-
-def _become_nobody() -> None:
-    os.setgroups([])
-    os.setgid(_NOBODY)
-    os.setuid(_NOBODY)
 
 
 def _restrict_files() -> None:
@@ -101,14 +96,10 @@ def _restrict_files() -> None:
 
 
 def _folders_of_python() -> Iterator[Path]:
-    """What is imported late, or read for a traceback, is in these. Not in the working directory, where the store may
-    be."""
+    """Where late imports and tracebacks read. Not the working directory, where the store may be."""
     paths = sysconfig.get_paths()
-    for folder in {paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")} | {
-        str(Path(__file__).parents[1])
-    }:
-        if Path(folder).is_dir():
-            yield Path(folder)
+    installed = {Path(paths[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return filter(Path.is_dir, {*installed, Path(__file__).parents[1]})
 
 
 def _call(number: int, *arguments: int | bytes | None) -> int:

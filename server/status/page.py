@@ -30,6 +30,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
@@ -95,16 +96,10 @@ class Source:
         return describe(self.state(), self._board, self._events)
 
     def state(self) -> ServerState:
-        """What the supervisor told last."""
-        with self._lock:
-            while True:
-                try:
-                    message = self._channel.recv(STATE_BYTES)
-                except OSError:  # there is no more
-                    return self._state
-                if not message:
-                    return self._state
+        with self._lock, suppress(OSError):  # there is no more
+            while message := self._channel.recv(STATE_BYTES):
                 self._state = msgspec.json.decode(message, type=ServerState)
+        return self._state
 
 
 # ── What is answered ──
@@ -181,8 +176,7 @@ def _template(name: str) -> jinja2.Template:
 
 
 def _allowed_hosts(state: ServerState) -> frozenset[str] | None:
-    """The names that the page may be asked by, where it is on loopback; None where it can be reached by names that
-    nobody here knows."""
+    """The names that the page may be asked by, where it is on loopback; None where it may have others, unknown here."""
     host = urlsplit(state.page or "").hostname or ""
     if not ipaddress.ip_address(host).is_loopback:
         return None
@@ -295,8 +289,7 @@ class _Budget:
         self._used_s = time.process_time()
 
     def keep(self) -> None:
-        """Pause for as long as the time since the last call was not enough for what was used. The others who come wait
-        for their turn."""
+        """Pause until the time since the last call is enough for what was used. Who else comes waits for its turn."""
         with self._lock:
             now_s, used_s = time.monotonic(), time.process_time()
             since_s = max(self._paid_until_s, now_s - CPU_SAVED_S / CPU_SHARE)
@@ -306,8 +299,6 @@ class _Budget:
                 time.sleep(self._paid_until_s - now_s)
 
     def around(self, app: "WSGIApplication") -> "WSGIApplication":
-        """The application, each of whose answers waits for its turn."""
-
         def paced(environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
             self.keep()
             return app(environ, start_response)
@@ -332,10 +323,8 @@ class _Beat:
     def service(self) -> None:
         """Answer the request, in one of the threads."""
         self._is_under_way = False
-        try:
+        with suppress(BlockingIOError):  # the supervisor does not listen, and nobody else looks at beats
             self._channel.send(b"\n")
-        except BlockingIOError:
-            pass  # the supervisor does not listen, and nobody else looks at beats
 
 
 def _end_long_connections(server: TcpWSGIServer) -> None:

@@ -50,16 +50,9 @@ def open_page(config: ServerConfig) -> Group | None:
     return Group.open(Address("tcp", config.status_host, config.status_port), 1, BACKLOG, "shared")
 
 
-def url_of(page: Group | None) -> str | None:
-    return None if page is None else f"http://{page.address}/"
-
-
 class StatusHelper:
-    """The process behind the page, one after another; with no socket there is none, and nothing happens.
-
-    `state` gives what is shown of the server, and `note` writes an event down. None of these methods waits for the
-    helper but `end`, which has killed it.
-    """
+    """The process behind the page, one after another; with no socket there is none, and nothing happens. `state` gives
+    what is shown of the server, `note` writes an event down. Only `end` waits for the helper, which it has killed."""
 
     def __init__(self, group: Group | None, state: Callable[[], ServerState], note: Callable[..., None]) -> None:
         self.due_s = math.inf if group is None else 0.0
@@ -126,8 +119,7 @@ class StatusHelper:
             self._untold = True
 
     def look(self, patience_s: float, trusted_from_s: float) -> None:
-        """Hear what it has to say, and kill it when that was nothing for `patience_s`. It cannot be blamed for silence
-        before `trusted_from_s`."""
+        """Hear what it says, and kill it when that was nothing for `patience_s`, counted from `trusted_from_s` on."""
         self._listen()
         if not self._pid:
             return

@@ -7,7 +7,7 @@ Names follow https://prometheus.io/docs/practices/naming/: units are base units,
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -15,19 +15,14 @@ from server.scoreboard import STATES
 from server.status.reader import ServerStatus, SlotStatus, why_not_ready
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_WORKER = ("worker",)
 
 
 def exposition(server: ServerStatus, failure_codes: Sequence[str]) -> bytes:
     """All metrics as text; `failure_codes` are those that the server counts."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Snapshot(server, failure_codes))
-    return generate_latest(registry)
+    return generate_latest(_Snapshot(server, failure_codes))
 
 
 class _Snapshot(Collector):
-    """One moment of one server."""
-
     def __init__(self, server: ServerStatus, failure_codes: Sequence[str]) -> None:
         self._server = server
         self._codes = failure_codes
@@ -70,7 +65,7 @@ def _of_slots(
 ) -> Iterator[Metric]:
     """One value of each metric for every slot that has one."""
     for name, (meaning, value) in table.items():
-        family = kind(f"socketswarm_{name}", meaning, labels=_WORKER)
+        family = kind(f"socketswarm_{name}", meaning, labels=("worker",))
         for slot in slots:
             if (number := value(slot)) is not None:
                 family.add_metric([str(slot.slot)], number)

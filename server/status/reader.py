@@ -2,9 +2,7 @@
 
 It only reads what a server shows anyway (see `scoreboard`): its state file, its shared counters, its events. The server
 is not asked, so it is not disturbed, and one that starts, drains or hangs is seen as well as any other. One that ends
-meanwhile takes its files along and then simply is not there.
-
-Counters are those of the slots: they go on over restarts.
+meanwhile takes its files along and then simply is not there. Counters are those of the slots: they go on over restarts.
 """
 
 import os
@@ -66,8 +64,6 @@ class SlotStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Totals(msgspec.Struct, frozen=True, kw_only=True):
-    """Sums over the slots."""
-
     restarts: int
     connections_now: int
     connections_accepted: int

@@ -24,10 +24,8 @@ OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 def lock_store(root: Path) -> int:
     """Make the store's folder and take it for this server: two servers would empty each other's temporary folders.
-
-    Returns a descriptor; the lock lasts while a process has it open. BlockingIOError when another server has the
-    store, OSError when the folder cannot be made.
-    """
+    Returns a descriptor; the lock lasts while a process has it open. BlockingIOError when another server has the store,
+    OSError when the folder cannot be made."""
     root.mkdir(parents=True, exist_ok=True)
     fd = os.open(root, OPEN_FOLDER)
     try:
@@ -134,7 +132,6 @@ def _open_below(above_fd: int, folder: Path) -> int:
 
 @contextmanager
 def closing(fd: int) -> Iterator[int]:
-    """The descriptor, closed in the end."""
     try:
         yield fd
     finally:

@@ -38,8 +38,7 @@ class Naming:
     """Moves complete files from the folder of temporary files to the root of the store, both by their descriptors."""
 
     def __init__(self, incoming_fd: int, root_fd: int, collision: Collision, *, measures: bool) -> None:
-        """`measures` says whether somebody wants to know how large a file was that is replaced: that costs two more
-        system calls."""
+        """`measures`: whether the size of a file that is replaced is wanted, which costs two more system calls."""
         self._incoming_fd = incoming_fd
         self._root_fd = root_fd
         self._collision = collision
@@ -124,8 +123,7 @@ class Naming:
 
     def _rename_over(self, temporary: bytes, name: bytes) -> int:
         """Rename, and return the size of the file that was replaced. The two change places, and only then it is looked
-        at: of two workers that replace one file at the same moment, both would have seen it before. Where they cannot,
-        workers take turns."""
+        at: two workers that replace one file at once would both have seen it before. Or else workers take turns."""
         while True:
             try:
                 self._rename_beside(temporary, name)
@@ -161,8 +159,7 @@ class Naming:
 
 
 def _has(folder_fd: int, name: bytes) -> bool:
-    """Whether anything has this name: a folder, or a link that leads nowhere, has it too; what cannot be a name has
-    nobody."""
+    """Whether anything has this name, a folder or a link that leads nowhere too; what cannot be a name has nobody."""
     try:
         os.stat(name, dir_fd=folder_fd, follow_symlinks=False)
     except OSError as error:

@@ -40,7 +40,8 @@ class Quota:
 
     def room(self) -> int:
         """Bytes that may still come. Negative where somebody else has put more into the store than it may hold."""
-        return self.most_bytes - _signed(self._base[0] + sum(self._changes) + sum(self._arriving))
+        held = (self._base[0] + sum(self._changes) + sum(self._arriving)) % _WORD
+        return self.most_bytes - (held - _WORD if held >= _WORD // 2 else held)
 
     def arrived(self, size_bytes: int) -> None:
         """Count bytes that are now in a temporary file; a negative number, those that no longer are."""
@@ -94,8 +95,3 @@ def _sizes(folder: Path | int) -> Iterator[int]:
                     yield entry.stat(follow_symlinks=False).st_size
             except FileNotFoundError:
                 pass  # it is gone already
-
-
-def _signed(number: int) -> int:
-    number %= _WORD
-    return number - _WORD if number >= _WORD // 2 else number

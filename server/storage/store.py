@@ -85,11 +85,8 @@ class DiscardStore:
 
 
 class FileStore:
-    """Keeps files in the folder `root`, which `prepare_store` made; one object per worker.
-
-    `collision` says what becomes of an upload whose name is taken. With durability `power` use `put_all_durably` in
-    place of `put_all` and `commit`.
-    """
+    """Keeps files in the folder `root`, which `prepare_store` made; one object per worker. With durability `power` use
+    `put_all_durably` in place of `put_all` and `commit`."""
 
     def __init__(
         self,
@@ -100,8 +97,7 @@ class FileStore:
         quota: Quota | None = None,
         most_open: int | None = None,
     ) -> None:
-        """`most_open` is how many files may arrive at once by `begin`. OSError when the store's folders are not there,
-        or are links."""
+        """`most_open` files may arrive at once by `begin`. OSError when the store's folders are not there, or links."""
         self._most_open = most_open
         self.open_fds: set[int] = set()  # of files that arrive; a set, since the disk's thread takes from it too
         self._quota = quota
@@ -171,16 +167,14 @@ class FileStore:
                 file_name, content = files[index]
                 results[index] = self.publish(temporaries[index], file_name, len(content))
             if isinstance(results[index], StoreError):
-                self.remove(temporaries[index])
+                try_to_remove(temporaries[index], self.incoming_fd)
         return results
 
     def put_all_durably(self, files: Sequence["tuple[str, bytes] | IncomingFile"]) -> list[str | StoreError]:
         """Store files, whole ones and such as have arrived in pieces, so that they survive the loss of power; the name
-        that each got, or why it could not be stored. Blocks for as long as the disk takes.
-
-        All are written out, then renamed, then one fsync of the folder makes all names durable. When it is this one
-        that fails, the files are visible, and are an error all the same: nobody knows whether they will stay.
-        """
+        that each got, or why it could not be stored. Blocks for as long as the disk takes. All are written out, then
+        renamed, then one fsync of the folder makes all names durable. When it is this one that fails, the files are
+        visible, and are an error all the same: nobody knows whether they will stay."""
         outcomes: list[IncomingFile | StoreError] = [
             self._write_whole(*file) if isinstance(file, tuple) else file for file in files
         ]
@@ -221,10 +215,6 @@ class FileStore:
             if 0 < size_bytes > self._quota.room():
                 raise self._over_quota()
             self._quota.arrived(size_bytes)
-
-    def remove(self, temporary: bytes) -> None:
-        """Remove a temporary file; what cannot be removed the supervisor does when this worker is gone."""
-        try_to_remove(temporary, self.incoming_fd)
 
     def close(self) -> None:
         for fd in (self.root_fd, self.incoming_fd):
@@ -292,7 +282,7 @@ class IncomingFile:
             self._close()
         except StoreError:
             pass
-        self._store.remove(self._temporary)
+        try_to_remove(self._temporary, self._store.incoming_fd)
         self._store.arrived(-self._size)
         self._size = 0
 
@@ -301,8 +291,7 @@ class IncomingFile:
         _libc.sync_file_range(self._fd, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
 
     def sync(self) -> None:
-        """Wait until the bytes are on the disk. Through the descriptor that wrote them: a later one may not be told
-        what went wrong before it was opened."""
+        """Wait for the disk. Through the descriptor that wrote: a later one may not be told what went wrong before."""
         try:
             os.fsync(self._fd)
         except OSError as error:

@@ -263,6 +263,6 @@ def test_a_manager_that_is_gone_is_no_reason_to_end(tmp_path: Path) -> None:
 def test_workers_do_not_know_of_it() -> None:
     """What is taken is gone from the environment that they inherit."""
     environment = {"NOTIFY_SOCKET": "@x", "LISTEN_PID": "1", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "a", "PATH": "/bin"}
-    systemd.take_manager(environment)
+    systemd.Manager(environment)
     assert systemd.take_sockets(environment) == []
     assert environment == {"PATH": "/bin"}

@@ -385,7 +385,7 @@ def test_a_file_that_vanishes(tmp_path):
     second.touch()
     with running(store=tmp_path / "store") as server, slow_proxy(server.port, second.unlink) as port:
         said = refusal(upload(at(port), first, second))
-        assert said == f"Error: {second} cannot be read: No such file or directory; 1 of 2 files stored\n"
+        assert said == f"Error: {second}: No such file or directory; 1 of 2 files stored\n"
         assert server.files() == {"first": 1000}
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from slow import examples
 
 from loadtest import arrivals
-from loadtest.arrivals import ArrivalError, Profile, parse_profile
+from loadtest.arrivals import Profile, parse_profile
+from loadtest.option_error import OptionError
 
 NS = 1_000_000_000
 
@@ -116,7 +117,7 @@ def test_no_rate_is_no_open_model(kind, rate):
     ],
 )
 def test_mistakes(kind, rate, said):
-    with pytest.raises(ArrivalError) as caught:
+    with pytest.raises(OptionError) as caught:
         parse_profile(kind, rate)
     assert str(caught.value).startswith(said) or said in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -126,7 +127,7 @@ def test_mistakes(kind, rate, said):
 def test_any_text_is_a_profile_or_an_arrival_error(kind, rate):
     try:
         profile = parse_profile(kind, rate)
-    except ArrivalError as error:
+    except OptionError as error:
         assert str(error)
         return
     assert profile is None or (any(profile.rates) and all(0 <= each <= arrivals.MAX_RATE for each in profile.rates))

@@ -16,7 +16,8 @@ from servers import DEADLINE_S, eventually, running
 
 from loadtest import client as client_module
 from loadtest.client import NOT, UploadClient
-from loadtest.wires import HostError, Target, parse_target
+from loadtest.option_error import OptionError
+from loadtest.wires import Target, parse_target
 from server.failure_codes import BY_CODE, SERVER_CODES
 from server.protocol import Reply, Timing, digest_of, encode_reply
 
@@ -569,7 +570,7 @@ def test_hosts_of_unix_sockets(path):
     ids=ascii,
 )
 def test_what_is_no_unix_socket(text):
-    with pytest.raises(HostError, match="is not a host: write unix:///PATH of a socket"):
+    with pytest.raises(OptionError, match="is not a host: write unix:///PATH of a socket"):
         parse_target(text)
 
 
@@ -596,7 +597,7 @@ def test_what_is_no_unix_socket(text):
     ],
 )
 def test_what_is_no_host(text):
-    with pytest.raises(HostError, match="is not a host: write tcp://HOST:PORT"):
+    with pytest.raises(OptionError, match="is not a host: write tcp://HOST:PORT"):
         parse_target(text)
 
 
@@ -626,14 +627,14 @@ SECRET = "hunter2"
     ids=ascii,
 )
 def test_a_host_with_a_secret_is_refused_without_repeating_it(text, said):
-    with pytest.raises(HostError, match=f"^what was given .*({said})") as caught:
+    with pytest.raises(OptionError, match=f"^what was given .*({said})") as caught:
         parse_target(text)
     assert SECRET not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["https://127.0.0.1:12345", "HTTPS://example.org/a"])
 def test_https_is_said_not_to_be_supported(text):
-    with pytest.raises(HostError, match="https:// is not supported: write http://HOST:PORT/PATH"):
+    with pytest.raises(OptionError, match="https:// is not supported: write http://HOST:PORT/PATH"):
         parse_target(text)
 
 
@@ -660,7 +661,7 @@ def test_any_text_is_a_host_or_a_host_error(text):
     for host in (text, f"tcp://{text}", f"tls://{text}:1", f"http://{text}", f"http://h:1/{text}"):
         try:
             target = parse_target(host)
-        except HostError:
+        except OptionError:
             continue
         assert target.host
         assert 0 < target.port < 65536

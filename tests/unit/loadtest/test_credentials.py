@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from secure import Certificates
 
 from loadtest import credentials
-from loadtest.credentials import FIELDS, Credentials, CredentialsError
-from loadtest.options import DEFAULTS, OPTIONS, OptionError, validate
+from loadtest.credentials import FIELDS, Credentials
+from loadtest.option_error import OptionError
+from loadtest.options import DEFAULTS, OPTIONS, validate
 from loadtest.wires import FramedWire, parse_target, wire_of
 from server.protocol import MAX_TOKEN
 
@@ -130,7 +131,7 @@ def test_what_is_no_token(tmp_path, content, said):
 
 
 def mistake(said, target=TLS, **fields):
-    with pytest.raises(CredentialsError, match=f"^{said}") as caught:
+    with pytest.raises(OptionError, match=f"^{said}") as caught:
         read(target, **fields)
     assert "\n" not in str(caught.value)
     assert str(caught.value).count(TOKEN) == 0

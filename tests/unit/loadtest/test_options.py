@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from loadtest import credentials, payloads
 from loadtest.arrivals import Profile
 from loadtest.http_put import HttpPutWire
+from loadtest.option_error import OptionError
 from loadtest.options import (
     DEFAULTS,
     FIELDS,
     OPTIONS,
     LoadOptions,
-    OptionError,
     check_store,
     check_users,
     validate,

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadtest.plan import LONG, MAX_PHASES, PLANS, SHORT, WARM_UP_S, PlanError, PlannedPhase, make_plan
+from loadtest.option_error import OptionError
+from loadtest.plan import LONG, MAX_PHASES, PLANS, SHORT, WARM_UP_S, PlannedPhase, make_plan
 
 
 def modes(name, **options):
@@ -100,7 +101,7 @@ def test_phases_are_values():
     ],
 )
 def test_mistakes(name, uploads_per_connection, said):
-    with pytest.raises(PlanError) as caught:
+    with pytest.raises(OptionError) as caught:
         make_plan(name, 1.0, uploads_per_connection=uploads_per_connection)
     assert str(caught.value).startswith(said)
     assert "\n" not in str(caught.value)
@@ -113,7 +114,7 @@ def test_mistakes(name, uploads_per_connection, said):
 def test_any_text_is_a_plan_or_a_plan_error(name, numbers):
     try:
         plan = make_plan(name, 1.0, uploads_per_connection=numbers)
-    except PlanError as error:
+    except OptionError as error:
         assert str(error)
         return
     assert len({phase.name for phase in plan}) == len(plan) <= 1 + MAX_PHASES

@@ -63,7 +63,7 @@ def test_where_a_phase_changes_the_rate_is_that_of_both(tmp_path, uploads):
 
 
 def test_without_a_terminal_it_is_one_plain_line_now_and_then(tmp_path, uploads, monkeypatch):
-    monkeypatch.setattr(shown.sys, "stderr", io.StringIO())
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
     now_ns = time.monotonic_ns()
     machine = {"seed": 1, "git_commit": None, "git_dirty": None, "environment": {}}
     described = {"id": "run", "label": "load", "command": [], "host": "", "users": 1, "load_options": {}}
@@ -86,7 +86,7 @@ def test_without_a_terminal_it_is_one_plain_line_now_and_then(tmp_path, uploads,
 
 
 def test_before_it_has_begun(tmp_path, monkeypatch):
-    monkeypatch.setattr(shown.sys, "stderr", io.StringIO())
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
     monkeypatch.setattr(shown, "LINE_EVERY_S", 0.0)
     said = []
     Progress(tmp_path, 42.0, said.append).update()

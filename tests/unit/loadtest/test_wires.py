@@ -12,8 +12,9 @@ from line_wire import LineWire
 from loadtest.client import UploadClient
 from loadtest.link import PollWaiter
 from loadtest.load import RunningPhase
+from loadtest.option_error import OptionError
 from loadtest.uploader import Uploader
-from loadtest.wires import Answer, FramedWire, Target, WireError, WireNameError, parse_target, wire_of
+from loadtest.wires import Answer, FramedWire, Target, WireError, parse_target, wire_of
 from server.protocol import Reply, Timing, digest_of, encode_reply
 
 TARGET = Target("tcp", "127.0.0.1", 1)
@@ -111,7 +112,7 @@ def test_a_wire_by_its_name(scheme):
 def test_wrong_names(tmp_path, monkeypatch, name, said):
     (tmp_path / "broken_wire.py").write_text("raise ZeroDivisionError('on purpose')")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(WireNameError, match=said):
+    with pytest.raises(OptionError, match=said):
         wire_of(TARGET, name)
 
 

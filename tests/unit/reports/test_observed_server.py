@@ -5,10 +5,12 @@ import os
 import socket
 import subprocess
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from servers import eventually
 
 from reports.recording import observed_server
 from reports.recording.observed_server import EventTail, Server, is_local
@@ -114,6 +116,7 @@ def test_a_command_is_told_as_it_was_given():
     """Whatever its words have in them; but for what is no UTF-8."""
     words = ["a\rb\r\nc\n", " ", "\u202e", "", os.fsdecode(b"caf\xe9"), "end"]
     with subprocess.Popen(["sh", "-c", "read line", *words], stdin=subprocess.PIPE) as process:
+        eventually(lambda: Path(f"/proc/{process.pid}/cmdline").read_bytes(), "the kernel has its words")
         with closing(Server.of(process.pid)) as server:
             assert server.info.command == ["sh", "-c", "read line", *words[:4], "caf\ufffd", "end"]
         process.communicate()

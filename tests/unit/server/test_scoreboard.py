@@ -80,10 +80,12 @@ def test_every_field_has_its_own_word(board: Scoreboard) -> None:
         record[word] = word + 1
     record[scoreboard.STATE] = scoreboard.DRAINING
     [slot] = board.read()
-    for word, name in enumerate(scoreboard.FIELDS):
-        if name in ("store_change", "bytes_arriving"):
-            continue  # for the quota only
+    names = [name for name in slot.__struct_fields__ if name not in ("slot", "failures", "retiring")]
+    words = [getattr(scoreboard, name.upper()) for name in names]
+    for word, name in zip(words, names, strict=True):
         assert getattr(slot, name) == ("draining" if name == "state" else word + 1)
+    quota = scoreboard.STORE_CHANGE, scoreboard.BYTES_ARRIVING
+    assert sorted((*words, *quota)) == list(range(scoreboard.FAILURES))
     assert slot.failures == {"one": scoreboard.FAILURES + 1, "two": scoreboard.FAILURES + 2}
     record.release()
 

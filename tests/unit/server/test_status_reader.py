@@ -51,7 +51,7 @@ class FakeServer:
         record = self.board.record(slot)
         for name, value in fields.items():
             failures = {"failed_bad_header": scoreboard.FAILURES, "failed_truncated": scoreboard.FAILURES + 1}
-            record[failures[name] if name in failures else scoreboard.FIELDS.index(name)] = value
+            record[failures[name] if name in failures else getattr(scoreboard, name.upper())] = value
         record.release()
 
     def drain(self) -> None:
