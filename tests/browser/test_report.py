@@ -4,7 +4,6 @@ paper.
 
 import re
 import zlib
-from functools import cache
 
 import pytest
 from servers import eventually
@@ -15,11 +14,16 @@ from tests.unit.reports import run_folders
 
 PHONE, TABLET, DESK = (390, "light"), (820, "dark"), (1440, "light")
 ONCE_MORE = [(390, "dark"), (820, "light"), (1440, "dark")]
-SHOWN = [PHONE, TABLET, DESK, *(pytest.param(*each, marks=pytest.mark.slow) for each in ONCE_MORE)]
+SHOWN = [(*each, False) for each in (PHONE, TABLET, DESK)]
+SHOWN += [pytest.param(*each, True, marks=pytest.mark.slow) for each in [PHONE, TABLET, DESK, *ONCE_MORE]]
 
 CHARTS = 7  # six on the run's time, and one by percentile
 ALL_DRAWN = f"""() => document.querySelectorAll(".bk-Figure").length == {CHARTS}
   && Bokeh.index.roots.every(view => view.has_finished())"""
+ALL_FIT = """() => Bokeh.documents.flatMap(document => document.roots()).every(root => {
+  const drawn = Bokeh.index[root.id], place = drawn.el.parentElement;
+  return drawn.bbox.width == place.clientWidth;
+})"""
 # What is seen of these colours where this filter is on them, as the browser itself has it.
 SEEN = """(colours, filter) => colours.map(colour => {
   const context = document.createElement("canvas").getContext("2d");
@@ -51,31 +55,33 @@ def report(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def show(browser, report):
-    """Opens the report, once for each look: a test leaves its page as it was. At the end no error was logged and
-    nothing but the file was asked for."""
+    """The report, in one page that takes any width and colour: a test leaves it as it was. At the end no error was
+    logged and nothing but the file was asked for."""
     complaints, requests = [], []
-
-    @cache
-    def opened(width, scheme):
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
+    with browser.new_context(offline=True) as context:
         page = context.new_page()
         page.on("console", lambda message: complaints.append(message.text) if message.type != "log" else None)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
-        page.goto(report.as_uri())
-        page.wait_for_function(ALL_DRAWN)
-        return page
 
-    yield opened
-    for context in browser.contexts:
-        context.close()
+        def shown(width, scheme, *, anew=False):
+            page.set_viewport_size({"width": width, "height": 900})
+            page.emulate_media(color_scheme=scheme)
+            if anew or not requests:
+                page.goto(report.as_uri())
+                page.wait_for_function(ALL_DRAWN)
+            page.wait_for_function(ALL_FIT)
+            return page
+
+        yield shown
     assert [text for text in complaints if "document idle" not in text] == []
     assert {url for url in requests if not url.startswith("data:")} == {report.as_uri()}
 
 
-@pytest.mark.parametrize(("width", "scheme"), SHOWN)
-def test_it_fits_and_is_legible(show, width, scheme):
-    page = show(width, scheme)
+@pytest.mark.parametrize(("width", "scheme", "anew"), SHOWN)
+def test_it_fits_and_is_legible(show, width, scheme, anew):
+    """Whether it was opened like that, or a window was made larger and the night has come."""
+    page = show(width, scheme, anew=anew)
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "only tables may scroll sideways"
     charts = page.locator(".bk-Figure").all()
     assert len(charts) == CHARTS

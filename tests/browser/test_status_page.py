@@ -50,27 +50,25 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield started
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def show(browser: Any, server: Server) -> Iterator[Any]:
-    opened, complaints, requests = [], [], []
-
-    def make(width: int = 1600, scheme: str = "light") -> Any:
-        viewport = {"width": width, "height": 900}
-        context = browser.new_context(viewport=viewport, color_scheme=scheme)
-        opened.append(context)
+    complaints, requests = [], []
+    with browser.new_context() as context:
         page = context.new_page()
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
-        page.goto(server.state().page)
-        return page
 
-    yield make
-    for context in opened:
-        context.close()
+        def opened(width: int = 1600, scheme: str = "light") -> Any:
+            page.set_viewport_size({"width": width, "height": 900})
+            page.emulate_media(color_scheme=scheme)
+            page.goto(server.state().page)
+            return page
+
+        yield opened
     assert complaints == []
-    page = server.state().page
-    assert {url for url in requests if not url.startswith("data:")} == {page, f"{page}status.css"}
+    url = server.state().page
+    assert {each for each in requests if not each.startswith("data:")} == {url, f"{url}status.css"}
 
 
 LIGHT_AND_DARK = ((400, "light"), (820, "dark"), (1600, "light"))
