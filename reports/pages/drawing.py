@@ -9,7 +9,6 @@ and all are there before the page counts as loaded, so that a printer finds them
 
 import itertools
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,9 +66,8 @@ PHONE_PX, LETTER_PX = 300, 7  # width of a plot on a phone, and of a letter in i
 class _Canvas:
     """What all charts of a report share."""
 
-    end_s: float
-    phases: Sequence[PhaseSummary]
-    marks: Sequence[Mark]
+    phases: ColumnDataSource
+    marks: ColumnDataSource
     x_range: Range1d
     crosshair: Span
 
@@ -81,7 +79,8 @@ def draw(
     end_s = end_s or 1.0
     x_range = Range1d(start=0, end=end_s, bounds=(0, end_s), min_interval=min(1.0, end_s))
     crosshair = Span(dimension="height", line_width=1, line_color=light("muted"))
-    canvas = _Canvas(end_s, phases, marks, x_range, crosshair)
+    marked = ColumnDataSource({"x": [mark.at_s for mark in marks], "text": [mark.text for mark in marks]})
+    canvas = _Canvas(_phases(phases, end_s), marked, x_range, crosshair)
     drawn = [chart for chart in charts if chart.lines]
     if not drawn:
         return {}
@@ -128,7 +127,7 @@ def _figure(canvas: _Canvas, chart: Chart) -> figure:
         plot.yaxis.ticker = BasicTicker(min_interval=1)  # of whole things
     if chart.log:
         plot.yaxis.ticker = FixedTicker(ticks=log_ticks(*_limits(chart)))
-    _shade_phases(plot, canvas, high)
+    _shade_phases(plot, canvas.phases, high)
     drawn = [_draw_line(plot, line) for line in chart.lines]
     drawn += [(_draw_dots(plot, line, line.dots, line.part), False) for line in chart.lines if line.dots is not None]
     drawn += [(_draw_dots(plot, line, lone), False) for line in chart.lines if len((lone := _lone(line.curve)).t_s)]
@@ -178,28 +177,25 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [tick for tick in ticks if low <= tick <= high]
 
 
-def _shade_phases(plot: figure, canvas: _Canvas, top: float) -> None:
-    """Measure phases in the colour of their mode, others grey; named at the top where the name fits on a phone too.
-    Those of one colour are drawn as one: a sweep has many."""
-    by_colour: defaultdict[str, list[PhaseSummary]] = defaultdict(list)
-    for phase in canvas.phases:
-        by_colour[light(mode_colour(phase.mode) if phase.kind == "measure" else "muted")].append(phase)
-    for colour, phases in by_colour.items():
-        source = ColumnDataSource({"x0": [phase.start_s for phase in phases], "x1": [phase.end_s for phase in phases]})
-        strip = glyphs.VStrip(fill_color=colour, fill_alpha=0.08, line_color=colour, line_alpha=0.35)
-        plot.add_glyph(source, strip, level="underlay")
-        _name_phases(plot, [phase for phase in phases if _fits(phase, canvas.end_s)], colour, top)
+def _phases(phases: Sequence[PhaseSummary], end_s: float) -> ColumnDataSource:
+    """Measure phases in the colour of their mode, others grey; named where the name fits on a phone too."""
+    fits = [phase.duration_s / end_s * PHONE_PX >= LETTER_PX * len(phase.name) for phase in phases]
+    return ColumnDataSource(
+        {
+            "x0": [phase.start_s for phase in phases],
+            "x1": [phase.end_s for phase in phases],
+            "colour": [light(mode_colour(phase.mode) if phase.kind == "measure" else "muted") for phase in phases],
+            "name": [plain(phase.name) if fit else "" for phase, fit in zip(phases, fits, strict=True)],
+        }
+    )
 
 
-def _fits(phase: PhaseSummary, end_s: float) -> bool:
-    return phase.duration_s / end_s * PHONE_PX >= LETTER_PX * len(phase.name)
-
-
-def _name_phases(plot: figure, phases: Sequence[PhaseSummary], colour: str, top: float) -> None:
-    names = {"x": [phase.start_s for phase in phases], "text": [plain(phase.name) for phase in phases]}
-    name = glyphs.Text(y=top, text_font=value(FONT), text_font_size="11px", text_baseline="top", x_offset=4, y_offset=4)
-    name.update(text_color=colour)
-    plot.add_glyph(ColumnDataSource(names), name)
+def _shade_phases(plot: figure, phases: ColumnDataSource, top: float) -> None:
+    strip = glyphs.VStrip(fill_color="colour", fill_alpha=0.08, line_color="colour", line_alpha=0.35)
+    plot.add_glyph(phases, strip, level="underlay")
+    name = glyphs.Text(x="x0", y=top, text="name", text_color="colour", text_font=value(FONT), text_font_size="11px")
+    name.update(text_baseline="top", x_offset=4, y_offset=4)
+    plot.add_glyph(phases, name)
 
 
 def _draw_line(plot: figure, line: Line) -> tuple[DataRenderer, bool]:
@@ -238,11 +234,8 @@ def _draw_dots(plot: figure, line: Line, dots: Curve, part: str = "") -> DataRen
     return drawn
 
 
-def _mark_events(plot: figure, marks: Sequence[Mark]) -> None:
-    if not marks:
-        return
-    source = ColumnDataSource({"x": [mark.at_s for mark in marks], "text": [mark.text for mark in marks]})
-    drawn = plot.add_glyph(source, glyphs.VSpan(line_color=light("bad"), line_width=1.2, line_dash=[2, 3]))
+def _mark_events(plot: figure, marks: ColumnDataSource) -> None:
+    drawn = plot.add_glyph(marks, glyphs.VSpan(line_color=light("bad"), line_width=1.2, line_dash=[2, 3]))
     plot.add_tools(HoverTool(renderers=[drawn], tooltips=[("what", "@text"), ("at", "@x{0,0.0} s")]))
 
 

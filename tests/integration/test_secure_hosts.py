@@ -195,6 +195,7 @@ def assert_nowhere(text, folder):
             assert text.encode() not in path.read_bytes(), path
 
 
+@pytest.mark.slow  # the next has one too
 def test_the_main_job(tmp_path, issued, token_file):
     """It hands everything on by name: what others see of its processes has the name of the file only."""
     (tmp_path / "here").mkdir()

@@ -254,6 +254,7 @@ def test_charts_without_data_say_why(tmp_path):
     assert "host.jsonl has fewer than two ticks" in page
 
 
+@pytest.mark.slow  # as any other, of more lines
 def test_an_hour_of_twenty_processes_is_drawn(tmp_path):
     plan = (("long-1", "measure", 0), ("short-1", "measure", 1))
     folder = run_folders.write(tmp_path / "run", workers=17, plan=plan, phase_s=1800, interval_s=10)
