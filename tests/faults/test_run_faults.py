@@ -191,4 +191,5 @@ def test_the_disk_is_full(tmp_path, moment):
         if moment == "long-1":
             assert built(folder).exit_code in (1, 4)
             verdict = re.search(r"^\*\*INVALID\*\*: .*", (folder / run_folder.REPORT_MD).read_text(), re.MULTILINE)
+            assert verdict, (folder / run_folder.REPORT_MD).read_text()
             assert "No space left on device" in verdict[0]

@@ -246,6 +246,7 @@ def test_a_disk_that_is_full(tmp_path, name):
         assert "No space left on device" in job.said()
 
 
+@pytest.mark.slow  # it takes a core from all other tests for as long
 def test_a_load_that_is_starved(tmp_path):
     """Two others want its only core: whatever it measured, nobody may take it for the server's."""
     core = ["taskset", "-c", str(min(os.sched_getaffinity(0)))]

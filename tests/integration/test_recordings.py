@@ -397,8 +397,8 @@ def test_a_folder_that_holds_a_run_is_left_alone(tmp_path):
     ("server", "children"),
     [
         pytest.param(nginx, 2, marks=needs_nginx, id="nginx"),
-        pytest.param(redis, 0, marks=needs_redis, id="redis"),
-        pytest.param(postgres, 5, marks=needs_postgres, id="postgres"),
+        pytest.param(redis, 0, marks=[needs_redis, pytest.mark.slow], id="redis"),
+        pytest.param(postgres, 5, marks=[needs_postgres, pytest.mark.slow], id="postgres"),
     ],
 )
 def test_servers_of_others(tmp_path, server, children):
