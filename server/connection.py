@@ -7,7 +7,8 @@ returns.
 
 Replies keep the order of the uploads, and a batch may take long to answer: one that makes uploads durable waits for the
 disk. Until it has answered, nothing more is taken from the connection: it is not read, and what was read already is
-kept for then.
+kept for then. The same where the peer does not read its replies: what it can have of our memory is one read, and the
+replies to one turn's uploads over the transport's mark.
 
 A connection goes through phases, never back:
 
@@ -24,7 +25,7 @@ shuts the write side, and discards what still arrives for a while. Who has said 
 saves a wake-up.
 
 What was written is sent nevertheless, as long as the peer takes some of it within the idle timeout: the while begins
-when the last byte is out. Only `abort` gives replies up, after that timeout or when the worker ends, and logs it.
+when the last byte is out of the kernel, too. Only `abort` gives replies up, after that timeout or when the worker ends, and logs it.
 
 Three clocks end what takes too long: a header's deadline, silence, and a rate below the least. None has a timer of its
 own. A connection says when the first of them could run out (`due_s`), and the worker's sweep comes back then; what has
@@ -32,8 +33,11 @@ happened meanwhile only leaves a mark, so that serving pays for one assignment.
 """
 
 import asyncio
+import fcntl
 import logging
 import math
+import sys
+import termios
 from typing import cast
 
 from server import scoreboard
@@ -126,7 +130,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         self._heard_s = self._worker.clock_s
         view = self._batch.received(nbytes)
-        if self._waits:  # uvloop begins to read after connection_made(), whatever was paused there
+        if self._waits or self._is_full:  # uvloop begins to read after connection_made(), whatever was paused there
             self._received += bytes(view)
             self._set_reading()
             return
@@ -152,7 +156,7 @@ class Connection(asyncio.BufferedProtocol):
             self._enter(HALF_CLOSED)
         if self._phase == LINGERING:
             self._enter(CLOSED)
-        elif self._phase == HALF_CLOSED and not (self.unanswered or self._waits):
+        elif self._phase == HALF_CLOSED and not (self.unanswered or self._waits or self._received):
             try:
                 self._parser.receive_eof()
             except RemoteProtocolError as error:
@@ -170,14 +174,19 @@ class Connection(asyncio.BufferedProtocol):
         self._worker.record[scoreboard.CONNECTIONS_NOW] = len(self._connections)
 
     def pause_writing(self) -> None:
-        """A client that pipelines and does not read its replies gets no more of our memory."""
+        """A client that pipelines and does not read its replies gets no more of our memory: nothing more is read, and
+        nothing of what was, parsed."""
         self._is_full = True
         self.due_s = 0.0  # whether it takes some of them is looked at from now on
         self._set_reading()
 
     def resume_writing(self) -> None:
         self._is_full = False
-        self._set_reading()
+        if self._received and not self._waits:
+            self._waits = True
+            self._worker.loop.call_soon(self._take_what_waited)
+        else:
+            self._set_reading()
 
     # ── what the batch asks for ──
 
@@ -209,8 +218,8 @@ class Connection(asyncio.BufferedProtocol):
             return  # its last reply is on the way
         if self._parser.in_upload or self._received:
             self._refuse("shutting_down", "the server is shutting down")
-        else:
-            self._enter(CLOSED)
+        elif not self._ask_kernel(termios.FIONREAD):  # or the next turn reads and answers it, and ends the connection
+            self._end()
 
     def abort(self) -> None:
         """End at once. Replies that were not sent yet are lost."""
@@ -222,7 +231,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def look_at_clocks(self, now_s: float) -> None:
         patience = self._worker.patience
-        unsent, before = self._transport.get_write_buffer_size(), self._unsent
+        unsent, before = self._bytes_unsent(), self._unsent
         self._unsent = unsent
         if unsent < before or (self.unanswered and self._phase < LINGERING):
             self._heard_s = now_s  # it reads, or waits for us
@@ -243,6 +252,18 @@ class Connection(asyncio.BufferedProtocol):
             self._end_silent()
         else:
             self.due_s = now_s if unsent else min(header_s, slow_s, silent_s)
+
+    def _bytes_unsent(self) -> int:
+        """Of replies. Once all is said, also what the kernel has still to send (TCP: what is not acknowledged; unix:
+        not read), since an end with something unread would throw it away; the same where nothing goes out, to see
+        whether the peer reads at all: a kernel's full buffer takes no more before a third of it is free."""
+        unsent = self._transport.get_write_buffer_size()
+        return unsent + self._ask_kernel(termios.TIOCOUTQ) if unsent or self._phase >= LINGERING else 0
+
+    def _ask_kernel(self, question: int) -> int:
+        """A number of bytes: TIOCOUTQ not sent yet, FIONREAD arrived and not read. See tcp(7) and unix(7)."""
+        fd = self._transport.get_extra_info("socket").fileno()
+        return int.from_bytes(fcntl.ioctl(fd, question, bytes(4)), sys.byteorder) if fd >= 0 else 0
 
     def _end_silent(self) -> None:
         """Cut off who is silent; between uploads without a word, which would be read as the answer to the next."""
@@ -331,7 +352,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _take_what_waited(self) -> None:
         self._waits = False
-        while self._received and not self._waits:
+        while self._received and not (self._waits or self._is_full):
             received, self._received = self._received[:RECEIVE_BYTES], self._received[RECEIVE_BYTES:]
             self._batch.buffer()[: len(received)] = received
             self.buffer_updated(len(received))

@@ -151,6 +151,9 @@ class TlsLayer(asyncio.BufferedProtocol):
     def get_write_buffer_size(self) -> int:
         return self._transport.get_write_buffer_size()
 
+    def get_extra_info(self, name: str) -> object:
+        return self._transport.get_extra_info(name)
+
     def pause_reading(self) -> None:
         self._is_paused = True
         self._transport.pause_reading()

@@ -245,10 +245,13 @@ class Worker:
             self._stop_when_idle()
 
     def _shut_down(self) -> None:
-        self._over = True
+        """Again and again, since who has just sent something is served once more."""
+        if not self._over:
+            self._over = True
+            self._loop.call_later(SHUT_DOWN_GRACE_S, self._stop)
         for client in list(self._connections):
             client.shut_down()
-        self._loop.call_later(SHUT_DOWN_GRACE_S, self._stop)
+        self._loop.call_later(DRAIN_CHECK_S, self._shut_down)
 
     def _stop(self) -> None:
         self._batch.close()

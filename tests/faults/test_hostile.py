@@ -12,10 +12,12 @@ import stat
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import psutil
 import pytest
 from servers import DEADLINE_S, ROOT, Client, Flood, Server, eventually, running, upload
 from slow import first_of
@@ -27,6 +29,7 @@ from server.worker import SHUT_DOWN_GRACE_S
 MIB = 1 << 20
 GIB = 1 << 30
 LONG = "1h"
+CLIENT_BYTES = 400 << 10  # as server/README.md says
 
 
 def patience(header: str = LONG, idle: str = LONG, grace: str = LONG) -> list[str]:
@@ -194,6 +197,44 @@ def test_replies_that_are_read_late_are_all_there(end: signal.Signals | None, tm
         if end == signal.SIGTERM:
             client.sock.close()
             assert server.wait() == 0
+
+
+def test_a_refusal_and_all_replies_before_it_wait_in_the_kernel_for_who_reads_late() -> None:
+    """Though more was sent than is discarded: an end with something unread is a reset, and takes them back."""
+    with (
+        running("--max-file-size", "1KiB") as server,
+        Client(server.port, receive_buffer_bytes=4096) as client,
+    ):
+        flood = Flood(client, 2000)
+        eventually(lambda: flood.send() or not flood.left, "all is sent")
+        flood.left = memoryview(client.connection.send_upload(UploadHeader(GIB, "too large")) + bytes(16 * MIB))
+        until = time.monotonic() + SHUT_DOWN_GRACE_S + 1.0
+        eventually(lambda: flood.send() or time.monotonic() > until, "longer than a connection lingers")
+        client.sock.setblocking(True)
+        replies = [client.reply() for _ in range(2001)]
+        assert [reply.code for reply in replies] == ["ok"] * 2000 + ["too_large"]
+
+
+def test_what_who_does_not_read_can_take_of_a_workers_memory_is_bounded(tmp_path: Path) -> None:
+    path, clients = str(tmp_path / "socket"), 40
+    with running("--listen", f"unix://{path}") as server, ExitStack() as stack:
+        worker = psutil.Process(server.workers()[0])
+        floods = [Flood(stack.enter_context(Client(path)), 20_000) for _ in range(clients + 1)]
+        floods.pop().send()  # what the first one makes grow is there for all
+        eventually(lambda: server.stored() > 300, "it is served")
+        before = worker.memory_info().rss
+
+        seen: deque[tuple[int, int]] = deque(maxlen=10)
+
+        def none_moves() -> bool:
+            for flood in floods:
+                flood.send()
+            seen.append((sum(len(flood.left) for flood in floods), server.stored()))
+            return server.stored() > clients * 300 and seen.count(seen[0]) == seen.maxlen
+
+        eventually(none_moves, "none takes or gives more")
+        grown = worker.memory_info().rss - before
+        assert grown < clients * CLIENT_BYTES, grown
 
 
 def test_a_crowd_that_dribbles_is_cut_off_and_others_are_served_meanwhile(tmp_path: Path) -> None:

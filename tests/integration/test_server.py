@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -832,6 +833,28 @@ def test_the_drain_timeout_refuses_what_hangs_and_closes_what_is_idle(tmp_path: 
         hanging.sock.close()
         assert server.wait() == 0
         assert server.files() == {"before": 6}
+
+
+@pytest.mark.parametrize("size", [3, 300_000])
+def test_what_is_sent_as_the_drain_ends_is_answered(size: int, tmp_path: Path) -> None:
+    """Over a connection that was idle until then, while the worker had no time to look. What began then is not waited
+    for."""
+    with running("--drain-timeout", "500ms", store=tmp_path / "store") as server, Client(server.port) as client:
+        client.upload(b"before", "before")
+        [worker] = server.workers()
+        server.process.terminate()
+        eventually(lambda: server.slots()[0].state == "draining", "it drains")
+        os.kill(worker, signal.SIGSTOP)
+        client.send(bytes(size), "late")
+        until = time.monotonic() + 0.6
+        eventually(lambda: time.monotonic() > until, "the drain timeout has passed")
+        os.kill(worker, signal.SIGCONT)
+        reply = client.reply()
+        assert (reply.code, reply.connection) == ("ok", "close")
+        client.expect_eof()
+        client.sock.close()
+        assert server.wait() == 0
+        assert server.files() == {"before": 6, "late": size}
 
 
 def test_a_second_term_ends_at_once(tmp_path: Path) -> None:

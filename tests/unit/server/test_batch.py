@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -82,6 +83,9 @@ class Transport:
 
     def get_write_buffer_size(self) -> int:
         return self.unsent
+
+    def get_extra_info(self, name: str) -> object:
+        return SimpleNamespace(fileno=lambda: -1)  # no socket, so the kernel has nothing
 
     def write_eof(self) -> None:
         self.ended = True
@@ -561,10 +565,26 @@ def test_what_waits_for_its_turn_at_the_end_of_a_drain_is_told_so(process: Worke
     assert replies == [("ok", "keep-alive")] * AT_ONCE + [("shutting_down", "close")]
 
 
+def test_of_who_does_not_read_nothing_more_is_taken(process: Worker) -> None:
+    """Nor of what was read already, in one piece or more: it is served when there is room for its replies."""
+    connection, transport = process.connect()
+    process.receive(connection, b"".join(frame(f"{number}", b"x") for number in range(AT_ONCE + 1)))
+    connection.pause_writing()
+    for _ in range(3):
+        process.settle()
+    assert (len(transport.replies()), transport.paused) == (AT_ONCE, True)
+    connection.eof_received()
+    assert not transport.ended
+    connection.resume_writing()
+    process.settle()
+    assert [reply.file_name for reply in transport.replies()] == [f"{number}" for number in range(AT_ONCE + 1)]
+    assert transport.closed
+
+
 def test_who_is_refused_and_goes_on_sending_is_read_within_bounds(process: Worker) -> None:
     connection, transport = process.connect()
-    connection.pause_writing()
     process.receive(connection, frame("..", b"x"))
+    connection.pause_writing()
     assert (transport.ended, transport.paused) == (True, False)
     for _ in range(LINGER_BYTES // RECEIVE_BYTES):
         process.receive(connection, bytes(RECEIVE_BYTES))
