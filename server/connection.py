@@ -25,7 +25,8 @@ shuts the write side, and discards what still arrives for a while. Who has said 
 saves a wake-up.
 
 What was written is sent nevertheless, as long as the peer takes some of it within the idle timeout: the while begins
-when the last byte is out of the kernel, too. Only `abort` gives replies up, after that timeout or when the worker ends, and logs it.
+when the last byte is out of the kernel, too. Only `abort` gives replies up, after that timeout or when the worker
+ends, and logs it.
 
 Three clocks end what takes too long: a header's deadline, silence, and a rate below the least. None has a timer of its
 own. A connection says when the first of them could run out (`due_s`), and the worker's sweep comes back then; what has
