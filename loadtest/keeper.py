@@ -226,7 +226,9 @@ class _Run:
         return gevent.spawn(guarded)
 
     def _cannot_go_on(self, error: Exception) -> None:
-        if not isinstance(error, OSError):
+        if isinstance(error, OSError):
+            self._writer.give_room()
+        else:
             log.exception("the run cannot go on")
         self.fail(f"the run cannot go on: {in_words(error)}")
 
@@ -423,6 +425,7 @@ class _Run:
                 self._has_no_report = not build_report(self._writer.folder)
         except Exception as error:
             self._cannot_go_on(error)
+            self._writer.close()
         self._set_exit_code()
         if parsed is not None and parsed.headless and self._ending is not None and self._ending.how != "stopped":
             self._runner.quit()  # not before: workers that have just stopped would not hear of it
@@ -430,8 +433,9 @@ class _Run:
     def _close_books(self, end_ns: int, recorder_problem: str | None) -> None:
         self._writer.end(end_ns, self._users)
         if recorder_problem is not None:
-            self._writer.note_recorder_failed(recorder_problem, end_ns)
             log.error(recorder_problem)
+            if self._writer.has_room:  # or it ended by the same disk, whose end is told already
+                self._writer.note_recorder_failed(recorder_problem, end_ns)
         self._note("run-ended", f"run {self._writer.info.id} ended: {self._ending.reason if self._ending else ''}")
         self._writer.change(ended=self._ending)
         self._writer.close()

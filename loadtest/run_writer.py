@@ -1,7 +1,7 @@
 """What a run writes into its folder while it goes on: run.json, and lines of uploads, load processes and events.
 
 It merges what the load processes send, and knows nothing of Locust. A disk that takes no more is an OSError of whatever
-is written.
+is written; a file keeps some room on it until then, so that the reason can be written down.
 """
 
 import time
@@ -19,6 +19,7 @@ from reports import run_folder
 from reports.run_folder import Appender, Event, LoadTick, Phase, RunInfo
 
 HISTOGRAMS_EVERY = 10  # seconds
+ROOM_BYTES = 64 << 10  # for the last lines of all files, run.json, and what the recorder takes of it meanwhile
 
 
 class RunWriter:
@@ -37,6 +38,8 @@ class RunWriter:
         self._planned: PlannedPhase
         self._written_s = time.monotonic()
         self._lines = 0
+        self._room = folder / ".room"
+        self._room.write_bytes(bytes(ROOM_BYTES))
         self.change()
 
     @property
@@ -121,6 +124,16 @@ class RunWriter:
         for phase in self._merger.phases:
             self._uploads.append(self._merger.histograms(phase))
 
+    @property
+    def has_room(self) -> bool:
+        """Whether the disk took everything so far."""
+        return self._room.exists()
+
+    def give_room(self) -> None:
+        """Nothing else fits on the disk, or everything is written."""
+        self._room.unlink(missing_ok=True)
+
     def close(self) -> None:
+        self.give_room()
         for appender in (self._uploads, self._events, self._load_ticks):
             appender.close()

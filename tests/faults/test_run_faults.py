@@ -5,9 +5,11 @@ import re
 import shutil
 import signal
 
+import msgspec
 import psutil
 import pytest
 from loads import LOADTEST, acked, assert_complete, assert_report, built, events, failures, started
+from msgspec import structs
 from servers import eventually
 from slow import first_of
 from small_disks import fill, small_disk
@@ -22,6 +24,7 @@ USERS = 4
 START = [*LOADTEST, "run", "--workers", "2", "--plan", "long", "--payloads", "4KiB,64KiB"]
 RUN = [*START, "--users", str(USERS)]
 RATE, MEASURE_S = 100, 6
+PAGE_BYTES = 4096
 
 
 def workers(job):
@@ -172,6 +175,15 @@ def test_the_hiccup_meter_is_killed(tmp_path):
     assert not any(line.hiccups if isinstance(line, HistogramsLine) else line.hiccup_us for line in lines)
 
 
+def fill_page(lines):
+    """With an event, so that the next one takes a page more, which a full disk has not."""
+    event = run_folder.Event(**run_folder.now_ns(), source="load", kind="note", text="x" * PAGE_BYTES)
+    appender = run_folder.Appender(lines)
+    too_long = len(msgspec.json.encode(event)) + lines.stat().st_size + 1
+    appender.append(structs.replace(event, text=event.text[too_long % PAGE_BYTES :]))
+    appender.close()
+
+
 @pytest.mark.parametrize("moment", first_of(["long-1", "locust.log"]))
 def test_the_disk_is_full(tmp_path, moment):
     """Also when Locust cannot even say so: its log is on the same disk. With room again, the report says it."""
@@ -179,6 +191,7 @@ def test_the_disk_is_full(tmp_path, moment):
         with started(tmp_path, *RUN, "--phase-seconds", "600") as job:
             if moment == "long-1":
                 job.in_phase(moment)
+                fill_page(job.runs()[0] / run_folder.EVENTS)
             else:
                 eventually(lambda: list(disk.glob(f"*/{moment}")), moment)
             taken = fill(disk)
