@@ -39,8 +39,12 @@ class RunWriter:
         self._written_s = time.monotonic()
         self._lines = 0
         self._room = folder / ".room"
-        self._room.write_bytes(bytes(ROOM_BYTES))
-        self.change()
+        try:
+            self._room.write_bytes(bytes(ROOM_BYTES))
+            self.change()
+        except OSError:
+            self.give_room()
+            raise
 
     @property
     def phase(self) -> Phase:
