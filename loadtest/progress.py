@@ -1,7 +1,7 @@
 """What a person sees of a run while it goes on: a bar at a terminal, else a plain line now and then.
 
 It is fed from the run folder that the run is writing. Rates are of the time that passed between two lines of
-uploads.jsonl; what came before the plan began is in none.
+uploads.jsonl, which has none while nothing ends; what came before the plan began is in none.
 """
 
 import time
@@ -14,6 +14,7 @@ from tqdm import tqdm
 from reports import run_folder
 from reports.run_folder import Phase, RunFolderError, UploadsTail
 
+SILENT_S = 3.0  # a line a second is due, and may be late
 RATE_OVER_S = 0.8  # of shorter times a rate would be chance: where a phase changes, a line is of less than a second
 LINE_EVERY_S = 5.0  # where it cannot be drawn over
 RAMP_UP = "ramp-up"
@@ -35,11 +36,13 @@ class Rates:
             self._uploads += sum(name.count for name in line.names.values())
             self._bytes += sum(name.bytes for name in line.names.values())
         since_ns = self._since_ns or plan_start_ns
-        if not lines or (passed_s := (lines[-1].mono_ns - since_ns) / 1e9) < RATE_OVER_S:
+        until_ns = lines[-1].mono_ns if lines else time.monotonic_ns()
+        if (passed_s := (until_ns - since_ns) / 1e9) < (RATE_OVER_S if lines else SILENT_S):
             return
         mb_per_s = self._bytes / passed_s / 1e6
         self.text = f"{self._uploads / passed_s:,.0f} uploads/s  {self._failed:,} failed  {mb_per_s:,.1f} MB/s"
-        self._since_ns, self._uploads, self._bytes = lines[-1].mono_ns, 0, 0
+        if lines:
+            self._since_ns, self._uploads, self._bytes = until_ns, 0, 0
 
 
 class Progress:

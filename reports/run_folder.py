@@ -9,6 +9,7 @@ at any moment at most the last line of a file is torn, and the readers here skip
 """
 
 import errno
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -425,7 +426,8 @@ class _AnySchema(msgspec.Struct):
 def _lines(path: Path, decoder: "msgspec.json.Decoder[T]") -> Iterator[T]:
     """Decoded lines of a file; none when it is missing. RunFolderError when it is there and cannot be read."""
     try:
-        with path.open("rb") as file:
+        # A pipe in its place has nothing, and is not waited for.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             yield from decoded(file, decoder)
     except FileNotFoundError:
         return

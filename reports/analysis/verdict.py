@@ -166,6 +166,7 @@ def warnings(evidence: Evidence, phases: Sequence[PhaseSummary], modes: Sequence
         *_foreign(measured),
         *_deaths(evidence, measured),
         *_generator(measured),
+        *_hiccups(measured),
         *_samples(modes),
     ]
 
@@ -330,6 +331,11 @@ def _generator(measured: Sequence[PhaseSummary]) -> list[str]:
         f"the busiest load process used {percent(share)} of one core: above {percent(GENERATOR_WARNING)} its own "
         "delays begin to show in the latencies"
     ]
+
+
+def _hiccups(measured: Sequence[PhaseSummary]) -> list[str]:
+    untold = [phase.name for phase in measured if not phase.hiccup_us.samples]
+    return [f"the hiccup meter told nothing of {', '.join(untold)}: it may have been killed"] if untold else []
 
 
 def _samples(modes: Sequence[ModeSummary]) -> list[str]:

@@ -6,6 +6,7 @@ failure; what a shell sees is asked of a few.
 """
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -180,6 +181,12 @@ def remove_what_was_built(folder):
 def test_a_directory_in_place_of_lines(folder, name):
     directory(folder / name)
     assert_refused(build(folder), f"{folder / name} cannot be read: Is a directory")
+
+
+def test_a_pipe_in_place_of_lines_is_not_waited_for(folder):
+    (folder / run_folder.HOST).unlink()
+    os.mkfifo(folder / run_folder.HOST)
+    assert_built(build(folder), folder)
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_the_first_rate_is_true(tmp_path, uploads):
     """What was uploaded before the plan began is in none, and its first second need not be one."""
     rates = Rates(tmp_path)
     uploads(10.0, "ramp-up", 70_000)
-    rates.take(10 * NS)
+    rates.take(time.monotonic_ns())
     assert rates.text == ""
     uploads(12.0, "warm-up", 60_000, failures=3)
     rates.take(10 * NS)
@@ -60,6 +60,19 @@ def test_where_a_phase_changes_the_rate_is_that_of_both(tmp_path, uploads):
     uploads(12.4, "short-1", 40)
     rates.take(10 * NS)
     assert rates.text.startswith("100 uploads/s")
+
+
+def test_where_nothing_ends_any_more_no_old_rate_is_repeated(tmp_path, uploads):
+    now_s = time.monotonic()
+    rates = Rates(tmp_path)
+    uploads(now_s - 5, "long-1", 100)
+    rates.take(round((now_s - 6) * NS))
+    assert rates.text.startswith("100 uploads/s")
+    rates.take(round((now_s - 6) * NS))
+    assert rates.text.startswith("0 uploads/s")
+    uploads(now_s, "long-1", 50)
+    rates.take(round((now_s - 6) * NS))
+    assert rates.text.startswith("10 uploads/s")
 
 
 def test_without_a_terminal_it_is_one_plain_line_now_and_then(tmp_path, uploads, monkeypatch):

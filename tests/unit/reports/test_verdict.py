@@ -53,6 +53,13 @@ def test_few_sleeps_are_judged_too(tmp_path):
     assert summarise(tmp_path / "run", hiccup_us=9000, sleeps_per_s=10).verdict == "NOISY"
 
 
+def test_a_meter_that_told_nothing_is_a_warning(tmp_path):
+    summary = summarise(tmp_path / "run", sleeps_per_s=0)
+    assert (
+        "the hiccup meter told nothing of long-1, short-1, short-2, long-2: it may have been killed" in summary.warnings
+    )
+
+
 @pytest.mark.parametrize(("share", "verdict"), [(0.19, "VALID"), (0.21, "NOISY")])
 def test_a_load_process_that_waits_for_a_cpu_makes_a_run_noisy(tmp_path, share, verdict):
     summary = summarise(tmp_path / "run", run_delay_share=share)
