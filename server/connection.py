@@ -217,9 +217,12 @@ class Connection(asyncio.BufferedProtocol):
         self._answer_batched()
         if self._phase >= ENDING or self.unanswered:
             return  # its last reply is on the way
+        arrived, upload = self._ask_kernel(termios.FIONREAD), self._upload
+        if upload is not None and upload.started.header.file_size - upload.received <= arrived:
+            return  # the next turn reads all the rest of it
         if self._parser.in_upload or self._received:
             self._refuse("shutting_down", "the server is shutting down")
-        elif not self._ask_kernel(termios.FIONREAD):  # or the next turn reads and answers it, and ends the connection
+        elif not arrived:  # or the next turn reads it, and this is looked at again
             self._end()
 
     def abort(self) -> None:
