@@ -835,10 +835,9 @@ def test_the_drain_timeout_refuses_what_hangs_and_closes_what_is_idle(tmp_path: 
         assert server.files() == {"before": 6}
 
 
-@pytest.mark.parametrize("size", [3, 300_000])
+@pytest.mark.parametrize("size", [3, 50_000])  # as much as a receive window has room for
 def test_what_is_sent_as_the_drain_ends_is_answered(size: int, tmp_path: Path) -> None:
-    """Over a connection that was idle until then, while the worker had no time to look. What began then is not waited
-    for."""
+    """Over a connection that was idle until then, while the worker had no time to look."""
     with running("--drain-timeout", "500ms", store=tmp_path / "store") as server, Client(server.port) as client:
         client.upload(b"before", "before")
         [worker] = server.workers()
