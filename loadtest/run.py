@@ -280,6 +280,7 @@ def _end(process: "subprocess.Popen[str] | subprocess.Popen[bytes]", grace_s: fl
 
 def _report(job: Job) -> bool:
     """Build and show the report, if anything was measured; otherwise our error says more. Whether there is one."""
+    (job.folder / run_folder.ROOM).unlink(missing_ok=True)  # Locust may have been killed
     if not _began(job.folder):
         return False
     from reports.pages import report_files  # numpy and bokeh take their time to import: no mistake waits for that

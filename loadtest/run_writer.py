@@ -38,7 +38,7 @@ class RunWriter:
         self._planned: PlannedPhase
         self._written_s = time.monotonic()
         self._lines = 0
-        self._room = folder / ".room"
+        self._room = folder / run_folder.ROOM
         try:
             self._room.write_bytes(bytes(ROOM_BYTES))
             self.change()

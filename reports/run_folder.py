@@ -35,6 +35,7 @@ HOST = "host.jsonl"  # a line a tick: CPU per core, sockets, the server's scoreb
 UPLOADS = "uploads.jsonl"  # a line a second, and now and then the histograms so far
 LOAD = "load.jsonl"  # a line a second of each load process: its own CPU, delays and what waits in it
 EVENTS = "events.jsonl"  # what happened, as it happens
+ROOM = ".room"  # on the disk, kept while a run goes on: its last words must fit
 SUMMARY = "summary.json"  # the report's numbers
 REPORT_HTML = "report.html"
 REPORT_MD = "report.md"
