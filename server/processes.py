@@ -54,7 +54,13 @@ def hold_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, _CHANGES)
 
 
+_stops: list[int] = []
+"""Numbers of the signals that were an exit. An exception can be lost, in a destructor for one, so what begins the
+supervisor's work looks here."""
+
+
 def _exit(number: int, frame: FrameType | None) -> NoReturn:
+    _stops.append(number)
     tell(f"Stopped by {signal.Signals(number).name}")
     sys.exit(128 + number)
 
@@ -71,6 +77,9 @@ class Wakeups:
         self._poll.register(self._ready_read, select.POLLIN)
 
     def catch_signals(self) -> None:
+        """SystemExit where a stop came before."""
+        if _stops:
+            sys.exit(128 + _stops[0])
         signal.set_wakeup_fd(self._signals_write, warn_on_full_buffer=False)
         for number in CAUGHT:
             signal.signal(number, _woken)
