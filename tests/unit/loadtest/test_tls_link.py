@@ -169,15 +169,17 @@ def test_a_connection_that_was_idle_and_is_there_is_kept(issued):
 def test_the_server_closes_first(issued, waiter):
     """As without TLS: the TIME_WAIT is its own."""
     with secured(issued.server(), Store().serve) as host:
-        with client_of(host, issued.trusting(), waiter=waiter) as client:
-            assert client.upload("a", Bytes(b"1"), last=True).error is None
         port = parse_target(host).port
 
-        def ours():
-            return [one for one in psutil.net_connections("tcp") if one.raddr and one.raddr.port == port]
+        def to_the_port():
+            return {one.laddr for one in psutil.net_connections("tcp") if one.raddr and one.raddr.port == port}
+
+        others = to_the_port()  # of who had this port within the last minute
+        with client_of(host, issued.trusting(), waiter=waiter) as client:
+            assert client.upload("a", Bytes(b"1"), last=True).error is None
 
         # It is gone when its last packet was answered; a TIME_WAIT would stay for longer than this waits.
-        eventually(lambda: not ours(), "ours is gone")
+        eventually(lambda: not to_the_port() - others, "ours is gone")
 
 
 def test_a_server_that_does_not_close_is_closed(issued):
